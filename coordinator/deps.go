@@ -1,0 +1,30 @@
+//go:build deps
+
+package coordinator
+import (
+ _ "go.etcd.io/etcd/server/v3/embed"
+ _ "go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+ _ "go.etcd.io/etcd/client/v3"
+ _ "github.com/dtm-labs/dtm/client/dtmcli"
+ _ "github.com/dtm-labs/dtm/client/dtmgrpc"
+ _ "github.com/dtm-labs/dtm/client/workflow"
+ _ "github.com/dtm-labs/dtm/client/dtmgrpc/dtmgpb"
+ _ "github.com/grafana/pyroscope-go"
+ _ "github.com/jackc/pgx/v5/stdlib"
+ _ "github.com/go-sql-driver/mysql"
+ _ "modernc.org/sqlite"
+ _ "github.com/alecthomas/kong"
+ _ "github.com/google/go-cmp/cmp"
+ _ "github.com/cockroachdb/datadriven"
+ _ "pgregory.net/rapid"
+ _ "github.com/rogpeppe/go-internal/testscript"
+ _ "go.uber.org/goleak"
+ _ "github.com/prometheus/client_golang/prometheus/promhttp"
+ _ "gopkg.in/yaml.v3"
+ _ "golang.org/x/sync/errgroup"
+ _ "golang.org/x/time/rate"
+ _ "github.com/redis/go-redis/v9"
+ _ "github.com/bits-and-blooms/bloom/v3"
+ _ "github.com/google/uuid"
+ _ "github.com/sony/gobreaker/v2"
+)
