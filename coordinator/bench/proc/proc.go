@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -30,6 +31,9 @@ type Spec struct {
 	Env  []string // added to the harness' environment
 	Dir  string   // working directory; must exist
 	Log  string   // output file, appended to; "" means Dir/Name.log
+
+	// Stdout receives the standard output instead of the log file. What it does must not block: the process would.
+	Stdout io.Writer
 }
 
 // Process is a started child. Its methods are safe for concurrent use.
@@ -70,6 +74,9 @@ func Start(s Spec) (*Process, error) {
 	cmd := exec.Command(s.Path, s.Args...)
 	cmd.Dir, cmd.Env = s.Dir, append(os.Environ(), s.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
+	if s.Stdout != nil {
+		cmd.Stdout = s.Stdout
+	}
 	// A process group of its own keeps a Ctrl-C on the terminal away from it: the harness ends it in its own order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
