@@ -52,7 +52,7 @@ func New(ctx context.Context, parent, binDir string) (*Rig, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(parent, "bench-")
+	dir, err := os.MkdirTemp(parent, "lockstep-bench-")
 	if err != nil {
 		return nil, err
 	}

@@ -77,7 +77,7 @@ func parse(args []string) (o options, err error) {
 	f.IntVar(&o.rounds, "rounds", 3, "how often each takes its turn")
 	f.DurationVar(&o.round, "round", 4*time.Second, "measured window of a turn")
 	f.DurationVar(&o.warmUp, "warm-up", time.Second, "load before each window")
-	f.StringVar(&o.dir, "dir", ".dev/bench", "where the run's files go; must be on a disk")
+	f.StringVar(&o.dir, "dir", "/var/tmp", "where the run's files go; must be on a disk")
 	f.StringVar(&o.binDir, "bin", filepath.Dir(self), "where the other binaries are")
 	f.Func("lockstep-arg", "one more argument for lockstep serve; may be repeated", func(s string) error {
 		o.lockstepArgs = append(o.lockstepArgs, s)

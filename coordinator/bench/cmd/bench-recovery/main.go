@@ -63,7 +63,7 @@ func main() {
 	flag.IntVar(&o.peers, "peer-decided", 10000, "the same for DTM")
 	flag.DurationVar(&o.limit, "limit", 2*time.Minute, "how long to wait for the confirms")
 	flag.StringVar(&o.confirm, "confirm", "fail", "confirms before the kill: fail, or hold (no answer)")
-	flag.StringVar(&o.dir, "dir", ".dev/bench", "where the run's files go; must be on a disk")
+	flag.StringVar(&o.dir, "dir", "/var/tmp", "where the run's files go; must be on a disk")
 	flag.StringVar(&o.binDir, "bin", filepath.Dir(self), "where the other binaries are")
 	flag.IntVar(&o.workers, "workers", 64, "concurrent requests while filling")
 	flag.BoolVar(&o.check, "check", false, "exit with 1 when a target is missed")
