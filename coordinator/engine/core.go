@@ -1,0 +1,518 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// Limits bound what one process takes on. Zero fields take the default given.
+type Limits struct {
+	// LiveMax bounds the unfinished transactions in memory. Defaults to 2,000,000.
+	LiveMax int
+	// UnsavedMax bounds the transactions that wait to be saved; begins are refused above it. Messages are refused at
+	// half of it: the non-core goes first. Defaults to 20,000.
+	UnsavedMax int
+	// NoteDelayMillis is how long progress that nobody waits for may stay unsaved. Defaults to 500.
+	NoteDelayMillis int64
+	// DeleteDelayMillis is how long a finished record may stay in the store once the journal has it. Defaults to 200.
+	DeleteDelayMillis int64
+	// BatchOps bounds the guards and the writes of one batch, each. Defaults to 120 (etcd takes 128).
+	BatchOps int
+	// BatchBytes bounds a batch. Defaults to 1 MiB.
+	BatchBytes int
+}
+
+// WithDefaults fills the zero fields.
+func (l Limits) WithDefaults() Limits {
+	def := func(p *int, v int) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	def(&l.LiveMax, 2_000_000)
+	def(&l.UnsavedMax, 20_000)
+	def(&l.BatchOps, 120)
+	def(&l.BatchBytes, 1<<20)
+	if l.NoteDelayMillis == 0 {
+		l.NoteDelayMillis = 500
+	}
+	if l.DeleteDelayMillis == 0 {
+		l.DeleteDelayMillis = 200
+	}
+	return l
+}
+
+// Filterer says whether the journal may know a gid: false is certain, true is not.
+type Filterer interface{ MaybeKnown(gid txn.Gid) bool }
+
+// Core is all transactions of the slots that one process holds. It is a plain struct without goroutines, clock or
+// I/O: one goroutine calls it, tells it the time, and takes what is to be done from Drain. Not safe for concurrent
+// use.
+type Core struct {
+	lim    Limits
+	known  Filterer
+	holder string
+	slots  [slot.Count]*heldSlot
+	timers timers
+	seq    uint64 // of pending requests
+
+	dirty   []*heldSlot // slots with unsaved transactions, in the order in which they became so
+	unsaved int
+	live    int
+	notes   []*entry // progress to be saved by and by, oldest first
+	deletes []*entry // finished and journaled, oldest first
+	shed    string   // why begins are refused; "" while they are not
+	out     Output
+}
+
+// heldSlot is a slot that this process holds or is about to hold.
+type heldSlot struct {
+	n     int
+	term  Term
+	epoch uint64
+	head  record.Head
+	// ready: its records are read. Until then requests are parked.
+	ready  bool
+	parked []*pending
+	txs    map[txn.Gid]*entry
+	// busy: a batch with this slot is unanswered. A slot is in at most one such batch.
+	busy   bool
+	queued bool // in Core.dirty
+	unsent []*entry
+	// settling holds the requests whose answers a reload will give.
+	settling []*pending
+}
+
+// entry is one transaction in memory.
+type entry struct {
+	tx      record.Tx
+	slot    *heldSlot
+	version int // of the state that must be saved
+	saved   int // the version that is durable
+	queued  bool
+	noted   bool
+	stored  bool // something of it may be in the store
+	journal bool // the journal has its finish
+	deleted bool // its delete is under way
+	notedAt int64
+	gates   []gate
+	waiting []*pending
+	timer   timer
+}
+
+// gate holds what waits for a version to be durable.
+type gate struct {
+	version int
+	effects []gated
+}
+
+type gated struct {
+	effect txn.Effect // nil for an error answer
+	upTo   uint64     // answers reach the requests up to this one
+	to     *pending
+	err    error
+}
+
+// Output is what the core wants done. Drain hands it over.
+type Output struct {
+	Calls   []*Call
+	Rows    []Row
+	Lookups []*pending // ask the journal, then Apply again
+	Changes []Change
+	// StaleSlots answered "a newer epoch has been here".
+	StaleSlots []int
+}
+
+// Change is a transition that is durable, for logs and metrics.
+type Change struct {
+	Gid     txn.Gid
+	Slot    int
+	Mode    txn.Mode
+	Phase   txn.Phase
+	Reason  string
+	BegunAt int64
+	At      int64
+}
+
+// NewCore makes an empty core. known may be nil: then the journal is asked for every unknown gid.
+func NewCore(holder string, lim Limits, known Filterer) *Core {
+	return &Core{lim: lim.WithDefaults(), known: known, holder: holder}
+}
+
+// Drain gives what is to be done and forgets it.
+func (c *Core) Drain() Output {
+	out := c.out
+	c.out = Output{}
+	return out
+}
+
+// Live is the number of transactions in memory; Unsaved of those that wait to be saved.
+func (c *Core) Live() int    { return c.live }
+func (c *Core) Unsaved() int { return c.unsaved }
+
+// Shed refuses begins from now on for the reason given; "" takes them again. What was begun is finished either way.
+func (c *Core) Shed(why string) { c.shed = why }
+
+// Holds says whether the slot's transactions are here and ready.
+func (c *Core) Holds(n int) bool { return c.slots[n] != nil && c.slots[n].ready }
+
+// Term gives the term of a slot that is held; false otherwise.
+func (c *Core) Term(n int) (Term, bool) {
+	if c.slots[n] == nil || !c.slots[n].ready {
+		return 0, false
+	}
+	return c.slots[n].term, true
+}
+
+// Apply takes a request. It is answered when what it waits for is reached, at once where it is refused.
+func (c *Core) Apply(at int64, p *pending) {
+	hs := c.slots[slot.Of(string(p.req.Gid))]
+	switch {
+	case hs == nil:
+		p.finish(answer{err: ErrNotHolder})
+		return
+	case !hs.ready:
+		hs.parked = append(hs.parked, p)
+		return
+	}
+	if p.id == 0 {
+		c.seq++
+		p.id = c.seq
+	}
+	e := hs.txs[p.req.Gid]
+	if e == nil && !p.looked && (c.known == nil || c.known.MaybeKnown(p.req.Gid)) {
+		c.out.Lookups = append(c.out.Lookups, p)
+		return
+	}
+	if p.req.Event == nil {
+		c.read(e, p)
+		return
+	}
+	if e == nil {
+		if mode, ok := begins(p.req.Event); ok {
+			if err := c.admit(mode); err != nil {
+				p.finish(answer{err: err})
+				return
+			}
+		}
+		e = &entry{slot: hs}
+		e.tx.State.Gid = p.req.Gid
+	}
+	if ad, ok := p.req.Event.(Adopt); ok {
+		c.adopt(at, e, p, ad)
+		return
+	}
+	c.step(at, e, stamp(p.req.Event, at, hs.epoch), p)
+}
+
+// read answers with what is there. What is not durable yet is not shown: the answer waits for it.
+func (c *Core) read(e *entry, p *pending) {
+	if e == nil {
+		p.finish(answer{})
+		return
+	}
+	if e.saved < e.version {
+		g := e.lastGate()
+		g.effects = append(g.effects, gated{to: p})
+		return
+	}
+	p.finish(answer{reply: e.reply()})
+}
+
+func (e *entry) reply() Reply {
+	tl := e.tx.Timeline
+	tl.Attempts = tl.Attempts[:len(tl.Attempts):len(tl.Attempts)]
+	return Reply{State: e.tx.State, Timeline: tl, Decision: e.tx.Decision, Finish: e.tx.Finish}
+}
+
+// Found answers a request whose gid the journal knows: it ended, and gets its old answer.
+func (c *Core) Found(at int64, p *pending, tx *record.Tx) {
+	hs := c.slots[slot.Of(string(p.req.Gid))]
+	if hs == nil || !hs.ready {
+		c.Apply(at, p)
+		return
+	}
+	if tx == nil || !tx.State.Phase.Finished() || hs.txs[p.req.Gid] != nil {
+		p.looked = true
+		c.Apply(at, p)
+		return
+	}
+	rep := Reply{State: tx.State, Timeline: tx.Timeline, Decision: tx.Decision, Finish: tx.Finish}
+	if p.req.Event == nil {
+		p.finish(answer{reply: rep})
+		return
+	}
+	if _, ok := p.req.Event.(Adopt); ok {
+		p.finish(answer{reply: rep})
+		return
+	}
+	_, _, err := txn.Step(tx.State, stamp(p.req.Event, at, hs.epoch))
+	p.finish(answer{reply: rep, err: err})
+}
+
+// admit says whether a transaction may begin.
+func (c *Core) admit(mode txn.Mode) error {
+	limit := c.lim.UnsavedMax
+	if mode == txn.ModeMsg {
+		limit /= 2
+	}
+	switch {
+	case c.shed != "":
+		return &OverloadedError{Why: c.shed, RetryAfter: 5 * time.Second}
+	case c.unsaved >= limit:
+		return &OverloadedError{Why: "too many transactions wait to be saved", RetryAfter: time.Second}
+	case c.live >= c.lim.LiveMax:
+		return &OverloadedError{Why: "too many unfinished transactions", RetryAfter: 5 * time.Second}
+	}
+	return nil
+}
+
+// step runs one event through the transaction and books what follows. p is nil for events that nobody waits for.
+func (c *Core) step(at int64, e *entry, ev txn.Event, p *pending) {
+	before := e.tx.State.Phase
+	next, effects, err := txn.Step(e.tx.State, ev)
+	if err != nil {
+		c.refuse(e, p, err)
+		return
+	}
+	e.tx.State = next
+	if before == txn.PhaseNone {
+		e.slot.txs[next.Gid] = e
+		c.live++
+	}
+	if p != nil {
+		e.waiting = append(e.waiting, p)
+	}
+	c.perform(at, e, effects)
+}
+
+// refuse answers with an error. Where it speaks of a state that is not durable yet, it waits for that: a refusal
+// because of a decision that a crash may undo would be a wrong answer.
+func (c *Core) refuse(e *entry, p *pending, err error) {
+	if p == nil {
+		return
+	}
+	if e.saved < e.version {
+		g := e.lastGate()
+		g.effects = append(g.effects, gated{to: p, err: err})
+		return
+	}
+	p.finish(answer{reply: e.reply(), err: err})
+}
+
+// perform books effects: what stands behind an unfinished Save goes into the gate of its version.
+func (c *Core) perform(at int64, e *entry, effects []txn.Effect) {
+	c.timers.set(e, 0)
+	for _, eff := range effects {
+		switch f := eff.(type) {
+		case txn.Save:
+			e.version++
+			e.gates = append(e.gates, gate{version: e.version})
+			c.enqueue(e)
+		case txn.Note:
+			c.note(at, e)
+		case txn.Wake:
+			c.timers.set(e, f.At)
+		case txn.Invoke, txn.Answer:
+			if e.saved < e.version {
+				g := e.lastGate()
+				g.effects = append(g.effects, gated{effect: eff, upTo: c.seq})
+			} else {
+				c.run(e, eff, c.seq)
+			}
+		}
+	}
+}
+
+func (e *entry) lastGate() *gate { return &e.gates[len(e.gates)-1] }
+
+// run performs one effect whose condition is met.
+func (c *Core) run(e *entry, eff txn.Effect, upTo uint64) {
+	switch f := eff.(type) {
+	case txn.Invoke:
+		if call := c.call(e, f); call != nil {
+			c.out.Calls = append(c.out.Calls, call)
+		}
+	case txn.Answer:
+		kept := e.waiting[:0]
+		for _, p := range e.waiting {
+			if p.id <= upTo && p.req.Want.satisfied(f.Milestone) {
+				p.finish(answer{reply: e.reply()})
+			} else {
+				kept = append(kept, p)
+			}
+		}
+		clear(e.waiting[len(kept):])
+		e.waiting = kept
+		if len(kept) == 0 {
+			e.waiting = nil
+		}
+	case txn.Save, txn.Note, txn.Wake:
+	}
+}
+
+// call makes the call of an Invoke; nil when the state has moved on and no longer owes it.
+func (c *Core) call(e *entry, inv txn.Invoke) *Call {
+	s := &e.tx.State
+	call := &Call{
+		Gid: s.Gid, Slot: e.slot.n, Term: e.slot.term, Epoch: e.slot.epoch, Mode: s.Mode, Branch: inv.Branch, Op: inv.Op,
+		OpWord: inv.Op.String(), Attempt: inv.Attempt, Protocol: s.Opt.Protocol, Headers: s.Opt.Headers, Timeout: s.RequestTimeout(),
+	}
+	if inv.Op == txn.OpQuery || inv.Op == txn.OpCallback {
+		call.URL = s.QueryURL
+		if inv.Op == txn.OpCallback {
+			call.OpWord, call.Payload = WorkflowCallback(s.Custom)
+		}
+		return call
+	}
+	for i := range s.Branches {
+		b := &s.Branches[i]
+		if b.ID != inv.Branch {
+			continue
+		}
+		call.Payload = b.Payload
+		if inv.Op == s.ForwardOp() && !b.Message && s.Mode != txn.ModeMsg {
+			call.URL = b.Try
+		} else {
+			call.URL = s.SecondURL(i)
+		}
+		if b.UseResults {
+			for _, j := range b.After {
+				call.Results = append(call.Results, BranchResult{Branch: s.Branches[j].ID, Body: s.Branches[j].Result})
+			}
+		}
+		call.WantResult = s.Mode == txn.ModeTCC || s.Mode == txn.ModeSaga
+		return call
+	}
+	return nil
+}
+
+// Replied takes the result of a call. One that was started under another term is dropped: the slot was read again
+// since, and the call will be made again.
+func (c *Core) Replied(at int64, r CallResult) {
+	hs := c.slots[r.Call.Slot]
+	if hs == nil || !hs.ready || hs.term != r.Call.Term {
+		return
+	}
+	e := hs.txs[r.Call.Gid]
+	if e == nil {
+		return
+	}
+	if r.Outcome == txn.Stale {
+		c.out.StaleSlots = append(c.out.StaleSlots, hs.n)
+	}
+	if r.Outcome != txn.Deferred {
+		e.tx.Timeline.Add(record.Attempt{
+			Branch: r.Call.Branch, Op: r.Call.Op, Number: r.Call.Attempt, StartedAt: at - r.Took.Milliseconds(),
+			Took: r.Took, Outcome: r.Outcome, Text: clipText(r.Text),
+		})
+	}
+	c.step(at, e, txn.Reply{
+		At: at, Epoch: hs.epoch, Branch: r.Call.Branch, Op: r.Call.Op, Attempt: r.Call.Attempt, Outcome: r.Outcome,
+		Text: r.Text, Result: r.Result, RetryAfterMillis: r.RetryAfter.Milliseconds(),
+	}, nil)
+}
+
+func clipText(s string) string {
+	if len(s) > txn.ErrorBytesMax {
+		return s[:txn.ErrorBytesMax]
+	}
+	return s
+}
+
+// Expire ticks every transaction whose wake is due.
+func (c *Core) Expire(at int64) {
+	for {
+		e := c.timers.pop(at)
+		if e == nil {
+			return
+		}
+		c.step(at, e, txn.Tick{At: at, Epoch: e.slot.epoch}, nil)
+		if e.timer.at != 0 && e.timer.at <= at {
+			c.timers.set(e, at+1) // due again at once: let the others have their turn
+		}
+	}
+}
+
+// NextWake is the time of the earliest wake in unix milliseconds; 0 when there is none.
+func (c *Core) NextWake() int64 {
+	next := c.timers.next()
+	if len(c.notes) > 0 {
+		next = earlier(next, c.notes[0].notedAt+c.lim.NoteDelayMillis)
+	}
+	if len(c.deletes) > 0 {
+		next = earlier(next, c.deletes[0].notedAt+c.lim.DeleteDelayMillis)
+	}
+	return next
+}
+
+func earlier(a, b int64) int64 {
+	if a == 0 || b < a {
+		return b
+	}
+	return a
+}
+
+// enqueue puts e among what is saved next.
+func (c *Core) enqueue(e *entry) {
+	if e.queued {
+		return
+	}
+	e.queued = true
+	c.unsaved++
+	e.slot.unsent = append(e.slot.unsent, e)
+	c.queueSlot(e.slot)
+}
+
+func (c *Core) queueSlot(hs *heldSlot) {
+	if !hs.queued && !hs.busy && len(hs.unsent) > 0 {
+		hs.queued = true
+		c.dirty = append(c.dirty, hs)
+	}
+}
+
+// note remembers that e has progress worth saving.
+func (c *Core) note(at int64, e *entry) {
+	if !e.noted && !e.queued {
+		e.noted, e.notedAt = true, at
+		c.notes = append(c.notes, e)
+	}
+}
+
+// Flush turns notes and deletes that have waited long enough into work for the next batch.
+func (c *Core) Flush(at int64) {
+	for len(c.notes) > 0 && at-c.notes[0].notedAt >= c.lim.NoteDelayMillis {
+		e := c.notes[0]
+		c.notes = c.notes[1:]
+		if e.noted && e.slot.txs[e.tx.State.Gid] == e {
+			e.noted = false
+			e.version++
+			e.gates = append(e.gates, gate{version: e.version})
+			c.enqueue(e)
+		}
+	}
+	for len(c.deletes) > 0 && (at-c.deletes[0].notedAt >= c.lim.DeleteDelayMillis || len(c.deletes) >= 4*c.lim.BatchOps) {
+		e := c.deletes[0]
+		c.deletes = c.deletes[1:]
+		if e.slot.txs[e.tx.State.Gid] == e {
+			c.enqueue(e)
+		}
+	}
+}
+
+// Journaled takes the news that the journal has the finish of the transactions: their records may go.
+func (c *Core) Journaled(at int64, gids []txn.Gid) {
+	for _, gid := range gids {
+		hs := c.slots[slot.Of(string(gid))]
+		if hs == nil || !hs.ready {
+			continue
+		}
+		if e := hs.txs[gid]; e != nil && e.tx.State.Phase.Finished() && !e.journal {
+			e.journal, e.notedAt = true, at
+			c.deletes = append(c.deletes, e)
+		}
+	}
+}

@@ -1,0 +1,260 @@
+package engine
+
+import (
+	"encoding/base64"
+	"encoding/json"
+
+	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// Expect parks requests for slots that are being claimed, instead of refusing them.
+func (c *Core) Expect(slots []int) {
+	for _, n := range slots {
+		if c.slots[n] == nil {
+			c.slots[n] = &heldSlot{n: n}
+		}
+	}
+}
+
+// Hold takes a slot: claim is what the store gave, loaded what it holds. Transactions that were only in memory here
+// stay; requests that waited for an answer of the time before are put again, and get the answer that holds now.
+func (c *Core) Hold(at int64, claim Claim, loaded []*record.Tx) {
+	old := c.slots[claim.Slot]
+	hs := &heldSlot{n: claim.Slot, term: claim.Term, epoch: claim.Epoch, head: claim.Head, ready: true, txs: make(map[txn.Gid]*entry, len(loaded))}
+	c.slots[claim.Slot] = hs
+	var again []*pending
+	if old != nil {
+		again = append(old.settling, old.parked...)
+		c.carry(old, hs)
+	}
+	for _, tx := range loaded {
+		e := &entry{tx: *tx, slot: hs, stored: true}
+		e.tx.State = txn.Reloaded(tx.State)
+		hs.txs[e.tx.State.Gid] = e
+		c.live++
+		if e.tx.State.Phase.Decided() {
+			c.out.Rows = append(c.out.Rows, rowOf(e))
+		}
+		if !e.tx.State.Phase.Finished() {
+			e.tx.Timeline.Takeovers = append(e.tx.Timeline.Takeovers, record.Takeover{At: at, Holder: c.holder})
+			c.timers.set(e, txn.NextWake(&e.tx.State))
+		}
+	}
+	for _, p := range again {
+		c.Apply(at, p)
+	}
+}
+
+// carry moves what never reached the store: prepares without branches, which only this process knows.
+func (c *Core) carry(old, hs *heldSlot) {
+	for gid, e := range old.txs {
+		if e.stored {
+			continue
+		}
+		e.slot, e.gates, e.version, e.saved, e.queued, e.noted = hs, nil, 0, 0, false, false
+		e.waiting = nil
+		hs.txs[gid] = e
+		c.live++
+		c.timers.set(e, txn.NextWake(&e.tx.State))
+	}
+	old.txs = nil
+}
+
+// Settle makes a slot wait for a new term: its last write is in doubt. Who waited for an answer is asked again after
+// Hold.
+func (c *Core) Settle(n int) {
+	hs := c.slots[n]
+	if hs == nil || !hs.ready {
+		return
+	}
+	next := &heldSlot{n: n, txs: map[txn.Gid]*entry{}}
+	next.settling = c.empty(hs, func(e *entry) bool {
+		// A transaction that was begun in memory and not written yet: its state before its first save is not kept, so
+		// only a bare prepare (nothing unsaved) can be carried over.
+		return !e.stored && e.version == e.saved
+	}, next)
+	c.slots[n] = next
+}
+
+// Drop forgets a slot that another process holds. Who waited is told to ask there.
+func (c *Core) Drop(n int) {
+	hs := c.slots[n]
+	if hs == nil {
+		return
+	}
+	for _, p := range append(c.empty(hs, nil, nil), hs.parked...) {
+		p.finish(answer{err: ErrNotHolder})
+	}
+	for _, p := range hs.settling {
+		p.finish(answer{err: ErrNotHolder})
+	}
+	c.slots[n] = nil
+}
+
+// empty takes everything out of hs and gives who waits. Entries that keep accepts go to next.
+func (c *Core) empty(hs *heldSlot, keep func(*entry) bool, next *heldSlot) []*pending {
+	var waiting []*pending
+	for gid, e := range hs.txs {
+		c.timers.set(e, 0)
+		waiting = append(waiting, e.waiting...)
+		for _, g := range e.gates {
+			for _, ge := range g.effects {
+				if ge.to != nil {
+					waiting = append(waiting, ge.to)
+				}
+			}
+		}
+		if e.queued {
+			c.unsaved--
+		}
+		c.live--
+		if keep != nil && keep(e) {
+			next.txs[gid] = e
+		}
+	}
+	hs.ready = false
+	hs.unsent = nil
+	return waiting
+}
+
+// Freeze says whether a slot can be given up now: nothing of it is unsaved or under way.
+func (c *Core) Freeze(n int) bool {
+	hs := c.slots[n]
+	return hs != nil && hs.ready && !hs.busy && len(hs.unsent) == 0
+}
+
+// Held lists the slots that are here, ready or not.
+func (c *Core) Held() []int {
+	var out []int
+	for n := range slot.Count {
+		if c.slots[n] != nil {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// Each calls f for every transaction in memory, in no order.
+func (c *Core) Each(f func(Reply)) {
+	for _, hs := range c.slots {
+		if hs == nil {
+			continue
+		}
+		for _, e := range hs.txs {
+			f(e.reply())
+		}
+	}
+}
+
+// Due lists the transactions whose wake is due at the time given.
+func (c *Core) Due(at int64) []txn.Gid {
+	var out []txn.Gid
+	c.timers.due(at, func(e *entry) { out = append(out, e.tx.State.Gid) })
+	return out
+}
+
+// Quiet says that no call of the transaction is in flight and nothing of it is unsaved.
+func (c *Core) Quiet(gid txn.Gid) bool {
+	hs := c.slots[slot.Of(string(gid))]
+	if hs == nil || !hs.ready {
+		return hs == nil
+	}
+	e := hs.txs[gid]
+	if e == nil {
+		return true
+	}
+	if e.saved < e.version || e.tx.State.Query.InFlight {
+		return false
+	}
+	for i := range e.tx.State.Branches {
+		if e.tx.State.Branches[i].One.InFlight || e.tx.State.Branches[i].Two.InFlight {
+			return false
+		}
+	}
+	return true
+}
+
+// Adopt takes over a transaction that another coordinator (DTM) began: its state becomes ours as it stands. A gid
+// that is known already is left as it is.
+type Adopt struct {
+	txn.Tick // an event that Step ignores for a gid that is absent
+	Tx       record.Tx
+}
+
+// adopt stores a foreign transaction. Nothing is called before it is durable.
+func (c *Core) adopt(at int64, e *entry, p *pending, ad Adopt) {
+	if e.tx.State.Phase != txn.PhaseNone {
+		p.finish(answer{reply: e.reply(), err: &txn.Error{Code: txn.CodeMismatch, Gid: p.req.Gid, Mode: e.tx.State.Mode,
+			Phase: e.tx.State.Phase, Text: "it is known here already and was left as it is"}})
+		return
+	}
+	e.tx = ad.Tx
+	e.tx.State.Gid, e.tx.State.Epoch = p.req.Gid, e.slot.epoch
+	e.tx.State = txn.Reloaded(e.tx.State)
+	if err := txn.Check(&e.tx.State); err != nil {
+		p.finish(answer{err: &txn.Error{Code: txn.CodeInvalid, Gid: p.req.Gid, Text: err.Error()}})
+		return
+	}
+	e.slot.txs[p.req.Gid] = e
+	c.live++
+	e.waiting = append(e.waiting, p)
+	effects := []txn.Effect{txn.Save{}, txn.Answer{Milestone: txn.Accepted}}
+	if next := txn.NextWake(&e.tx.State); next != 0 {
+		effects = append(effects, txn.Wake{At: max(next, at+1000)})
+	}
+	c.perform(at, e, effects)
+}
+
+// WorkflowCallback gives a workflow's name and data from DTM's custom_data: {"name":…,"data":<base64>}.
+func WorkflowCallback(custom string) (name string, data []byte) {
+	var v struct {
+		Name string `json:"name"`
+		Data string `json:"data"`
+	}
+	if json.Unmarshal([]byte(custom), &v) != nil {
+		return "", nil
+	}
+	data, err := base64.StdEncoding.DecodeString(v.Data)
+	if err != nil {
+		return v.Name, nil
+	}
+	return v.Name, data
+}
+
+// FlushAll makes every note and delete work for the next batch, whatever its age.
+func (c *Core) FlushAll(at int64) {
+	c.Flush(at + c.lim.NoteDelayMillis + c.lim.DeleteDelayMillis)
+}
+
+// Idle says that no call is in flight.
+func (c *Core) Idle() bool {
+	for _, hs := range c.slots {
+		if hs == nil {
+			continue
+		}
+		for gid := range hs.txs {
+			if !c.Quiet(gid) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// Stuck counts the transactions one of whose owed calls failed at least so often in a row.
+func (c *Core) Stuck(fails int) int {
+	n := 0
+	for _, hs := range c.slots {
+		if hs == nil {
+			continue
+		}
+		for _, e := range hs.txs {
+			if e.tx.State.MaxFails() >= fails {
+				n++
+			}
+		}
+	}
+	return n
+}

@@ -1,0 +1,496 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// Config of a Runner. Zero fields take the default given.
+type Config struct {
+	// Self is this process's announcement. ID must be unique per process start: a restarted process is another holder.
+	Self Member
+	// Limits of the core.
+	Limits Limits
+	// MemberTTL bounds how long a dead process keeps its slots. Defaults to 3 s.
+	MemberTTL time.Duration
+	// CommitTimeout bounds one batch's write; past it the outcome is unknown. Defaults to 8 s, longer than etcd's own
+	// limit.
+	CommitTimeout time.Duration
+	// Committers is how many batches may be unanswered. Defaults to 2.
+	Committers int
+	// JournalDelay is how long an event may wait for company on its way to the journal. Defaults to 200 ms.
+	JournalDelay time.Duration
+	// RouteTimeout bounds the search for a slot's holder. Defaults to 6 s.
+	RouteTimeout time.Duration
+	// Log gets lifecycle and decisions; nil discards.
+	Log *slog.Logger
+	// Observer is told of what happens; nil for nobody.
+	Observer Observer
+}
+
+func (c Config) withDefaults() Config {
+	if c.MemberTTL == 0 {
+		c.MemberTTL = 3 * time.Second
+	}
+	if c.CommitTimeout == 0 {
+		c.CommitTimeout = 8 * time.Second
+	}
+	if c.Committers == 0 {
+		c.Committers = 2
+	}
+	if c.JournalDelay == 0 {
+		c.JournalDelay = 200 * time.Millisecond
+	}
+	if c.RouteTimeout == 0 {
+		c.RouteTimeout = 6 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Observer == nil {
+		c.Observer = nobody{}
+	}
+	return c
+}
+
+// Observer is told of what a Runner does. Its methods must return at once and are called from several goroutines.
+type Observer interface {
+	// Changed: a transition is durable.
+	Changed(c Change)
+	// Called: a branch call was answered; fails counts its failures in a row.
+	Called(r CallResult, fails int)
+	// Wrote: a batch was answered.
+	Wrote(puts, deletes int, took time.Duration, v Verdict)
+	// Journaled: rows reached the journal.
+	Journaled(rows int, took time.Duration, err error)
+	// Sampled: gauges, about once a second.
+	Sampled(g Gauges)
+}
+
+// Gauges are what a Runner knows of itself.
+type Gauges struct {
+	Live, Unsaved, Slots, JournalBacklog, Stuck int
+	Usage                                       Usage
+}
+
+type nobody struct{}
+
+func (nobody) Changed(Change)                         {}
+func (nobody) Called(CallResult, int)                 {}
+func (nobody) Wrote(int, int, time.Duration, Verdict) {}
+func (nobody) Journaled(int, time.Duration, error)    {}
+func (nobody) Sampled(Gauges)                         {}
+
+// Runner drives a Core: one goroutine owns it, others write batches, call branches and keep the journal. Its methods
+// are safe for concurrent use. It does nothing before Run.
+type Runner struct {
+	cfg     Config
+	store   Store
+	journal Journal
+	invoker Invoker
+	forward Forwarder
+	clock   Clock
+	known   *Known
+
+	core                 *Core // owned by loop
+	inbox                inbox
+	batches              chan *Writing
+	writing              int // owned by loop
+	rows                 *rowQueue
+	view                 atomic.Pointer[View]
+	changed              chan struct{} // closed and replaced when the view or what we hold changes
+	mu                   sync.Mutex    // guards changed
+	claims               chan []int
+	held                 [slot.Count]atomic.Int64 // the term of what is held, 0 for nothing; for routing: the core is the truth
+	ready                atomic.Bool
+	stopping             atomic.Bool
+	building, buildAgain atomic.Bool
+	lifetime             context.Context
+}
+
+// NewRunner makes a Runner. forward may be nil where the region has one coordinator.
+func NewRunner(cfg Config, store Store, journal Journal, invoker Invoker, forward Forwarder, clock Clock) *Runner {
+	cfg = cfg.withDefaults()
+	r := &Runner{
+		cfg: cfg, store: store, journal: journal, invoker: invoker, forward: forward, clock: clock,
+		known: NewKnown(), batches: make(chan *Writing, cfg.Committers), rows: newRowQueue(),
+		changed: make(chan struct{}), claims: make(chan []int, slot.Count), lifetime: context.Background(),
+	}
+	r.core = NewCore(cfg.Self.ID, cfg.Limits, r.known)
+	r.inbox.signal = make(chan struct{}, 1)
+	return r
+}
+
+// message is something for the goroutine that owns the core.
+type message interface{ deliver(r *Runner, at int64) }
+
+// inbox is an unbounded queue: what goes in is bounded by the requests and calls under way.
+type inbox struct {
+	mu     sync.Mutex
+	queue  []message
+	spare  []message
+	signal chan struct{}
+}
+
+func (b *inbox) put(m message) {
+	b.mu.Lock()
+	b.queue = append(b.queue, m)
+	first := len(b.queue) == 1
+	b.mu.Unlock()
+	if first {
+		select {
+		case b.signal <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (b *inbox) take() []message {
+	b.mu.Lock()
+	q := b.queue
+	b.queue = b.spare[:0]
+	b.spare = nil
+	b.mu.Unlock()
+	return q
+}
+
+func (b *inbox) giveBack(q []message) {
+	clear(q)
+	b.mu.Lock()
+	b.spare = q
+	b.mu.Unlock()
+}
+
+func (p *pending) deliver(r *Runner, at int64) { r.core.Apply(at, p) }
+
+type replied struct{ res CallResult }
+
+func (m replied) deliver(r *Runner, at int64) { r.core.Replied(at, m.res) }
+
+// do is a message that runs a function on the core's goroutine.
+type do func(c *Core, at int64)
+
+func (f do) deliver(r *Runner, at int64) { f(r.core, at) }
+
+// Run drives the core until ctx ends, then gives its slots up. It returns nil after an orderly stop.
+func (r *Runner) Run(ctx context.Context) error {
+	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	r.lifetime = inner
+	g, gctx := errgroup.WithContext(inner)
+	loopDone := make(chan struct{})
+	g.Go(func() error { defer close(loopDone); return r.loop(gctx) })
+	for range r.cfg.Committers {
+		g.Go(func() error { r.commitLoop(gctx); return nil })
+	}
+	g.Go(func() error { r.journalLoop(gctx); return nil })
+	g.Go(func() error { return r.own(ctx, gctx) })
+	g.Go(func() error { r.sample(gctx); return nil })
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			r.drain()
+			cancel()
+		case <-gctx.Done():
+		}
+		return nil
+	})
+	err := g.Wait()
+	r.stopping.Store(true)
+	<-loopDone
+	r.core.DropAll(ErrStopping)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// loop owns the core.
+func (r *Runner) loop(ctx context.Context) error {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		q := r.inbox.take()
+		at := r.clock.NowMillis()
+		for _, m := range q {
+			m.deliver(r, at)
+		}
+		busy := len(q) > 0
+		r.inbox.giveBack(q)
+		r.core.Expire(at)
+		r.core.Flush(at)
+		r.perform(at)
+		r.feed(ctx)
+		if busy {
+			select {
+			case <-r.inbox.signal:
+				continue
+			default:
+			}
+		}
+		wait := time.Hour
+		if next := r.core.NextWake(); next != 0 {
+			wait = min(wait, max(0, time.Duration(next-at)*time.Millisecond))
+		}
+		timer.Reset(wait)
+		select {
+		case <-r.inbox.signal:
+		case <-timer.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// perform carries out what the core wants.
+func (r *Runner) perform(at int64) {
+	out := r.core.Drain()
+	for _, c := range out.Calls {
+		r.invoker.Start(c, r.called)
+	}
+	if len(out.Rows) > 0 {
+		r.rows.put(out.Rows)
+	}
+	for _, ch := range out.Changes {
+		r.cfg.Observer.Changed(ch)
+		if ch.Phase.Finished() {
+			r.cfg.Log.Debug("transaction ended", "gid", ch.Gid, "slot", ch.Slot, "mode", ch.Mode.String(), "phase", ch.Phase.String(), "reason", ch.Reason)
+		}
+	}
+	for _, p := range out.Lookups {
+		go r.lookup(p)
+	}
+	for _, n := range out.StaleSlots {
+		r.cfg.Log.Warn("a participant has seen a newer epoch: the slot is read again", "slot", n)
+		r.core.Settle(n)
+		r.reclaim([]int{n})
+	}
+}
+
+// called takes a call's result to the core.
+func (r *Runner) called(res CallResult) { r.inbox.put(replied{res}) }
+
+// lookup asks the journal for a gid that the core does not know.
+func (r *Runner) lookup(p *pending) {
+	ctx, cancel := context.WithTimeout(r.lifetime, 5*time.Second)
+	defer cancel()
+	tx, err := r.journal.Get(ctx, p.req.Gid)
+	if err != nil {
+		p.finish(answer{err: fmt.Errorf("ask the journal for %q: %w", string(p.req.Gid), err)})
+		return
+	}
+	r.inbox.put(do(func(c *Core, at int64) { c.Found(at, p, tx) }))
+}
+
+// feed hands batches to the committers while they are free.
+func (r *Runner) feed(ctx context.Context) {
+	for r.writing < r.cfg.Committers {
+		w := r.core.NextBatch()
+		if w == nil {
+			return
+		}
+		r.writing++
+		select {
+		case r.batches <- w:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// commitLoop writes batches.
+func (r *Runner) commitLoop(ctx context.Context) {
+	for {
+		select {
+		case w := <-r.batches:
+			r.commit(ctx, w)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (r *Runner) commit(ctx context.Context, w *Writing) {
+	cctx, cancel := context.WithTimeoutCause(ctx, r.cfg.CommitTimeout, errors.New("commit timeout"))
+	start := time.Now()
+	err := r.store.Commit(cctx, &w.Batch)
+	cancel()
+	verdict := Durable
+	var fenced []int
+	var fe *FencedError
+	switch {
+	case err == nil:
+	case errors.As(err, &fe):
+		verdict, fenced = NotWritten, fe.Slots
+		r.cfg.Log.Warn("slots were taken by another holder", "slots", len(fenced), "first", fenced)
+	case errors.Is(err, ErrBusy):
+		verdict = NotWritten
+		r.cfg.Log.Warn("store is busy", "err", err)
+		select { // definite: the same work is offered again after a breath
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	case errors.Is(err, ErrTooLarge):
+		verdict = NotWritten
+		r.cfg.Log.Error("a batch was refused as too large; it will be tried in parts", "puts", len(w.Batch.Puts), "err", err)
+	default:
+		verdict = Doubtful
+		r.cfg.Log.Warn("a write is in doubt: its slots take new terms", "slots", len(w.slots), "err", err)
+	}
+	r.cfg.Observer.Wrote(len(w.Batch.Puts), len(w.Batch.Deletes), time.Since(start), verdict)
+	tooLarge := errors.Is(err, ErrTooLarge)
+	r.inbox.put(do(func(c *Core, at int64) {
+		r.writing--
+		c.Written(at, w, verdict, fenced)
+		if tooLarge {
+			c.lim.BatchOps = max(4, c.lim.BatchOps/2)
+		}
+		for _, n := range fenced {
+			r.setHeld(n, 0)
+		}
+		if verdict == Doubtful {
+			r.reclaim(w.Slots())
+		}
+	}))
+}
+
+// Do carries out a request: here when this process holds the slot, else at the holder, in one hop. It returns when
+// what req.Want names is reached, an error refuses it, or ctx ends; in the last case the request may still take
+// effect, and a repeat with the same gid is safe.
+func (r *Runner) Do(ctx context.Context, req Request) (Reply, error) {
+	n := slot.Of(string(req.Gid))
+	deadline := time.Now().Add(r.cfg.RouteTimeout)
+	for {
+		if r.stopping.Load() {
+			return Reply{}, ErrStopping
+		}
+		changed := r.changedChan()
+		rep, err := r.try(ctx, n, req)
+		if !errors.Is(err, ErrNotHolder) {
+			return rep, err
+		}
+		if req.Hops > 0 {
+			return rep, err
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return Reply{}, fmt.Errorf("%w (slot %d)", ErrUnavailable, n)
+		}
+		select {
+		case <-changed:
+		case <-time.After(min(left, 100*time.Millisecond)):
+		case <-ctx.Done():
+			return Reply{}, context.Cause(ctx)
+		}
+	}
+}
+
+func (r *Runner) try(ctx context.Context, n int, req Request) (Reply, error) {
+	if r.holds(n) {
+		return r.local(ctx, req)
+	}
+	view := r.view.Load()
+	if req.Hops > 0 || view == nil || r.forward == nil || view.Holders[n] == "" || view.Holders[n] == r.cfg.Self.ID {
+		return Reply{}, ErrNotHolder
+	}
+	for _, m := range view.Members {
+		if m.ID == view.Holders[n] {
+			req.Hops++
+			return r.forward.Forward(ctx, m, req)
+		}
+	}
+	return Reply{}, ErrNotHolder
+}
+
+func (r *Runner) local(ctx context.Context, req Request) (Reply, error) {
+	p := &pending{req: req, done: make(chan answer, 1)}
+	r.inbox.put(p)
+	select {
+	case a := <-p.done:
+		return a.reply, a.err
+	case <-ctx.Done():
+		return Reply{}, context.Cause(ctx)
+	}
+}
+
+// Ask runs f on the goroutine that owns the core and waits for it. f must not block.
+func (r *Runner) Ask(ctx context.Context, f func(c *Core, at int64)) error {
+	done := make(chan struct{})
+	r.inbox.put(do(func(c *Core, at int64) { f(c, at); close(done) }))
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-r.lifetime.Done():
+		return ErrStopping
+	}
+}
+
+// Ready says that every slot of the region is held by a live coordinator, as far as this process knows, and that its
+// own are read.
+func (r *Runner) Ready() bool { return r.ready.Load() && !r.stopping.Load() }
+
+// View is the latest view of the region's coordinators; nil before the first.
+func (r *Runner) View() *View { return r.view.Load() }
+
+func (r *Runner) changedChan() chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changed
+}
+
+// broadcast wakes the requests that look for a holder.
+func (r *Runner) broadcast() {
+	r.mu.Lock()
+	close(r.changed)
+	r.changed = make(chan struct{})
+	r.mu.Unlock()
+}
+
+// setHeld notes that a slot is held under the term given; 0 that it is not.
+func (r *Runner) setHeld(n int, term Term) {
+	if (r.held[n].Swap(int64(term)) != 0) != (term != 0) {
+		r.broadcast()
+	}
+}
+
+func (r *Runner) holds(n int) bool { return r.held[n].Load() != 0 }
+
+// DropAll answers everybody who waits with err and forgets everything.
+func (c *Core) DropAll(err error) {
+	for n, hs := range c.slots {
+		if hs == nil {
+			continue
+		}
+		waiting := append(c.empty(hs, nil, nil), hs.parked...)
+		for _, p := range append(waiting, hs.settling...) {
+			p.finish(answer{err: err})
+		}
+		c.slots[n] = nil
+	}
+}
+
+// Record gives a stored transaction as it stands for every coordinator: the record in the store or the journal's. It
+// serves looking at transactions that another coordinator holds.
+func (r *Runner) Record(ctx context.Context, gid txn.Gid) (*record.Tx, error) {
+	value, err := r.store.Get(ctx, gid)
+	if err != nil {
+		return nil, fmt.Errorf("read %q: %w", string(gid), err)
+	}
+	if value != nil {
+		return record.Decode(value)
+	}
+	return r.journal.Get(ctx, gid)
+}
