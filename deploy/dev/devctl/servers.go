@@ -52,8 +52,12 @@ type server struct {
 func (sv *server) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(sv.Port)) }
 
 func (sv *server) stopSignal() syscall.Signal {
-	if sv.Kind == postgres {
+	switch sv.Kind {
+	case postgres:
 		return syscall.SIGINT // "fast": ends the sessions instead of waiting for them
+	case etcd:
+		return syscall.SIGKILL // a member that leaves in good order waits for others that are leaving too
+	case mariadb, redis:
 	}
 	return syscall.SIGTERM
 }

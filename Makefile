@@ -1,0 +1,119 @@
+# Lockstep. `make help` lists what there is; `make demo` is the place to start.
+#
+# Everything is built from this checkout with the Go toolchain. `make test` additionally brings up real servers (see
+# deploy/dev/devctl) in a directory of their own and takes them down again, also on Ctrl-C.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+GO ?= go
+# Two packages at a time: the limits of the crash and load tests are set for two cores.
+GOTEST := $(GO) test -p 2
+# The packages whose concurrency matters most; they run under the race detector too.
+RACE_PACKAGES := $(wildcard ./coordinator/txn ./coordinator/engine ./coordinator/store ./coordinator/invoke ./coordinator/dtmwire ./participants)
+RACE := $(addsuffix /...,$(addprefix ./,$(patsubst ./%,%,$(RACE_PACKAGES))))
+FUZZTIME ?= 20s
+DIR ?= .dev
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+.PHONY: help
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 17
+
+## Building
+
+.PHONY: build
+build: ## bin/lockstep and bin/lockstep-participants
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/lockstep ./coordinator/cmd/lockstep
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/lockstep-participants ./participants/cmd/lockstep-participants
+
+.PHONY: demo
+demo: build ## real payments through a coordinator that is killed on the way, counted to the cent
+	@bin/lockstep demo
+
+.PHONY: generate
+generate: ## regenerate what is generated from the code
+	$(GO) generate ./...
+
+.PHONY: verify
+verify: ## fail if a generated file is not up to date (on a clean checkout)
+	$(GO) generate ./...
+	git diff --exit-code
+
+.PHONY: lint
+lint: ## gofmt and go vet
+	@unformatted=$$(git ls-files -z '*.go' | xargs -0 gofmt -l); \
+	if [ -n "$$unformatted" ]; then echo "not formatted:"; echo "$$unformatted"; echo "next: gofmt -w ."; exit 1; fi
+	$(GO) vet -tags servers ./...
+
+## Testing
+
+.PHONY: unit
+unit: ## the tests that need Go alone
+	$(GO) vet ./...
+	$(GOTEST) -timeout 15m ./...
+
+.PHONY: test
+test: devctl ## all that CI runs: real servers, race detector; says first what it installs and starts
+	@echo "make test: lint, the race detector on the core packages, then every test with these servers:"
+	@bin/devctl plan
+	@bin/devctl run -- $(MAKE) --no-print-directory with-servers
+
+# Inside `make test`, with LOCKSTEP_TEST_* set. The last lines are go test's own. -race stands first, so that they are
+# those of the whole run.
+.PHONY: with-servers
+with-servers: lint
+	$(GOTEST) -race -timeout 12m $(RACE)
+	$(GOTEST) -tags servers -timeout 25m ./...
+
+.PHONY: race
+race: ## the core packages under the race detector
+	$(GOTEST) -race -timeout 12m $(RACE)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME each (20s)
+	@for pkg in $$($(GO) list ./...); do \
+	  for target in $$($(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
+	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+	  done; \
+	done
+
+## Measuring
+
+.PHONY: bench-peers
+bench-peers: devctl build ## throughput and latency beside DTM on its stores
+	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-peers
+
+.PHONY: bench-recovery
+bench-recovery: devctl build ## 100,000 open transactions, SIGKILL, restart
+	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-recovery
+
+.PHONY: bench-growth
+bench-growth: build ## speed with a full store against speed with an empty one
+	$(GO) run ./coordinator/bench/cmd/bench-growth
+
+## The servers for development
+
+.PHONY: devctl
+devctl:
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) build -o bin/devctl ./deploy/dev/devctl
+
+.PHONY: up
+up: devctl ## start private PostgreSQL, MariaDB, Redis and etcd under DIR (.dev)
+	@bin/devctl up --dir $(DIR)
+
+.PHONY: down
+down: devctl ## stop them and remove what they wrote
+	@bin/devctl down --dir $(DIR)
+
+.PHONY: status
+status: devctl ## show what runs
+	@bin/devctl status --dir $(DIR)
+
+.PHONY: clean
+clean: down ## stop the servers, remove bin and the test cache
+	rm -rf bin
+	$(GO) clean -testcache
