@@ -19,7 +19,7 @@ func TestTargets(t *testing.T) {
 	add(rig.DTMBoltdb, "http", sample(115, 0))
 	add(rig.DTMRedis, "http", sample(690, 0))
 	add(rig.Ceiling, "http", sample(1000, 100))
-	add(rig.Lockstep, native, sample(1035, 0))
+	add(rig.Lockstep, load.Native, sample(1035, 0))
 	want := map[string]Verdict{
 		"http: throughput at least 6 times dtm-boltdb":                           Pass,
 		"http: throughput more than 1 times dtm-redis":                           FallsShort,

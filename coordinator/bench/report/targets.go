@@ -4,14 +4,12 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/lockstep-tx/lockstep/coordinator/bench/load"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/rig"
 )
 
 // targetClients is the number of clients for which the targets are stated.
 const targetClients = 64
-
-// native is the name of the load driver of our own API.
-const native = "native"
 
 // Verdict is the outcome of one target.
 type Verdict int
@@ -65,7 +63,7 @@ const nativeAtLeast = 1.5
 // Targets checks the run, one by one.
 func (r *Run) Targets() []Check {
 	var list []Check
-	for _, api := range []string{"http", "grpc"} {
+	for _, api := range []string{load.HTTP, load.GRPC} {
 		own, haveOwn := r.Median(Key{rig.Lockstep, api, targetClients})
 		for _, t := range throughput {
 			word := "at least"
@@ -89,9 +87,9 @@ func (r *Run) Targets() []Check {
 		list = append(list, c)
 	}
 	c := Check{Text: fmt.Sprintf("native one-call API: at least %g times our throughput over DTM's wire", nativeAtLeast), Verdict: NotMeasured}
-	own, ok := r.Median(Key{rig.Lockstep, native, targetClients})
-	wire, okWire := r.Median(Key{rig.Lockstep, "http", targetClients})
-	if g, okG := r.Median(Key{rig.Lockstep, "grpc", targetClients}); okG && (!okWire || g.PerSecond > wire.PerSecond) {
+	own, ok := r.Median(Key{rig.Lockstep, load.Native, targetClients})
+	wire, okWire := r.Median(Key{rig.Lockstep, load.HTTP, targetClients})
+	if g, okG := r.Median(Key{rig.Lockstep, load.GRPC, targetClients}); okG && (!okWire || g.PerSecond > wire.PerSecond) {
 		wire, okWire = g, true // the better of the two
 	}
 	if ok && okWire && wire.PerSecond > 0 {

@@ -30,7 +30,7 @@ type Sample struct {
 // ErrIncomplete says that a transaction was reported as committed without all its tries and confirms having been called.
 var ErrIncomplete = errors.New("participants were called too seldom")
 
-// Measure runs the load on c over api, a key of load's drivers, and reads the meters around its window. It returns
+// Measure runs the load on c over api (load.HTTP, …) and reads the meters around its window. It returns
 // ErrIncomplete, and the sample, when the participants' counters contradict the coordinator.
 func (r *Rig) Measure(ctx context.Context, c *Contender, api string, p load.Plan) (Sample, error) {
 	before, err := r.Counts(ctx)
@@ -38,7 +38,7 @@ func (r *Rig) Measure(ctx context.Context, c *Contender, api string, p load.Plan
 		return Sample{}, err
 	}
 	coordinator := c.HTTPBase
-	if api != "http" {
+	if api != load.HTTP {
 		coordinator = c.GRPCAddr
 	}
 	out, in := io.Pipe()

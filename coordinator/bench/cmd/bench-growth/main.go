@@ -61,7 +61,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "how often each takes its turn")
 	flag.DurationVar(&o.round, "round", 4*time.Second, "measured window of a turn")
 	flag.DurationVar(&o.warmUp, "warm-up", time.Second, "load before each window")
-	flag.StringVar(&o.api, "api", "http", "one of "+strings.Join(load.APIs(), ", "))
+	flag.StringVar(&o.api, "api", "http", "http, grpc or native")
 	flag.StringVar(&o.contender, "contender", rig.Lockstep, "whose growth")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where the run's files go; must be on a disk")
 	flag.StringVar(&o.binDir, "bin", filepath.Dir(self), "where the other binaries are")

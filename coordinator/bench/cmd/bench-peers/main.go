@@ -27,9 +27,6 @@ import (
 	"github.com/lockstep-tx/lockstep/coordinator/bench/rig"
 )
 
-// native is the load driver of our own API, which only Lockstep speaks.
-const native = "native"
-
 // options are the command line.
 type options struct {
 	contenders, apis []string
@@ -72,7 +69,7 @@ func parse(args []string) (o options, err error) {
 	}
 	var clients []string
 	list(&o.contenders, "contenders", strings.Join(rig.Names(), ","), "who takes part")
-	list(&o.apis, "apis", strings.Join(load.APIs(), ","), "load drivers; native is Lockstep's alone")
+	list(&o.apis, "apis", load.HTTP+","+load.GRPC, "of http, grpc and native, the last being Lockstep's alone")
 	list(&clients, "clients", "1,64,256", "numbers of concurrent clients")
 	f.IntVar(&o.rounds, "rounds", 3, "how often each takes its turn")
 	f.DurationVar(&o.round, "round", 4*time.Second, "measured window of a turn")
@@ -95,8 +92,8 @@ func parse(args []string) (o options, err error) {
 		o.clients = append(o.clients, n)
 	}
 	for _, a := range o.apis {
-		if !slices.Contains(load.APIs(), a) {
-			errs = append(errs, fmt.Errorf("--apis: no driver %q; there are %v", a, load.APIs()))
+		if all := []string{load.HTTP, load.GRPC, load.Native}; !slices.Contains(all, a) {
+			errs = append(errs, fmt.Errorf("--apis: no api %q; there are %v", a, all))
 		}
 	}
 	if o.rounds < 1 || o.round <= 0 {
@@ -162,7 +159,7 @@ func measureAll(ctx context.Context, o options, r *rig.Rig, contenders []*rig.Co
 		for _, api := range o.apis {
 			for round := range o.rounds {
 				for _, c := range contenders {
-					if api == native && c.Name != rig.Lockstep {
+					if api == load.Native && c.Name != rig.Lockstep {
 						continue
 					}
 					if ctx.Err() != nil {
