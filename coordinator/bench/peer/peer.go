@@ -10,15 +10,12 @@
 package peer
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"time"
 
+	"github.com/lockstep-tx/lockstep/coordinator/bench/build"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/proc"
 )
 
@@ -110,21 +107,5 @@ func Binary(ctx context.Context) (string, error) {
 	if path := os.Getenv("LOCKSTEP_DTMPEER"); path != "" {
 		return path, nil
 	}
-	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/lockstep-tx/lockstep")
-	list.Env = append(os.Environ(), "GOWORK=off")
-	out, err := list.Output()
-	if err != nil {
-		return "", fmt.Errorf("find our module (or set LOCKSTEP_DTMPEER to a built dtmpeer): %w", err)
-	}
-	root := strings.TrimSpace(string(out))
-	bin := filepath.Join(root, "bin", "dtmpeer")
-	build := exec.CommandContext(ctx, "go", "build", "-o", bin, ".")
-	build.Dir = filepath.Join(root, "coordinator", "bench", "dtmpeer")
-	build.Env = append(os.Environ(), "GOWORK=off")
-	var msg bytes.Buffer
-	build.Stdout, build.Stderr = &msg, &msg
-	if err := build.Run(); err != nil {
-		return "", fmt.Errorf("build DTM %s in %s: %w\n%s", Version, build.Dir, err, msg.String())
-	}
-	return bin, nil
+	return build.DTM(ctx)
 }

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lockstep-tx/lockstep/coordinator/bench/build"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/noop"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/proc"
 )
@@ -36,7 +37,8 @@ type Rig struct {
 }
 
 // New makes a directory for the run under parent, which must be on a disk (a memory file system makes fsync free and the
-// figures worthless), and starts the participants. The caller calls Close, also after an error of any method.
+// figures worthless), and starts the participants. binDir "" means bin/ of our module, into which the tools are built first. The
+// caller calls Close, also after an error of any method.
 func New(ctx context.Context, parent, binDir string) (*Rig, error) {
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return nil, err
@@ -48,7 +50,11 @@ func New(ctx context.Context, parent, binDir string) (*Rig, error) {
 	if err != nil {
 		return nil, err
 	}
-	binDir, err = filepath.Abs(binDir)
+	if binDir == "" {
+		binDir, err = build.Tools(ctx)
+	} else {
+		binDir, err = filepath.Abs(binDir)
+	}
 	if err != nil {
 		return nil, err
 	}

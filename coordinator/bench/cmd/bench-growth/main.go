@@ -52,7 +52,6 @@ type options struct {
 }
 
 func main() {
-	self, _ := os.Executable()
 	var o options
 	flag.IntVar(&o.live, "live", 100000, "prepared transactions that stay open")
 	flag.IntVar(&o.finished, "finished", 1000000, "finished transactions in the journal")
@@ -64,7 +63,7 @@ func main() {
 	flag.StringVar(&o.api, "api", "http", "http, grpc or native")
 	flag.StringVar(&o.contender, "contender", rig.Lockstep, "whose growth")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where the run's files go; must be on a disk")
-	flag.StringVar(&o.binDir, "bin", filepath.Dir(self), "where the other binaries are")
+	flag.StringVar(&o.binDir, "bin", "", "where the other binaries are (default: bin/ of the module, built first)")
 	flag.IntVar(&o.workers, "workers", 64, "concurrent requests while filling")
 	flag.BoolVar(&o.check, "check", false, "exit with 1 when the target is missed")
 	flag.Parse()

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -58,10 +57,6 @@ func main() {
 }
 
 func parse(args []string) (o options, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return o, err
-	}
 	f := flag.NewFlagSet("bench-peers", flag.ExitOnError)
 	list := func(into *[]string, name, def, usage string) {
 		*into = strings.Split(def, ",")
@@ -75,7 +70,7 @@ func parse(args []string) (o options, err error) {
 	f.DurationVar(&o.round, "round", 4*time.Second, "measured window of a turn")
 	f.DurationVar(&o.warmUp, "warm-up", time.Second, "load before each window")
 	f.StringVar(&o.dir, "dir", "/var/tmp", "where the run's files go; must be on a disk")
-	f.StringVar(&o.binDir, "bin", filepath.Dir(self), "where the other binaries are")
+	f.StringVar(&o.binDir, "bin", "", "where the other binaries are (default: bin/ of the module, built first)")
 	f.Func("lockstep-arg", "one more argument for lockstep serve; may be repeated", func(s string) error {
 		o.lockstepArgs = append(o.lockstepArgs, s)
 		return nil

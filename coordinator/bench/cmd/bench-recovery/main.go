@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -56,7 +55,6 @@ type outcome struct {
 }
 
 func main() {
-	self, _ := os.Executable()
 	var o options
 	names := flag.String("contenders", strings.Join([]string{rig.Lockstep, rig.DTMBoltdb, rig.DTMRedis}, ","), "who takes part")
 	flag.IntVar(&o.decided, "decided", 50000, "decided transactions, and as many prepared, for Lockstep")
@@ -64,7 +62,7 @@ func main() {
 	flag.DurationVar(&o.limit, "limit", 2*time.Minute, "how long to wait for the confirms")
 	flag.StringVar(&o.confirm, "confirm", "fail", "confirms before the kill: fail, or hold (no answer)")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where the run's files go; must be on a disk")
-	flag.StringVar(&o.binDir, "bin", filepath.Dir(self), "where the other binaries are")
+	flag.StringVar(&o.binDir, "bin", "", "where the other binaries are (default: bin/ of the module, built first)")
 	flag.IntVar(&o.workers, "workers", 64, "concurrent requests while filling")
 	flag.BoolVar(&o.check, "check", false, "exit with 1 when a target is missed")
 	flag.Parse()
