@@ -1,0 +1,122 @@
+package invoke
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+)
+
+// Allow says which addresses branches may be called at. Without patterns all but link-local and cloud metadata
+// addresses are; they never are unless a pattern names them. It is checked on the address that is dialled, so that a
+// name or a redirect cannot get around it.
+type Allow struct {
+	prefixes []netip.Prefix
+	hosts    []string
+}
+
+// DefaultAllow is the Allow without patterns.
+func DefaultAllow() *Allow { return &Allow{} }
+
+// ParseAllow reads patterns: "10.0.0.0/8", "192.168.1.7", "pay.example.com", "*.example.com". An error names every
+// pattern that is none.
+func ParseAllow(patterns []string) (*Allow, error) {
+	a := &Allow{}
+	var errs []error
+	for _, p := range patterns {
+		p = strings.TrimSpace(p)
+		if pre, err := netip.ParsePrefix(p); err == nil {
+			a.prefixes = append(a.prefixes, pre.Masked())
+		} else if ip, err := netip.ParseAddr(p); err == nil {
+			a.prefixes = append(a.prefixes, netip.PrefixFrom(ip, ip.BitLen()))
+		} else if p != "" && !strings.ContainsAny(p, "/:@ ") {
+			a.hosts = append(a.hosts, strings.ToLower(p))
+		} else {
+			errs = append(errs, fmt.Errorf("branch-allow: %q is no address, network or host name: write 10.0.0.0/8, 192.168.1.7 or *.example.com", p))
+		}
+	}
+	return a, errors.Join(errs...)
+}
+
+// NotAllowedError refuses a destination.
+type NotAllowedError struct{ Address string }
+
+func (e *NotAllowedError) Error() string {
+	return fmt.Sprintf("branch address %s is not allowed: name it in --branch-allow", e.Address)
+}
+
+// CheckURL refuses a url whose host is certain not to be allowed, without resolving it. The dialled address is
+// checked again at the call.
+func (a *Allow) CheckURL(raw string) error {
+	host := raw
+	if i := strings.Index(host, "://"); i >= 0 {
+		host = host[i+3:]
+	}
+	if i := strings.IndexAny(host, "/?#"); i >= 0 {
+		host = host[:i]
+	}
+	if i := strings.LastIndexByte(host, '@'); i >= 0 {
+		host = host[i+1:]
+	}
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.ToLower(strings.Trim(host, "[]"))
+	if ip, err := netip.ParseAddr(host); err == nil {
+		if !a.allowed(ip) {
+			return &NotAllowedError{Address: host}
+		}
+		return nil
+	}
+	if host == "" || len(a.hosts) == 0 {
+		return nil // judged by the address that it turns out to be
+	}
+	for _, h := range a.hosts {
+		if h == host || (strings.HasPrefix(h, "*.") && strings.HasSuffix(host, h[1:])) {
+			return nil
+		}
+	}
+	if len(a.prefixes) > 0 {
+		return nil
+	}
+	return &NotAllowedError{Address: host}
+}
+
+// cloudMetadata are the addresses at which clouds hand out credentials.
+var cloudMetadata = []netip.Addr{netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("168.63.129.16")}
+
+func (a *Allow) allowed(ip netip.Addr) bool {
+	ip = ip.Unmap().WithZone("")
+	for _, p := range a.prefixes {
+		if p.Contains(ip) {
+			return true
+		}
+	}
+	if len(a.prefixes) > 0 {
+		return false
+	}
+	if ip.IsLinkLocalUnicast() || ip.IsLinkLocalMulticast() || ip.IsMulticast() || ip.IsUnspecified() {
+		return false
+	}
+	for _, m := range cloudMetadata {
+		if ip == m {
+			return false
+		}
+	}
+	return true
+}
+
+// control is a net.Dialer's: it sees the address after names were resolved, just before the connection is made.
+func (a *Allow) control(_ context.Context, network, address string, _ syscall.RawConn) error {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return fmt.Errorf("dial %s %s: %w", network, address, err)
+	}
+	if !a.allowed(ap.Addr()) {
+		return &NotAllowedError{Address: address}
+	}
+	return nil
+}

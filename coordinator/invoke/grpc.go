@@ -1,0 +1,163 @@
+package invoke
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+)
+
+// rawCodec passes message bytes through. It is named proto, because that is what they are (DTM's own name for it makes
+// newer servers complain).
+type rawCodec struct{}
+
+// Name is encoding.CodecV2's.
+func (rawCodec) Name() string { return "proto" }
+
+// Marshal is encoding.CodecV2's.
+func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
+	b, ok := v.(*[]byte)
+	if !ok {
+		return nil, fmt.Errorf("raw codec got %T", v)
+	}
+	return mem.BufferSlice{mem.SliceBuffer(*b)}, nil
+}
+
+// Unmarshal is encoding.CodecV2's.
+func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	b, ok := v.(*[]byte)
+	if !ok {
+		return fmt.Errorf("raw codec got %T", v)
+	}
+	*b = data.Materialize()
+	return nil
+}
+
+// grpcPool keeps one connection per server.
+type grpcPool struct {
+	dialer *net.Dialer
+	mu     sync.Mutex
+	conns  map[string]*grpc.ClientConn
+}
+
+func newGRPCPool(d *net.Dialer) *grpcPool {
+	return &grpcPool{dialer: d, conns: map[string]*grpc.ClientConn{}}
+}
+
+func (p *grpcPool) get(target string) (*grpc.ClientConn, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c := p.conns[target]; c != nil {
+		return c, nil
+	}
+	c, err := grpc.NewClient("dns:///"+target,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{}), grpc.MaxCallRecvMsgSize(bodyMax)),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			return p.dialer.DialContext(ctx, "tcp", addr)
+		}))
+	if err != nil {
+		return nil, err
+	}
+	p.conns[target] = c
+	return c, nil
+}
+
+func (p *grpcPool) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.conns {
+		c.Close()
+	}
+	clear(p.conns)
+}
+
+// SplitGRPC splits host:port/pkg.Service/Method at the first slash.
+func SplitGRPC(url string) (target, method string, err error) {
+	if i := strings.Index(url, "://"); i >= 0 {
+		return "", "", fmt.Errorf("no driver for the scheme of %q: give host:port/pkg.Service/Method", url)
+	}
+	i := strings.IndexByte(url, '/')
+	if i <= 0 {
+		return "", "", fmt.Errorf("bad url: '%s'. no '/' found", url)
+	}
+	return url[:i], url[i:], nil
+}
+
+func (v *Invoker) callGRPC(ctx context.Context, c *engine.Call, res *engine.CallResult) {
+	target, method, err := SplitGRPC(c.URL)
+	if err != nil {
+		unknown(res, err)
+		return
+	}
+	conn, err := v.grpc.get(target)
+	if err != nil {
+		unknown(res, err)
+		return
+	}
+	kv := make([]string, 0, 24)
+	for k, val := range c.Headers {
+		kv = append(kv, strings.ToLower(k), val)
+	}
+	kv = append(kv, "dtm-gid", string(c.Gid), "dtm-trans_type", c.Mode.String(), "dtm-branch_id", string(c.Branch), "dtm-op", c.OpWord, "dtm-dtm", "")
+	fence(c, func(k, val string) { kv = append(kv, strings.ToLower(k), val) })
+	for _, r := range c.Results {
+		kv = append(kv, "lockstep-result-"+strings.ToLower(string(r.Branch))+"-bin", string(r.Body))
+	}
+	in, out := c.Payload, []byte(nil)
+	if c.Op == txn.OpCallback {
+		// A workflow's callback is a message of its own: WorkflowData{bytes Data = 1}.
+		in = workflowData(c.Payload)
+	}
+	err = conn.Invoke(metadata.NewOutgoingContext(ctx, metadata.Pairs(kv...)), method, &in, &out)
+	res.Outcome, res.Text = judgeGRPC(err)
+	if res.Outcome == txn.Done && c.WantResult {
+		res.Result = keep(out, v.cfg.ResultBytesMax)
+	}
+}
+
+// workflowData encodes WorkflowData: field 1, bytes.
+func workflowData(b []byte) []byte {
+	if len(b) == 0 {
+		return nil
+	}
+	out := []byte{0x0a}
+	for n := uint64(len(b)); ; n >>= 7 {
+		if n < 0x80 {
+			out = append(out, byte(n))
+			break
+		}
+		out = append(out, byte(n)|0x80)
+	}
+	return append(out, b...)
+}
+
+// judgeGRPC reads a branch's gRPC status; 409 and 425 are what PHP's client answers.
+func judgeGRPC(err error) (txn.Outcome, string) {
+	if err == nil {
+		return txn.Done, ""
+	}
+	st := status.Convert(err)
+	switch code := st.Code(); {
+	case code == codes.FailedPrecondition, uint32(code) == 425, code == codes.Aborted && st.Message() == "ONGOING":
+		return txn.Ongoing, st.Message()
+	case code == codes.Aborted, uint32(code) == 409:
+		return txn.Refused, st.Message()
+	case code == codes.OutOfRange:
+		return txn.Stale, st.Message()
+	default:
+		return txn.Unknown, fmt.Sprintf("gRPC %s: %s", code, st.Message())
+	}
+}

@@ -1,0 +1,290 @@
+// Package invoke calls branches: HTTP, gRPC and JSON-RPC as DTM's SDKs expect them.
+//
+// The law it keeps: an answer is Refused only when the participant said so in the protocol's own words. Everything
+// else that is not a success, timeouts and lost connections included, is Unknown (G2). A destination that hangs takes
+// none of the capacity of the others: each has its own bulkhead and breaker.
+//
+// It is tested against real servers that answer, refuse, hang and die. Source: DTM wire reference, sections 2.2 and 7.
+package invoke
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+)
+
+// Config of an Invoker. Zero fields take the default given.
+type Config struct {
+	// InFlightMax bounds the calls under way to one destination. Defaults to 256.
+	InFlightMax int
+	// QueueMax bounds the calls that wait for one destination; more are deferred. Defaults to 100,000.
+	QueueMax int
+	// BreakerFails failures in a row open a destination's breaker; then one call a BreakerPause probes it. Defaults
+	// to 20 and 1 s.
+	BreakerFails int
+	BreakerPause time.Duration
+	// ResultBytesMax bounds the body of a forward call that is kept for later branches. Defaults to 16 KiB.
+	ResultBytesMax int
+	// Allow says which destinations may be called; nil is DefaultAllow.
+	Allow *Allow
+	// Log gets Debug for each call; nil discards.
+	Log *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	if c.InFlightMax == 0 {
+		c.InFlightMax = 256
+	}
+	if c.QueueMax == 0 {
+		c.QueueMax = 100_000
+	}
+	if c.BreakerFails == 0 {
+		c.BreakerFails = 20
+	}
+	if c.BreakerPause == 0 {
+		c.BreakerPause = time.Second
+	}
+	if c.ResultBytesMax == 0 {
+		c.ResultBytesMax = 16 << 10
+	}
+	if c.Allow == nil {
+		c.Allow = DefaultAllow()
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Invoker calls branches. Safe for concurrent use.
+type Invoker struct {
+	cfg    Config
+	http   *http.Client
+	grpc   *grpcPool
+	mu     sync.Mutex
+	dests  map[string]*destination
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+var _ engine.Invoker = (*Invoker)(nil)
+
+// New makes an Invoker. Close ends it.
+func New(cfg Config) *Invoker {
+	cfg = cfg.withDefaults()
+	ctx, cancel := context.WithCancel(context.Background())
+	dialer := &net.Dialer{Timeout: 3 * time.Second, KeepAlive: 15 * time.Second, ControlContext: cfg.Allow.control}
+	tr := &http.Transport{
+		DialContext: dialer.DialContext, MaxIdleConns: 4096, MaxIdleConnsPerHost: cfg.InFlightMax,
+		IdleConnTimeout: 60 * time.Second, TLSHandshakeTimeout: 5 * time.Second, ForceAttemptHTTP2: true,
+		DisableCompression: true, WriteBufferSize: 2 << 10, ReadBufferSize: 2 << 10,
+	}
+	return &Invoker{
+		cfg: cfg, http: &http.Client{Transport: tr}, grpc: newGRPCPool(dialer), dests: map[string]*destination{}, ctx: ctx, cancel: cancel,
+	}
+}
+
+// Close ends every call under way with Unknown and waits for that.
+func (v *Invoker) Close() {
+	v.cancel()
+	v.wg.Wait()
+	v.http.CloseIdleConnections()
+	v.grpc.close()
+}
+
+// destination is one participant's address: its calls under way, those that wait, and its breaker.
+type destination struct {
+	mu       sync.Mutex
+	running  int
+	queue    []job
+	fails    int
+	openTill time.Time
+	probing  bool
+}
+
+type job struct {
+	call *engine.Call
+	done func(engine.CallResult)
+}
+
+// Start is engine.Invoker's.
+func (v *Invoker) Start(c *engine.Call, done func(engine.CallResult)) {
+	if c.URL == "" {
+		done(engine.CallResult{Call: c, Outcome: txn.Done, StartedAt: time.Now()})
+		return
+	}
+	d := v.destination(destinationOf(c))
+	d.mu.Lock()
+	now := time.Now()
+	if wait := d.openTill.Sub(now); wait > 0 && d.fails >= v.cfg.BreakerFails {
+		d.mu.Unlock()
+		done(engine.CallResult{Call: c, Outcome: txn.Deferred, Text: "the destination's breaker is open", StartedAt: now, RetryAfter: wait + spread(c)})
+		return
+	}
+	if d.fails >= v.cfg.BreakerFails {
+		// Half open: this call probes, the others wait for what it finds.
+		d.openTill = now.Add(v.cfg.BreakerPause)
+	}
+	if d.running >= v.cfg.InFlightMax {
+		if len(d.queue) >= v.cfg.QueueMax {
+			d.mu.Unlock()
+			done(engine.CallResult{Call: c, Outcome: txn.Deferred, Text: "the destination's queue is full", StartedAt: now, RetryAfter: time.Second + spread(c)})
+			return
+		}
+		d.queue = append(d.queue, job{c, done})
+		d.mu.Unlock()
+		return
+	}
+	d.running++
+	d.mu.Unlock()
+	v.wg.Add(1)
+	go v.work(d, job{c, done})
+}
+
+// spread gives calls that are deferred together different times to come back: up to half a second by their gid.
+func spread(c *engine.Call) time.Duration {
+	h := uint32(2166136261)
+	for i := 0; i < len(c.Gid); i++ {
+		h = (h ^ uint32(c.Gid[i])) * 16777619
+	}
+	return time.Duration(h%500) * time.Millisecond
+}
+
+func (v *Invoker) destination(key string) *destination {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	d := v.dests[key]
+	if d == nil {
+		d = &destination{}
+		v.dests[key] = d
+	}
+	return d
+}
+
+// destinationOf is the address part of a call's url.
+func destinationOf(c *engine.Call) string {
+	u := c.URL
+	if i := strings.Index(u, "://"); i >= 0 {
+		u = u[i+3:]
+	}
+	if i := strings.IndexAny(u, "/?#"); i >= 0 {
+		u = u[:i]
+	}
+	return u
+}
+
+// work makes one call after another while some wait for the destination.
+func (v *Invoker) work(d *destination, j job) {
+	defer v.wg.Done()
+	for {
+		res := v.call(j.call)
+		j.done(res)
+		d.mu.Lock()
+		if res.Outcome == txn.Unknown {
+			d.fails++
+			if d.fails >= v.cfg.BreakerFails {
+				d.openTill = time.Now().Add(v.cfg.BreakerPause)
+			}
+		} else {
+			d.fails = 0
+		}
+		var deferred []job
+		if d.fails >= v.cfg.BreakerFails {
+			// What waits would wait for nothing: it comes back by its own timer.
+			deferred, d.queue = d.queue, nil
+		}
+		if len(d.queue) == 0 {
+			d.running--
+			d.mu.Unlock()
+			for _, q := range deferred {
+				q.done(engine.CallResult{Call: q.call, Outcome: txn.Deferred, Text: "the destination's breaker is open", StartedAt: time.Now(), RetryAfter: v.cfg.BreakerPause + spread(q.call)})
+			}
+			return
+		}
+		j = d.queue[0]
+		d.queue[0] = job{}
+		d.queue = d.queue[1:]
+		d.mu.Unlock()
+	}
+}
+
+var errCallTimeout = errors.New("the participant did not answer within the request timeout")
+
+// call makes one call and says what is known after it.
+func (v *Invoker) call(c *engine.Call) (res engine.CallResult) {
+	start := time.Now()
+	res = engine.CallResult{Call: c, StartedAt: start}
+	defer func() {
+		// A codec or a driver of somebody else may panic on odd input: nothing was learned then.
+		if p := recover(); p != nil {
+			res.Outcome, res.Text = txn.Unknown, fmt.Sprintf("panic while calling: %v", p)
+		}
+		res.Took = time.Since(start)
+	}()
+	ctx, cancel := context.WithTimeoutCause(v.ctx, c.Timeout, errCallTimeout)
+	defer cancel()
+	switch kindOf(c) {
+	case kindHTTP:
+		v.callHTTP(ctx, c, &res)
+	case kindJSONRPC:
+		v.callJSONRPC(ctx, c, &res)
+	case kindGRPC:
+		v.callGRPC(ctx, c, &res)
+	}
+	if res.Outcome != txn.Unknown {
+		return res
+	}
+	if errors.Is(context.Cause(ctx), errCallTimeout) {
+		res.Text = fmt.Sprintf("%v (%v)", errCallTimeout, c.Timeout)
+	}
+	return res
+}
+
+type kind uint8
+
+const (
+	kindHTTP kind = iota
+	kindJSONRPC
+	kindGRPC
+)
+
+// kindOf follows DTM's rule: an http url is HTTP, or JSON-RPC where the protocol says so and the url names a method;
+// all else is gRPC, so that protocols may be mixed in one transaction.
+func kindOf(c *engine.Call) kind {
+	isHTTP := strings.HasPrefix(c.URL, "http://") || strings.HasPrefix(c.URL, "https://")
+	switch {
+	case c.Protocol == txn.ProtocolJSONRPC && strings.Contains(c.URL, "method"):
+		return kindJSONRPC
+	case isHTTP || c.Protocol == txn.ProtocolHTTP:
+		return kindHTTP
+	case c.Protocol == txn.ProtocolJSONRPC:
+		return kindHTTP
+	}
+	return kindGRPC
+}
+
+// unknown books an error that says nothing of the participant's state; a refusal of the allow-list keeps its own text.
+func unknown(res *engine.CallResult, err error) {
+	res.Outcome = txn.Unknown
+	var na *NotAllowedError
+	if errors.As(err, &na) {
+		res.Text = na.Error()
+		return
+	}
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		err = ue.Err
+	}
+	res.Text = err.Error()
+}
