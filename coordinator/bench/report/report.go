@@ -48,6 +48,7 @@ func (r *Run) Median(k Key) (rig.Sample, bool) {
 	m.ServerCPUMicros = of(func(s *rig.Sample) float64 { return s.ServerCPUMicros })
 	m.WrittenKB = of(func(s *rig.Sample) float64 { return s.WrittenKB })
 	m.ServerKB = of(func(s *rig.Sample) float64 { return s.ServerKB })
+	m.DiskKB = of(func(s *rig.Sample) float64 { return s.DiskKB })
 	for _, s := range list {
 		m.TotalFailed += s.TotalFailed
 	}
@@ -74,18 +75,18 @@ func (r *Run) Table(w io.Writer) error {
 			cmp.Compare(slices.Index(order, a.Contender), slices.Index(order, b.Contender)))
 	})
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "api\tclients\tcontender\ttx/s\tp50 ms\tp99 ms\tcpu us/tx\tserver cpu us/tx\tKB/tx\tserver KB/tx\tlockstep is\tfailed tx\t")
+	fmt.Fprintln(t, "api\tclients\tcontender\ttx/s\tp50 ms\tp99 ms\tcpu us/tx\tserver cpu us/tx\tKB/tx\tserver KB/tx\tdisk KB/tx\tlockstep is\tfailed tx\t")
 	for i, k := range keys {
 		if i > 0 && (keys[i-1].API != k.API || keys[i-1].Clients != k.Clients) {
-			fmt.Fprintln(t, "\t\t\t\t\t\t\t\t\t\t\t\t")
+			fmt.Fprintln(t, "\t\t\t\t\t\t\t\t\t\t\t\t\t")
 		}
 		m, _ := r.Median(k)
 		ratio := "-"
 		if own, ok := r.Median(Key{rig.Lockstep, k.API, k.Clients}); ok && m.PerSecond > 0 {
 			ratio = fmt.Sprintf("%.2fx", own.PerSecond/m.PerSecond)
 		}
-		fmt.Fprintf(t, "%s\t%d\t%s\t%.0f\t%.2f\t%.2f\t%.0f\t%.0f\t%.1f\t%.1f\t%s\t%d\t\n", k.API, k.Clients, k.Contender,
-			m.PerSecond, m.P50MS, m.P99MS, m.CPUMicros, m.ServerCPUMicros, m.WrittenKB, m.ServerKB, ratio, m.TotalFailed)
+		fmt.Fprintf(t, "%s\t%d\t%s\t%.0f\t%.2f\t%.2f\t%.0f\t%.0f\t%.1f\t%.1f\t%.1f\t%s\t%d\t\n", k.API, k.Clients, k.Contender,
+			m.PerSecond, m.P50MS, m.P99MS, m.CPUMicros, m.ServerCPUMicros, m.WrittenKB, m.ServerKB, m.DiskKB, ratio, m.TotalFailed)
 	}
 	return t.Flush()
 }

@@ -99,6 +99,9 @@ func (r *Rig) Restart(ctx context.Context, c *Contender) error {
 }
 
 func (r *Rig) startLockstep(ctx context.Context, dir string) (*Contender, error) {
+	if _, err := os.Stat(r.bin("lockstep")); err != nil {
+		return nil, fmt.Errorf("%w\nnext: make build", err)
+	}
 	addrs, err := proc.FreeAddrs(3)
 	if err != nil {
 		return nil, err

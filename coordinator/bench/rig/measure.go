@@ -23,8 +23,9 @@ type Sample struct {
 	load.Result
 	CPUMicros       float64 `json:"cpu_us_per_tx"`        // of the coordinator's process
 	ServerCPUMicros float64 `json:"server_cpu_us_per_tx"` // of its database server's processes
-	WrittenKB       float64 `json:"written_kb_per_tx"`    // by the coordinator's process
+	WrittenKB       float64 `json:"written_kb_per_tx"`    // by the coordinator's process, as the kernel accounts it
 	ServerKB        float64 `json:"server_kb_per_tx"`     // by its database server's processes
+	DiskKB          float64 `json:"disk_kb_per_tx"`       // by the disk under the run's directory, for whomever; 0 if unknown
 }
 
 // ErrIncomplete says that a transaction was reported as committed without all its tries and confirms having been called.
@@ -61,7 +62,7 @@ func (r *Rig) Measure(ctx context.Context, c *Contender, api string, p load.Plan
 	}
 	read := make(chan reading, 1)
 	go func() {
-		s, err := c.follow(out)
+		s, err := c.follow(out, r.Dir)
 		out.CloseWithError(err) // so that the load cannot block on a reader that has gone
 		read <- reading{s, err}
 	}()
@@ -92,7 +93,7 @@ func complete(r load.Result, calls noop.Counts) error {
 }
 
 // follow reads the load's output and the meters at the marks in it.
-func (c *Contender) follow(out io.Reader) (Sample, error) {
+func (c *Contender) follow(out io.Reader, dir string) (Sample, error) {
 	var begin, end meters
 	var s Sample
 	lines := bufio.NewScanner(out)
@@ -107,9 +108,9 @@ func (c *Contender) follow(out io.Reader) (Sample, error) {
 		var err error
 		switch line.Event {
 		case "begin":
-			begin, err = c.meters()
+			begin, err = c.meters(dir)
 		case "end":
-			end, err = c.meters()
+			end, err = c.meters(dir)
 		case "result":
 			s.Result = line.Result
 		}
@@ -124,13 +125,17 @@ func (c *Contender) follow(out io.Reader) (Sample, error) {
 		own, server := end.own.Sub(begin.own), end.server.Sub(begin.server)
 		s.CPUMicros, s.WrittenKB = float64(own.CPU.Microseconds())/n, float64(own.WrittenBytes)/1024/n
 		s.ServerCPUMicros, s.ServerKB = float64(server.CPU.Microseconds())/n, float64(server.WrittenBytes)/1024/n
+		s.DiskKB = float64(end.disk-begin.disk) / 1024 / n
 	}
 	return s, nil
 }
 
-type meters struct{ own, server proc.Usage }
+type meters struct {
+	own, server proc.Usage
+	disk        int64
+}
 
-func (c *Contender) meters() (m meters, err error) {
+func (c *Contender) meters(dir string) (m meters, err error) {
 	if m.own, err = proc.ReadUsage(c.Process.PID); err != nil {
 		return m, fmt.Errorf("meters of %s: %w", c.Name, err)
 	}
@@ -139,5 +144,6 @@ func (c *Contender) meters() (m meters, err error) {
 			return m, fmt.Errorf("meters of %s's server: %w", c.Name, err)
 		}
 	}
+	m.disk, _ = proc.DiskWritten(dir) // not every file system can tell
 	return m, nil
 }
