@@ -1,0 +1,176 @@
+package barrier
+
+import (
+	"fmt"
+	"hash/fnv"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// SlotCount is how many slots a deployment has, for ever.
+const SlotCount = 1024
+
+// SlotOf returns the slot of a gid: a hash of the text between its first { and the next }, or of the whole gid where
+// there is no such text. Two gids with one tag share a slot.
+func SlotOf(gid string) int {
+	tag := gid
+	if _, rest, ok := strings.Cut(gid, "{"); ok {
+		if inner, _, ok := strings.Cut(rest, "}"); ok && inner != "" {
+			tag = inner
+		}
+	}
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(tag))
+	return int(h.Sum64() % SlotCount)
+}
+
+// The operations of DTM's protocol that a barrier tells apart. Others (a participant's own) are stored as they are and
+// have neither tombstones nor opposites.
+const (
+	OpTry        = "try"
+	OpConfirm    = "confirm"
+	OpCancel     = "cancel"
+	OpAction     = "action"
+	OpCompensate = "compensate"
+	OpCommit     = "commit"
+	OpRollback   = "rollback"
+	OpMsg        = "msg"
+)
+
+// undoes returns the operation that op takes back, "" if none.
+func undoes(op string) string {
+	switch op {
+	case OpCancel:
+		return OpTry
+	case OpCompensate, OpRollback:
+		return OpAction
+	}
+	return ""
+}
+
+func confirms(op string) bool { return op == OpConfirm || op == OpCommit }
+
+// coordinatorOnly says whether nobody but a coordinator makes such a call. DTM's clients make tries, a workflow's steps
+// in both directions, and a message's local part themselves, and know no epoch.
+func coordinatorOnly(transType, op string) bool {
+	switch op {
+	case OpConfirm, OpCancel:
+		return true
+	case OpAction, OpCompensate:
+		return transType == "saga" || transType == "msg"
+	}
+	return false
+}
+
+// Fence is a slot with the epoch at which its owner speaks. Epoch 0 means that none was given.
+type Fence struct {
+	Slot  int
+	Epoch int64
+}
+
+func (f Fence) given() bool { return f.Epoch != 0 }
+
+// Call identifies one branch call. It belongs to one handler run and is not safe for concurrent use: Do counts on it.
+type Call struct {
+	TransType string // tcc, saga, msg, xa, workflow
+	Gid       string
+	BranchID  string
+	Op        string
+	Fence     Fence // of the transaction; its slot is always SlotOf(Gid)
+	Account   Fence // of the account the branch works on; zero if the transaction's own slot stands for it
+
+	calls int // the barrier_id last given out
+}
+
+// String names the call in errors.
+func (c *Call) String() string {
+	return fmt.Sprintf("%s %s branch %s %s", c.TransType, c.Gid, c.BranchID, c.Op)
+}
+
+func (c *Call) validate() error {
+	for _, f := range []struct {
+		name, value string
+		max         int // DTM's column widths, so that every dialect holds what one of them holds
+	}{{"gid", c.Gid, 128}, {"trans_type", c.TransType, 45}, {"branch_id", c.BranchID, 128}, {"op", c.Op, 45}} {
+		if f.value == "" || len(f.value) > f.max {
+			return fmt.Errorf("%w: %s has %d bytes; 1 to %d are possible", ErrInvalid, f.name, len(f.value), f.max)
+		}
+	}
+	if c.calls > 99 {
+		return fmt.Errorf("%w: more than 99 barrier calls in one handler", ErrInvalid)
+	}
+	if slot := SlotOf(c.Gid); c.Fence.given() && c.Fence.Slot != slot {
+		return fmt.Errorf("%w: gid %s is in slot %d, the call names slot %d", ErrInvalid, c.Gid, slot, c.Fence.Slot)
+	}
+	for _, f := range []Fence{c.Fence, c.Account} {
+		if f.Slot < 0 || f.Slot >= SlotCount || f.Epoch < 0 {
+			return fmt.Errorf("%w: slot %d at epoch %d", ErrInvalid, f.Slot, f.Epoch)
+		}
+	}
+	return nil
+}
+
+// The names under which a call's fences travel, as HTTP headers and (in lower case) as gRPC metadata.
+const (
+	HeaderSlot         = "Lockstep-Slot"
+	HeaderEpoch        = "Lockstep-Epoch"
+	HeaderAccountSlot  = "Lockstep-Account-Slot"
+	HeaderAccountEpoch = "Lockstep-Account-Epoch"
+)
+
+// FromHTTP reads a call from a DTM-style HTTP request: identity in the query, fences in the headers. Errors wrap
+// ErrInvalid. The body is not touched.
+func FromHTTP(r *http.Request) (*Call, error) {
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, fmt.Errorf("%w: query: %w", ErrInvalid, err)
+	}
+	return parse(q.Get, "", r.Header.Get)
+}
+
+// FromMetadata reads a call from the incoming metadata of a DTM-style gRPC call (metadata.MD is such a map). Errors wrap
+// ErrInvalid.
+func FromMetadata(md map[string][]string) (*Call, error) {
+	get := func(name string) string {
+		if v := md[strings.ToLower(name)]; len(v) > 0 {
+			return v[0]
+		}
+		return ""
+	}
+	return parse(get, "dtm-", get)
+}
+
+func parse(identity func(string) string, prefix string, header func(string) string) (*Call, error) {
+	fence, err := parseFence(header, HeaderSlot, HeaderEpoch)
+	if err != nil {
+		return nil, err
+	}
+	account, err := parseFence(header, HeaderAccountSlot, HeaderAccountEpoch)
+	if err != nil {
+		return nil, err
+	}
+	c := &Call{
+		TransType: identity(prefix + "trans_type"),
+		Gid:       identity(prefix + "gid"),
+		BranchID:  identity(prefix + "branch_id"),
+		Op:        identity(prefix + "op"),
+		Fence:     fence,
+		Account:   account,
+	}
+	return c, c.validate()
+}
+
+func parseFence(header func(string) string, slotName, epochName string) (Fence, error) {
+	slot, epoch := header(slotName), header(epochName)
+	if slot == "" && epoch == "" {
+		return Fence{}, nil
+	}
+	s, serr := strconv.Atoi(slot)
+	e, eerr := strconv.ParseInt(epoch, 10, 64)
+	if serr != nil || eerr != nil || s < 0 || s >= SlotCount || e < 1 {
+		return Fence{}, fmt.Errorf("%w: %s %q and %s %q; a slot from 0 to %d and an epoch from 1 up go together", ErrInvalid, slotName, slot, epochName, epoch, SlotCount-1)
+	}
+	return Fence{s, e}, nil
+}

@@ -1,0 +1,128 @@
+// Command lockstep-participants serves the reference participants of a payment over HTTP: buyers' accounts behind one
+// database and barrier, merchants and points behind another.
+//
+// Its law: the program holds no state; what it answered is in the databases, and it may be killed at any instant. It is
+// tested as a whole, by HTTP, with restarts in between.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+)
+
+func main() { os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) }
+
+type cli struct {
+	Serve serveCmd `cmd:"" help:"Serve the buyer, merchant and points participants."`
+}
+
+type serveCmd struct {
+	Listen        string        `help:"Address to serve HTTP on; loopback only, it has no authentication." default:"127.0.0.1:0"`
+	DBBuyer       string        `help:"SQLite file of the buyers." required:"" type:"path" name:"db-buyer"`
+	DBMerchant    string        `help:"SQLite file of merchants and points." required:"" type:"path" name:"db-merchant"`
+	PortFile      string        `help:"File to write the port to once it is served." type:"path"`
+	AllowUnfenced bool          `help:"Take confirms and cancels without an epoch, as DTM's own server sends them."`
+	DrainLimit    time.Duration `help:"How long open calls may take to end after SIGTERM." default:"10s"`
+}
+
+// Validate refuses to be reachable from outside.
+func (c *serveCmd) Validate() error {
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return fmt.Errorf("--listen: %w", err)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("--listen %s: only a loopback address will do: anybody who reaches it can move money", c.Listen)
+	}
+	return nil
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var c cli
+	code := -1
+	parser, err := kong.New(&c, kong.Name("lockstep-participants"), kong.Writers(stdout, stderr), kong.Exit(func(n int) { code = n }),
+		kong.Description("Reference participants of a payment."), kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(slog.New(slog.NewTextHandler(stderr, nil))))
+	if err != nil {
+		fmt.Fprintln(stderr, "lockstep-participants:", err)
+		return 1
+	}
+	parsed, err := parser.Parse(args)
+	switch {
+	case code >= 0: // --help was printed
+		return code
+	case err != nil:
+		fmt.Fprintln(stderr, "lockstep-participants:", err)
+		return 2
+	}
+	if err := parsed.Run(); err != nil {
+		fmt.Fprintln(stderr, "lockstep-participants:", err)
+		return 1
+	}
+	return 0
+}
+
+// Run serves until ctx ends and returns when open calls have ended.
+func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
+	s, err := open(ctx, c.DBBuyer, c.DBMerchant, c.AllowUnfenced, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	l, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	port := l.Addr().(*net.TCPAddr).Port
+	if c.PortFile != "" {
+		if err := writeFile(c.PortFile, strconv.Itoa(port)+"\n"); err != nil {
+			return errors.Join(err, srv.Close())
+		}
+		defer os.Remove(c.PortFile)
+	}
+	log.Info("serving", "addr", l.Addr().String())
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	dctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), c.DrainLimit, errors.New("open calls did not end within --drain-limit"))
+	defer cancel()
+	if err := srv.Shutdown(dctx); err != nil {
+		return errors.Join(context.Cause(dctx), srv.Close())
+	}
+	log.Info("drained")
+	return nil
+}
+
+// writeFile makes file appear complete or not at all.
+func writeFile(file, content string) error {
+	tmp, err := os.CreateTemp(filepath.Dir(file), ".port-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.WriteString(content)
+	if err := errors.Join(err, tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), file)
+}

@@ -1,0 +1,50 @@
+// Package money is an amount as participants carry it in payloads.
+//
+// Its law: amounts are integers in the currency's minor unit (fen, cents) and positive; there is no floating point and
+// no sign to get wrong. It is tested by a table of valid and invalid amounts.
+package money
+
+import (
+	"fmt"
+
+	"github.com/lockstep-tx/lockstep/participants/barrier"
+)
+
+// MinorMax bounds one amount, far below where sums of many could overflow an int64.
+const MinorMax = 1_000_000_000_000_000
+
+// Transfer is the payload of a branch that moves money on or off one account.
+type Transfer struct {
+	Account  string `json:"account"`
+	Minor    int64  `json:"amount"`             // in minor units
+	Currency string `json:"currency,omitempty"` // ISO 4217; empty means DefaultCurrency
+}
+
+// DefaultCurrency is meant where a payload names none.
+const DefaultCurrency = "CNY"
+
+// Normal returns t with its currency filled in, or an error that wraps barrier.ErrInvalid.
+func (t Transfer) Normal() (Transfer, error) {
+	if t.Currency == "" {
+		t.Currency = DefaultCurrency
+	}
+	if t.Account == "" || len(t.Account) > 128 {
+		return t, fmt.Errorf("%w: account has %d bytes; 1 to 128 are possible", barrier.ErrInvalid, len(t.Account))
+	}
+	if t.Minor <= 0 || t.Minor > MinorMax {
+		return t, fmt.Errorf("%w: amount %d; 1 to %d minor units are possible", barrier.ErrInvalid, t.Minor, int64(MinorMax))
+	}
+	return t, CheckCurrency(t.Currency)
+}
+
+// CheckCurrency returns an error that wraps barrier.ErrInvalid unless c is three capital letters.
+func CheckCurrency(c string) error {
+	ok := len(c) == 3
+	for i := range len(c) {
+		ok = ok && c[i] >= 'A' && c[i] <= 'Z'
+	}
+	if !ok {
+		return fmt.Errorf("%w: currency %q is not three capital letters", barrier.ErrInvalid, c)
+	}
+	return nil
+}
