@@ -339,7 +339,7 @@ func (c *Core) run(e *entry, eff txn.Effect, upTo uint64) {
 	case txn.Answer:
 		kept := e.waiting[:0]
 		for _, p := range e.waiting {
-			if p.id <= upTo && p.req.Want.satisfied(f.Milestone) {
+			if p.id <= upTo && p.req.Want.satisfied(f.Milestone, &e.tx.State) {
 				p.finish(answer{reply: e.reply()})
 			} else {
 				kept = append(kept, p)
@@ -407,20 +407,13 @@ func (c *Core) Replied(at int64, r CallResult) {
 	if r.Outcome != txn.Deferred {
 		e.tx.Timeline.Add(record.Attempt{
 			Branch: r.Call.Branch, Op: r.Call.Op, Number: r.Call.Attempt, StartedAt: at - r.Took.Milliseconds(),
-			Took: r.Took, Outcome: r.Outcome, Text: clipText(r.Text),
+			Took: r.Took, Outcome: r.Outcome, Text: txn.Clip(r.Text),
 		})
 	}
 	c.step(at, e, txn.Reply{
 		At: at, Epoch: hs.epoch, Branch: r.Call.Branch, Op: r.Call.Op, Attempt: r.Call.Attempt, Outcome: r.Outcome,
 		Text: r.Text, Result: r.Result, RetryAfterMillis: r.RetryAfter.Milliseconds(),
 	}, nil)
-}
-
-func clipText(s string) string {
-	if len(s) > txn.ErrorBytesMax {
-		return s[:txn.ErrorBytesMax]
-	}
-	return s
 }
 
 // Expire ticks every transaction whose wake is due.

@@ -22,6 +22,8 @@ const (
 	WantFinished
 	// WantPass: finished, or every call that could be made was answered once (DTM's wait_result).
 	WantPass
+	// WantOption: WantPass where the transaction's own options say wait_result, else WantAccepted.
+	WantOption
 )
 
 // Request is one client request for one transaction. Event nil only reads. At and Epoch of the event are filled in by
@@ -92,7 +94,7 @@ func (p *pending) finish(a answer) {
 }
 
 // satisfied says whether a milestone ends the wait.
-func (w Want) satisfied(m txn.Milestone) bool {
+func (w Want) satisfied(m txn.Milestone, s *txn.State) bool {
 	switch w {
 	case WantAccepted:
 		return m == txn.Accepted
@@ -104,6 +106,11 @@ func (w Want) satisfied(m txn.Milestone) bool {
 		return m == txn.FinishedAll
 	case WantPass:
 		return m == txn.PassOver || m == txn.FinishedAll
+	case WantOption:
+		if s.Opt.WaitResult {
+			return WantPass.satisfied(m, s)
+		}
+		return m == txn.Accepted
 	}
 	return false
 }

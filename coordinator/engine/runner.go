@@ -31,6 +31,8 @@ type Config struct {
 	Committers int
 	// JournalDelay is how long an event may wait for company on its way to the journal. Defaults to 200 ms.
 	JournalDelay time.Duration
+	// KeepFinished is how long finished transactions stay visible. 0 means for ever.
+	KeepFinished time.Duration
 	// RouteTimeout bounds the search for a slot's holder. Defaults to 6 s.
 	RouteTimeout time.Duration
 	// Log gets lifecycle and decisions; nil discards.

@@ -1,6 +1,9 @@
 package txn
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // decide takes the decision, once. What must be cancelled is fixed here: a later answer of a call that was in flight
 // does not make a step that could not have started owe a compensation.
@@ -337,7 +340,7 @@ func (w *work) forwardReply(i int, one *OpState, e Reply) {
 	}
 	if w.s.Phase == PhaseRunning && !w.s.Stopped {
 		if refused {
-			w.decide(false, fmt.Sprintf("url:%s return failed: %s", b.Try, clip(e.Text)))
+			w.decide(false, fmt.Sprintf("url:%s return failed: %s", b.Try, Clip(e.Text)))
 			return
 		}
 		if n := w.s.Opt.RetryLimit; n > 0 && w.s.Retries > n && one.Status == OpPending && e.Outcome != Deferred && e.Outcome != Stale {
@@ -411,7 +414,7 @@ func (w *work) queryReply(e Reply) {
 			return
 		}
 	case Refused:
-		w.decide(false, fmt.Sprintf("url:%s return failed: %s", w.s.QueryURL, clip(e.Text)))
+		w.decide(false, fmt.Sprintf("url:%s return failed: %s", w.s.QueryURL, Clip(e.Text)))
 		return
 	case Ongoing, Unknown, Stale, Deferred:
 	}
@@ -427,20 +430,21 @@ func (w *work) settle(op *OpState, e Reply, id BranchID) {
 	case Done:
 		op.Fails, op.NextAt, op.DoneAt, op.LastError = 0, 0, w.at, ""
 	case Ongoing:
-		op.Fails, op.NextAt, op.LastError = 0, w.at+w.s.retryInterval(), clip(e.Text)
+		op.Fails, op.NextAt, op.LastError = 0, w.at+w.s.retryInterval(), Clip(e.Text)
 	case Deferred:
 		op.Attempts--
 		op.NextAt = w.at + max(e.RetryAfterMillis, 1)
 	case Refused, Unknown, Stale:
 		op.Fails++
-		op.LastError = clip(e.Text)
+		op.LastError = Clip(e.Text)
 		op.NextAt = w.at + Backoff(op.Fails, w.s.Opt.RetryInterval.Milliseconds(), hash64(w.s.Gid, id))
 	}
 }
 
-func clip(s string) string {
+// Clip bounds a text of somebody else's to ErrorBytesMax bytes of valid UTF-8: what is stored must be readable again.
+func Clip(s string) string {
 	if len(s) > ErrorBytesMax {
-		return s[:ErrorBytesMax]
+		s = s[:ErrorBytesMax]
 	}
-	return s
+	return strings.ToValidUTF8(s, "?")
 }
