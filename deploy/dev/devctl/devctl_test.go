@@ -1,0 +1,155 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestMain turns the test binary into devctl when it is called as a server's first life, or by a test.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && (os.Args[1] == "exec" || os.Getenv("LOCKSTEP_DEVCTL_TEST") != "") {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+func sleeper(t *testing.T, args ...string) (*exec.Cmd, record) {
+	t.Helper()
+	cmd := exec.Command("/bin/sh", args...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	ticks, ok := statOf(cmd.Process.Pid)
+	if !ok {
+		t.Fatal("no start time")
+	}
+	return cmd, record{cmd.Process.Pid, ticks}
+}
+
+// The law: a pid that now belongs to another process is left alone.
+func TestStopLeavesAReusedPidAlone(t *testing.T) {
+	_, r := sleeper(t, "-c", "read x", "sh")
+	reused := r
+	reused.StartTicks--
+	if reused.alive() {
+		t.Error("a process with another start time passes for ours")
+	}
+	if err := reused.stop(syscall.SIGKILL, 0); err != nil {
+		t.Fatal(err)
+	}
+	if (record{}).alive() {
+		t.Error("no record passes for a process")
+	}
+}
+
+// A server that ignores the polite signal, or is stopped, ends all the same.
+func TestStopKillsWhatDoesNotListen(t *testing.T) {
+	cmd, r := sleeper(t, "-c", "trap '' TERM; while :; do sleep 1; done")
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.stop(syscall.SIGTERM, 50*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	if r.alive() {
+		t.Error("it is still there")
+	}
+}
+
+// The law: what devctl did not make stays, beside its own and without.
+func TestDownRemovesItsOwnOnly(t *testing.T) {
+	dir := t.TempDir()
+	foreign := filepath.Join(dir, "bench")
+	if err := os.Mkdir(foreign, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := down(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := mark(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := plan(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "etcd1.log"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := down(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 || entries[0].Name() != "bench" {
+		t.Errorf("%v %v", entries, err)
+	}
+	if err := os.Remove(foreign); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(mark(dir), down(dir)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the empty directory is still there: %v", err)
+	}
+}
+
+// A directory whose postgres/ is somebody else's is refused: down would remove it.
+func TestForeignDataIsNotTakenOver(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "postgres"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := mark(dir); err == nil {
+		t.Error("taken over")
+	}
+}
+
+func TestPortsAreFreeAndDistinct(t *testing.T) {
+	ports, err := freePorts(50)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[int]bool{}
+	for _, p := range ports {
+		if seen[p] || p < 20000 || p >= 32000 {
+			t.Errorf("port %d", p)
+		}
+		seen[p] = true
+	}
+}
+
+// The list of what is missing is exact, whatever is installed here.
+func TestMissingNamesExactlyThePackages(t *testing.T) {
+	none := installed{}
+	if got := strings.Join(none.missing(), " "); got != "postgresql mariadb-server-core mariadb-client-core redis-server" {
+		t.Errorf("missing %q", got)
+	}
+	all := installed{"p", "i", "m", "mi", "mp", "r"}
+	if got := all.missing(); got != nil {
+		t.Errorf("missing %q", got)
+	}
+	var w bytes.Buffer
+	none.describe(&w)
+	if !strings.Contains(w.String(), "will install Debian packages: postgresql mariadb-server-core mariadb-client-core redis-server\n") {
+		t.Errorf("%s", w.String())
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	for want, args := range map[int][]string{2: {"nonsense"}, 0: {"--help"}} {
+		if got := run(t.Context(), args, &bytes.Buffer{}, &bytes.Buffer{}); got != want {
+			t.Errorf("%v: exit %d, want %d", args, got, want)
+		}
+	}
+}

@@ -1,0 +1,189 @@
+//go:build servers
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func up(t *testing.T, dir string) *serverSet {
+	t.Helper()
+	s, err := ensure(t.Context(), dir, false, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := down(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func (s *serverSet) pids(t *testing.T) map[string]record {
+	t.Helper()
+	pids := map[string]record{}
+	for _, sv := range s.Servers {
+		r, err := readRecord(s.recordPath(sv.Name))
+		if err != nil || !r.alive() {
+			t.Fatalf("%s: %+v, %v", sv.Name, r, err)
+		}
+		pids[sv.Name] = r
+	}
+	return pids
+}
+
+// mentions returns the processes whose command line or log names dir.
+func mentions(t *testing.T, dir string) (found []string) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if b, err := os.ReadFile(f); err == nil && bytes.Contains(b, []byte(dir)) {
+			found = append(found, f+": "+string(bytes.ReplaceAll(b, []byte{0}, []byte(" "))))
+		}
+	}
+	return found
+}
+
+// The whole life: up, up again, members killed, up, down, nothing left.
+func TestServersComeBackAndLeaveNothing(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "dev")
+	first := up(t, dir).pids(t)
+	if second := up(t, dir).pids(t); fmt.Sprint(second) != fmt.Sprint(first) {
+		t.Errorf("a second up changed the servers: %v, %v", first, second)
+	}
+	for _, name := range []string{"etcd2", "postgres", "mariadb"} {
+		if err := first[name].stop(syscall.SIGKILL, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	third := up(t, dir)
+	for name, r := range third.pids(t) {
+		killed := name == "etcd2" || name == "postgres" || name == "mariadb"
+		if (r != first[name]) != killed {
+			t.Errorf("%s: %+v before, %+v after", name, first[name], r)
+		}
+	}
+	for _, sv := range third.Servers {
+		if err := sv.probe(t.Context(), third); err != nil {
+			t.Errorf("%s: %v", sv.Name, err)
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "env"))
+	if err != nil || !strings.Contains(string(b), "\nLOCKSTEP_TEST_ETCD_PIDS=") {
+		t.Errorf("env file: %v\n%s", err, b)
+	}
+	home := third.Home
+	for range 2 {
+		if err := down(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, d := range []string{dir, home} {
+		if _, err := os.Stat(d); !os.IsNotExist(err) {
+			t.Errorf("%s is still there: %v", d, err)
+		}
+		if left := mentions(t, d); left != nil {
+			t.Errorf("processes left: %v", left)
+		}
+	}
+}
+
+// An up that is cut off at any point is finished by the next one.
+func TestInterruptedUpIsFinished(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "dev")
+	for _, point := range []string{"servers.json", "postgres.part", "redis.pid.json", "mariadb", "etcd3.pid.json"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := ensure(ctx, dir, false, t.Output())
+			done <- err
+		}()
+	wait:
+		for {
+			select {
+			case err := <-done: // it was quicker: then there is nothing to interrupt
+				if err != nil {
+					t.Fatal(err)
+				}
+				break wait
+			default:
+				// In the home too, which is elsewhere where dir cannot be entered by others.
+				if s, err := load(dir); err == nil {
+					if _, err := os.Stat(filepath.Join(s.Home, point)); err == nil {
+						break wait
+					}
+					if _, err := os.Stat(filepath.Join(dir, point)); err == nil {
+						break wait
+					}
+				}
+			}
+		}
+		cancel()
+		s := up(t, dir) // waits for the first by the lock
+		s.pids(t)
+		if err := down(dir); err != nil {
+			t.Fatal(err)
+		}
+		if left := mentions(t, dir); left != nil {
+			t.Fatalf("interrupted at %s: processes left: %v", point, left)
+		}
+	}
+}
+
+// run hands on the command's exit code, gives it the addresses, and leaves nothing, also when it is interrupted.
+func TestRunTakesItsServersDown(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		script    string
+		interrupt bool
+		code      int
+	}{
+		{`test -n "$LOCKSTEP_TEST_POSTGRES_URL"; echo "$LOCKSTEP_TEST_SERVERS"; exit 7`, false, 7},
+		{`echo "$LOCKSTEP_TEST_SERVERS"; exec sleep 600`, true, 130},
+	} {
+		cmd := exec.Command(self, "run", "--", "/bin/sh", "-c", tc.script)
+		cmd.Env = append(os.Environ(), "LOCKSTEP_DEVCTL_TEST=1")
+		cmd.Stderr = t.Output()
+		stdout, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var dir string
+		if _, err := fmt.Fscanln(stdout, &dir); err != nil {
+			t.Fatal(err)
+		}
+		if tc.interrupt {
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = cmd.Wait()
+		if got := cmd.ProcessState.ExitCode(); got != tc.code {
+			t.Errorf("exit code %d, want %d", got, tc.code)
+		}
+		if _, err := os.Stat(dir); !os.IsNotExist(err) {
+			t.Errorf("%s is still there: %v", dir, err)
+		}
+		if left := mentions(t, dir); left != nil {
+			t.Errorf("processes left: %v", left)
+		}
+	}
+}
