@@ -2,29 +2,19 @@ package barrier
 
 import (
 	"fmt"
-	"hash/fnv"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
+
+	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
 // SlotCount is how many slots a deployment has, for ever.
-const SlotCount = 1024
+const SlotCount = slot.Count
 
-// SlotOf returns the slot of a gid: a hash of the text between its first { and the next }, or of the whole gid where
-// there is no such text. Two gids with one tag share a slot.
-func SlotOf(gid string) int {
-	tag := gid
-	if _, rest, ok := strings.Cut(gid, "{"); ok {
-		if inner, _, ok := strings.Cut(rest, "}"); ok && inner != "" {
-			tag = inner
-		}
-	}
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(tag))
-	return int(h.Sum64() % SlotCount)
-}
+// SlotOf returns the slot of a gid: a hash of its tag, or of the whole gid where it has none (see package slot).
+func SlotOf(gid string) int { return slot.Of(gid) }
 
 // The operations of DTM's protocol that a barrier tells apart. Others (a participant's own) are stored as they are and
 // have neither tombstones nor opposites.
@@ -101,8 +91,8 @@ func (c *Call) validate() error {
 	if c.calls > 99 {
 		return fmt.Errorf("%w: more than 99 barrier calls in one handler", ErrInvalid)
 	}
-	if slot := SlotOf(c.Gid); c.Fence.given() && c.Fence.Slot != slot {
-		return fmt.Errorf("%w: gid %s is in slot %d, the call names slot %d", ErrInvalid, c.Gid, slot, c.Fence.Slot)
+	if own := SlotOf(c.Gid); c.Fence.given() && c.Fence.Slot != own {
+		return fmt.Errorf("%w: gid %s is in slot %d, the call names slot %d", ErrInvalid, c.Gid, own, c.Fence.Slot)
 	}
 	for _, f := range []Fence{c.Fence, c.Account} {
 		if f.Slot < 0 || f.Slot >= SlotCount || f.Epoch < 0 {
@@ -163,14 +153,14 @@ func parse(identity func(string) string, prefix string, header func(string) stri
 }
 
 func parseFence(header func(string) string, slotName, epochName string) (Fence, error) {
-	slot, epoch := header(slotName), header(epochName)
-	if slot == "" && epoch == "" {
+	number, epoch := header(slotName), header(epochName)
+	if number == "" && epoch == "" {
 		return Fence{}, nil
 	}
-	s, serr := strconv.Atoi(slot)
+	s, serr := strconv.Atoi(number)
 	e, eerr := strconv.ParseInt(epoch, 10, 64)
 	if serr != nil || eerr != nil || s < 0 || s >= SlotCount || e < 1 {
-		return Fence{}, fmt.Errorf("%w: %s %q and %s %q; a slot from 0 to %d and an epoch from 1 up go together", ErrInvalid, slotName, slot, epochName, epoch, SlotCount-1)
+		return Fence{}, fmt.Errorf("%w: %s %q and %s %q; a slot from 0 to %d and an epoch from 1 up go together", ErrInvalid, slotName, number, epochName, epoch, SlotCount-1)
 	}
 	return Fence{s, e}, nil
 }

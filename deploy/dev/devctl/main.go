@@ -156,7 +156,7 @@ func (c *runCmd) command(ctx context.Context, set *serverSet, o out) error {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), set.env()...)
 	cmd.Stdout, cmd.Stderr = o.stdout, o.stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
