@@ -130,10 +130,12 @@ const installScript = `set -eu
 policy=/usr/sbin/policy-rc.d
 cluster=/etc/postgresql-common/createcluster.d/zz-lockstep-dev.conf
 made=
-clean() { for f in $made; do rm -f "$f"; done; }
+dirs=
+clean() { for f in $made; do rm -f "$f"; done; for d in $dirs; do rmdir "$d" 2>/dev/null || true; done; }
 trap clean EXIT
 trap 'exit 130' INT TERM HUP
 if [ ! -e "$policy" ]; then made="$made $policy"; printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod 755 "$policy"; fi
+for d in /etc/postgresql-common/createcluster.d /etc/postgresql-common; do [ -d "$d" ] || dirs="$dirs $d"; done
 mkdir -p "$(dirname "$cluster")"
 made="$made $cluster"; echo 'create_main_cluster = false' >"$cluster"
 export DEBIAN_FRONTEND=noninteractive
