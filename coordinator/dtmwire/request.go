@@ -252,7 +252,7 @@ func (s *Server) sagaSpec(g *global, sp *txn.Spec) error {
 		}
 		sp.Branches[i].After = after
 	}
-	if i := cycle(sp.Branches); i >= 0 {
+	if i := txn.Cycle(sp.Branches); i >= 0 {
 		return invalid("custom_data.orders", "step %d waits for itself in a circle", i)
 	}
 	return nil
@@ -264,34 +264,6 @@ func parseIndex(key string, n int) (int, error) {
 		return 0, invalid("custom_data.orders", "%q is no step of %d", key, n)
 	}
 	return i, nil
-}
-
-// cycle finds a branch that waits for itself; -1 when there is none.
-func cycle(bs []txn.Branch) int {
-	state := make([]uint8, len(bs))
-	var visit func(i int) bool
-	visit = func(i int) bool {
-		switch state[i] {
-		case 1:
-			return true
-		case 2:
-			return false
-		}
-		state[i] = 1
-		for _, j := range bs[i].After {
-			if visit(j) {
-				return true
-			}
-		}
-		state[i] = 2
-		return false
-	}
-	for i := range bs {
-		if visit(i) {
-			return i
-		}
-	}
-	return -1
 }
 
 func stepID(i int) txn.BranchID { return txn.BranchID(fmt.Sprintf("%02d", i+1)) }

@@ -793,7 +793,6 @@ type Transaction struct {
 	DecidedAt     int64                  `protobuf:"varint,7,opt,name=decided_at,json=decidedAt,proto3" json:"decided_at,omitempty"`
 	FinishedAt    int64                  `protobuf:"varint,8,opt,name=finished_at,json=finishedAt,proto3" json:"finished_at,omitempty"`
 	Branches      []*BranchState         `protobuf:"bytes,9,rep,name=branches,proto3" json:"branches,omitempty"`
-	Replayed      bool                   `protobuf:"varint,10,opt,name=replayed,proto3" json:"replayed,omitempty"` // the answer of an earlier request with the same idempotency key
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -889,13 +888,6 @@ func (x *Transaction) GetBranches() []*BranchState {
 		return x.Branches
 	}
 	return nil
-}
-
-func (x *Transaction) GetReplayed() bool {
-	if x != nil {
-		return x.Replayed
-	}
-	return false
 }
 
 type BranchState struct {
@@ -1192,7 +1184,7 @@ const file_coordinator_api_apipb_lockstep_proto_rawDesc = "" +
 	"\x03gid\x18\x01 \x01(\tR\x03gid\"\x0f\n" +
 	"\rNewGidRequest\"\x1f\n" +
 	"\vNewGidReply\x12\x10\n" +
-	"\x03gid\x18\x01 \x01(\tR\x03gid\"\xbc\x02\n" +
+	"\x03gid\x18\x01 \x01(\tR\x03gid\"\xa0\x02\n" +
 	"\vTransaction\x12\x10\n" +
 	"\x03gid\x18\x01 \x01(\tR\x03gid\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12(\n" +
@@ -1204,9 +1196,7 @@ const file_coordinator_api_apipb_lockstep_proto_rawDesc = "" +
 	"decided_at\x18\a \x01(\x03R\tdecidedAt\x12\x1f\n" +
 	"\vfinished_at\x18\b \x01(\x03R\n" +
 	"finishedAt\x124\n" +
-	"\bbranches\x18\t \x03(\v2\x18.lockstep.v1.BranchStateR\bbranches\x12\x1a\n" +
-	"\breplayed\x18\n" +
-	" \x01(\bR\breplayed\"\xce\x01\n" +
+	"\bbranches\x18\t \x03(\v2\x18.lockstep.v1.BranchStateR\bbranches\"\xce\x01\n" +
 	"\vBranchState\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
