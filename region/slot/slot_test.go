@@ -3,6 +3,7 @@ package slot
 import (
 	"hash/fnv"
 	"testing"
+	"time"
 )
 
 func TestSlotIsFNVOfTheTagOrOfTheWholeText(t *testing.T) {
@@ -48,4 +49,30 @@ func FuzzOf(f *testing.F) {
 			t.Fatalf("Of(%q) = %d", id, n)
 		}
 	})
+}
+
+func TestNewGidCarriesItsTimeAndFallsIntoAnAcceptedSlot(t *testing.T) {
+	now := time.UnixMilli(1_790_000_000_123)
+	seen := map[string]bool{}
+	for range 1000 {
+		gid := NewGid(now, func(n int) bool { return n < 32 })
+		if Of(gid) >= 32 {
+			t.Fatalf("%s is in slot %d", gid, Of(gid))
+		}
+		if at, ok := TimeOf(gid); !ok || !at.Equal(now) {
+			t.Fatalf("TimeOf(%s) = %v, %v", gid, at, ok)
+		}
+		if seen[gid] {
+			t.Fatalf("%s came twice", gid)
+		}
+		seen[gid] = true
+	}
+	if a, b := NewGid(now, nil), NewGid(now.Add(time.Millisecond), nil); a >= b {
+		t.Errorf("%s does not sort before %s", a, b)
+	}
+	for _, other := range []string{"", "abc", "ls1", "ls1!000000000000000000000", NewGid(now, nil) + "x"} {
+		if _, ok := TimeOf(other); ok {
+			t.Errorf("TimeOf(%q) found a time", other)
+		}
+	}
 }

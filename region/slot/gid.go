@@ -1,0 +1,70 @@
+package slot
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"time"
+)
+
+// GidPrefix begins every gid made by NewGid, and marks it as one that carries its time.
+const GidPrefix = "ls1"
+
+const (
+	crockford  = "0123456789abcdefghjkmnpqrstvwxyz"
+	timeChars  = 10 // 50 bits of milliseconds
+	randChars  = 12 // 60 bits
+	gidLength  = len(GidPrefix) + timeChars + randChars
+	triesOfGid = 1 << 16
+)
+
+// NewGid makes a gid that carries now (to the millisecond) and 60 random bits, for whose slot accept is true; a nil
+// accept takes any. Gids sort by time. Where accept takes almost nothing it gives up after many tries and gives any.
+func NewGid(now time.Time, accept func(slot int) bool) string {
+	var b [gidLength]byte
+	copy(b[:], GidPrefix)
+	ms := uint64(now.UnixMilli())
+	for i := timeChars - 1; i >= 0; i-- {
+		b[len(GidPrefix)+i] = crockford[ms&31]
+		ms >>= 5
+	}
+	var seed [8]byte
+	_, _ = rand.Read(seed[:]) // it never fails (crypto/rand's contract)
+	r := binary.LittleEndian.Uint64(seed[:])
+	for range triesOfGid {
+		v := mix(r)
+		for i := range randChars {
+			b[len(GidPrefix)+timeChars+i] = crockford[v&31]
+			v >>= 5
+		}
+		if accept == nil || accept(Of(string(b[:]))) {
+			break
+		}
+		r++
+	}
+	return string(b[:])
+}
+
+// TimeOf gives the time that a gid made by NewGid carries; false for any other gid.
+func TimeOf(gid string) (time.Time, bool) {
+	if len(gid) != gidLength || gid[:len(GidPrefix)] != GidPrefix {
+		return time.Time{}, false
+	}
+	var ms uint64
+	for i := range timeChars {
+		v := decode(gid[len(GidPrefix)+i])
+		if v < 0 {
+			return time.Time{}, false
+		}
+		ms = ms<<5 | uint64(v)
+	}
+	return time.UnixMilli(int64(ms)), true
+}
+
+func decode(c byte) int {
+	for i := range len(crockford) {
+		if crockford[i] == c {
+			return i
+		}
+	}
+	return -1
+}
