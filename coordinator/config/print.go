@@ -1,10 +1,12 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"reflect"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -84,4 +86,52 @@ func Reference() string {
 		fmt.Fprintf(&b, "\n## %s\n\n| flag | variable | default | meaning |\n|---|---|---|---|\n%s\n", g, strings.Join(rows[g], "\n"))
 	}
 	return b.String()
+}
+
+// CheckValues parses the values of a file or of the environment by the kind of their field. It gives the values that
+// can be parsed and an error with every one that cannot.
+func CheckValues(values map[string]string, where string) (map[string]string, error) {
+	t := reflect.TypeFor[Config]()
+	good := map[string]string{}
+	var errs []error
+	for i := range t.NumField() {
+		f := t.Field(i)
+		v, ok := values[Key(f)]
+		if !ok {
+			continue
+		}
+		var err error
+		var want string
+		switch {
+		case f.Type == reflect.TypeFor[time.Duration]():
+			_, err = time.ParseDuration(v)
+			want = "a time such as 90s or 24h"
+		case f.Type.Kind() == reflect.Bool:
+			_, err = strconv.ParseBool(v)
+			want = "true or false"
+		case f.Type.Kind() == reflect.Int || f.Type.Kind() == reflect.Int64:
+			_, err = strconv.ParseInt(v, 10, 64)
+			want = "a whole number"
+		case f.Type.Kind() == reflect.Float64:
+			_, err = strconv.ParseFloat(v, 64)
+			want = "a number"
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %q in %s is not %s", Key(f), v, where, want))
+			continue
+		}
+		good[Key(f)] = v
+	}
+	return good, errors.Join(errs...)
+}
+
+// Environment reads the variables of all keys.
+func Environment(getenv func(string) string) map[string]string {
+	out := map[string]string{}
+	for _, k := range Keys() {
+		if v := getenv(EnvName(k)); v != "" {
+			out[k] = v
+		}
+	}
+	return out
 }

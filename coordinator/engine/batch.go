@@ -211,7 +211,12 @@ func (c *Core) durable(at int64, it *written) {
 	}
 	if it.decision || it.finish {
 		c.out.Rows = append(c.out.Rows, rowOf(e))
-		c.out.Changes = append(c.out.Changes, changeOf(e, at))
+		ch := changeOf(e, at)
+		ch.Decided = it.decision
+		if !it.finish {
+			ch.Phase = rowOf(e).Phase
+		}
+		c.out.Changes = append(c.out.Changes, ch)
 	}
 	for _, g := range open {
 		for _, ge := range g.effects {

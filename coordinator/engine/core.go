@@ -122,8 +122,16 @@ type Output struct {
 	Rows    []Row
 	Lookups []*pending // ask the journal, then Apply again
 	Changes []Change
+	// Results are calls that were answered, with how often the call has failed in a row.
+	Results []CalledResult
 	// StaleSlots answered "a newer epoch has been here".
 	StaleSlots []int
+}
+
+// CalledResult is a call's result and its failures in a row.
+type CalledResult struct {
+	Result CallResult
+	Fails  int
 }
 
 // Change is a transition that is durable, for logs and metrics.
@@ -135,6 +143,8 @@ type Change struct {
 	Reason  string
 	BegunAt int64
 	At      int64
+	// Decided: the decision became durable with this change, not only the finish.
+	Decided bool
 }
 
 // NewCore makes an empty core. known may be nil: then the journal is asked for every unknown gid.
@@ -414,6 +424,11 @@ func (c *Core) Replied(at int64, r CallResult) {
 		At: at, Epoch: hs.epoch, Branch: r.Call.Branch, Op: r.Call.Op, Attempt: r.Call.Attempt, Outcome: r.Outcome,
 		Text: r.Text, Result: r.Result, RetryAfterMillis: r.RetryAfter.Milliseconds(),
 	}, nil)
+	fails := 0
+	if r.Outcome != txn.Done && r.Outcome != txn.Deferred {
+		fails = e.tx.State.MaxFails()
+	}
+	c.out.Results = append(c.out.Results, CalledResult{Result: r, Fails: fails})
 }
 
 // Expire ticks every transaction whose wake is due.

@@ -120,6 +120,7 @@ type Runner struct {
 	stopping             atomic.Bool
 	building, buildAgain atomic.Bool
 	lifetime             context.Context
+	done                 chan struct{}
 }
 
 // NewRunner makes a Runner. forward may be nil where the region has one coordinator.
@@ -128,7 +129,7 @@ func NewRunner(cfg Config, store Store, journal Journal, invoker Invoker, forwar
 	r := &Runner{
 		cfg: cfg, store: store, journal: journal, invoker: invoker, forward: forward, clock: clock,
 		known: NewKnown(), batches: make(chan *Writing, cfg.Committers), rows: newRowQueue(),
-		changed: make(chan struct{}), claims: make(chan []int, slot.Count), lifetime: context.Background(),
+		changed: make(chan struct{}), claims: make(chan []int, slot.Count), lifetime: context.Background(), done: make(chan struct{}),
 	}
 	r.core = NewCore(cfg.Self.ID, cfg.Limits, r.known)
 	r.inbox.signal = make(chan struct{}, 1)
@@ -188,6 +189,7 @@ func (f do) deliver(r *Runner, at int64) { f(r.core, at) }
 
 // Run drives the core until ctx ends, then gives its slots up. It returns nil after an orderly stop.
 func (r *Runner) Run(ctx context.Context) error {
+	defer close(r.done)
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	r.lifetime = inner
@@ -218,6 +220,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	}
 	return err
 }
+
+// Done is closed when Run has returned.
+func (r *Runner) Done() <-chan struct{} { return r.done }
 
 // loop owns the core.
 func (r *Runner) loop(ctx context.Context) error {
@@ -270,6 +275,9 @@ func (r *Runner) perform(at int64) {
 		if ch.Phase.Finished() {
 			r.cfg.Log.Debug("transaction ended", "gid", ch.Gid, "slot", ch.Slot, "mode", ch.Mode.String(), "phase", ch.Phase.String(), "reason", ch.Reason)
 		}
+	}
+	for i := range out.Results {
+		r.cfg.Observer.Called(out.Results[i].Result, out.Results[i].Fails)
 	}
 	for _, p := range out.Lookups {
 		go r.lookup(p)

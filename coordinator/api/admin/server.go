@@ -1,0 +1,293 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/auth"
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// Engine is what the API needs of the engine.
+type Engine interface {
+	Do(ctx context.Context, req engine.Request) (engine.Reply, error)
+	List(ctx context.Context, f engine.Filter, cursor string, limit int) ([]engine.Reply, string, error)
+	View() *engine.View
+	Ready() bool
+}
+
+// Server answers operators. Safe for concurrent use.
+type Server struct {
+	Engine Engine
+	Log    *slog.Logger
+	// Advance moves the debug clock and gives the gids that became due; nil without --debug-clock.
+	Advance func(ctx context.Context, by time.Duration) ([]txn.Gid, error)
+}
+
+// Error is a refusal. Next is a command to paste.
+type Error struct {
+	Code string `json:"code"`
+	Text string `json:"error"`
+	Next string `json:"next,omitempty"`
+}
+
+func (e *Error) Error() string { return e.Text }
+
+// List is a page of transactions.
+type List struct {
+	Transactions []Transaction `json:"transactions"`
+	NextCursor   string        `json:"next_cursor"`
+}
+
+// Status is what the coordinators of the region are doing.
+type Status struct {
+	Ready   bool           `json:"ready"`
+	Members []MemberStatus `json:"members"`
+	Unheld  int            `json:"slots_without_holder"`
+}
+
+// MemberStatus is one coordinator.
+type MemberStatus struct {
+	engine.Member
+	Slots int `json:"slots"`
+}
+
+// Handler answers below /v1 and, with a debug clock, /debug/clock.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/transactions", s.list)
+	mux.HandleFunc("GET /v1/transaction", s.show)
+	mux.HandleFunc("POST /v1/transaction/retry", s.act("retry", txn.Retry{}))
+	mux.HandleFunc("POST /v1/transaction/stop", s.act("stop", txn.Stop{}))
+	mux.HandleFunc("POST /v1/adopt", s.adopt)
+	mux.HandleFunc("GET /v1/status", s.status)
+	if s.Advance != nil {
+		mux.HandleFunc("POST /debug/clock/advance", s.advance)
+	}
+	return mux
+}
+
+// Need is the role that a request needs.
+func Need(r *http.Request) auth.Role {
+	switch {
+	case r.URL.Path == "/v1/adopt" || r.URL.Path == "/debug/clock/advance":
+		return auth.RoleAdmin
+	case r.Method != http.MethodGet:
+		return auth.RoleOperator
+	}
+	return auth.RoleViewer
+}
+
+// Refuse writes a refusal.
+func Refuse(w http.ResponseWriter, status int, text string) {
+	writeError(w, status, &Error{Code: http.StatusText(status), Text: text, Next: nextOf(status)})
+}
+
+func nextOf(status int) string {
+	switch status {
+	case http.StatusUnauthorized:
+		return "export LOCKSTEP_TOKEN=… # then the same command again"
+	case http.StatusForbidden:
+		return "lockstep token new --role operator --name YOU # give the line to whoever keeps the tokens file"
+	}
+	return ""
+}
+
+func write(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		status, body = http.StatusInternalServerError, []byte(`{"code":"internal","error":"the answer could not be encoded"}`)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(body, '\n')) // the client is gone: nobody is left to tell
+}
+
+func writeError(w http.ResponseWriter, status int, e *Error) { write(w, status, e) }
+
+// refused puts an error of the engine into the API's form.
+func refused(w http.ResponseWriter, gid string, err error) {
+	var te *txn.Error
+	switch {
+	case errors.As(err, &te):
+		code := http.StatusConflict
+		next := fmt.Sprintf("lockstep tx show %s", quote(gid))
+		switch te.Code {
+		case txn.CodeNotFound:
+			code, next = http.StatusNotFound, "lockstep tx list"
+		case txn.CodeInvalid:
+			code, next = http.StatusBadRequest, "lockstep tx list"
+		case txn.CodePhase, txn.CodeMismatch, txn.CodeDuplicateStep, txn.CodeStaleEpoch:
+		}
+		writeError(w, code, &Error{Code: te.Code.String(), Text: te.Error(), Next: next})
+	default:
+		writeError(w, http.StatusServiceUnavailable, &Error{Code: "unavailable", Text: err.Error(), Next: "lockstep status"})
+	}
+}
+
+func (s *Server) list(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	f := engine.Filter{Slot: -1, GidPrefix: q.Get("gid_prefix")}
+	bad := func(field, text string) {
+		writeError(w, http.StatusBadRequest, &Error{Code: "invalid", Text: field + ": " + text, Next: "lockstep tx list --help"})
+	}
+	for _, st := range q["status"] {
+		if st == "stopped" {
+			f.Stopped = true
+			continue
+		}
+		p, ok := txn.ParsePhase(st)
+		if !ok || p == txn.PhaseNone {
+			bad("status", fmt.Sprintf("%q is none of prepared, running, committing, aborting, committed, aborted, stopped", st))
+			return
+		}
+		f.Phases = append(f.Phases, p)
+	}
+	if m := q.Get("mode"); m != "" {
+		mode, ok := txn.ParseMode(m)
+		if !ok {
+			bad("mode", fmt.Sprintf("%q is none of tcc, saga, msg, xa, workflow", m))
+			return
+		}
+		f.Mode = mode
+	}
+	limit := 50
+	for field, into := range map[string]*int{"slot": &f.Slot, "limit": &limit, "stuck": &f.StuckFails} {
+		if v := q.Get(field); v != "" {
+			n, err := strconv.Atoi(v)
+			if err != nil || n < 0 || (field == "slot" && n >= slot.Count) || (field == "limit" && (n < 1 || n > 10_000)) {
+				bad(field, fmt.Sprintf("%q is out of range", v))
+				return
+			}
+			*into = n
+		}
+	}
+	for field, into := range map[string]*int64{"begun_after": &f.BegunAfter, "begun_before": &f.BegunBefore} {
+		if v := q.Get(field); v != "" {
+			n, err := strconv.ParseInt(v, 10, 64)
+			if err != nil {
+				bad(field, fmt.Sprintf("%q is no unix time in milliseconds", v))
+				return
+			}
+			*into = n
+		}
+	}
+	list, next, err := s.Engine.List(r.Context(), f, q.Get("cursor"), limit)
+	if err != nil {
+		refused(w, "", err)
+		return
+	}
+	out := List{Transactions: []Transaction{}, NextCursor: next}
+	for i := range list {
+		out.Transactions = append(out.Transactions, ViewOf(&list[i], false))
+	}
+	write(w, http.StatusOK, out)
+}
+
+func (s *Server) show(w http.ResponseWriter, r *http.Request) {
+	gid := r.URL.Query().Get("gid")
+	rep, err := s.Engine.Do(r.Context(), engine.Request{Gid: txn.Gid(gid), Want: engine.WantAccepted})
+	if err == nil && rep.State.Phase == txn.PhaseNone {
+		err = &txn.Error{Code: txn.CodeNotFound, Gid: txn.Gid(gid), Text: "it is unknown: never begun here, or ended longer ago than outcomes are kept"}
+	}
+	if err != nil {
+		refused(w, gid, err)
+		return
+	}
+	write(w, http.StatusOK, ViewOf(&rep, true))
+}
+
+// act makes a handler that does something to one transaction and logs who did it.
+func (s *Server) act(name string, ev txn.Event) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		gid := r.URL.Query().Get("gid")
+		rep, err := s.Engine.Do(r.Context(), engine.Request{Gid: txn.Gid(gid), Event: ev, Want: engine.WantAccepted})
+		s.audit(r.Context(), name, gid, err)
+		if err != nil {
+			refused(w, gid, err)
+			return
+		}
+		write(w, http.StatusOK, ViewOf(&rep, true))
+	}
+}
+
+// audit logs an administrative act with who did it.
+func (s *Server) audit(ctx context.Context, act, gid string, err error) {
+	id := auth.From(ctx)
+	attrs := []any{"act", act, "gid", gid, "who", id.Name, "role", id.Role.String(), "how", id.How}
+	if err != nil {
+		s.Log.Warn("audit: refused", append(attrs, "err", err)...)
+		return
+	}
+	s.Log.Info("audit", attrs...)
+}
+
+// adoptBytesMax bounds one adopted record.
+const adoptBytesMax = 2 << 20
+
+// adopt takes over one transaction of another coordinator: the body is its record.
+func (s *Server) adopt(w http.ResponseWriter, r *http.Request) {
+	var raw []byte
+	body := http.MaxBytesReader(w, r.Body, 2*adoptBytesMax)
+	if err := json.NewDecoder(body).Decode(&raw); err != nil {
+		writeError(w, http.StatusBadRequest, &Error{Code: "invalid", Text: "body: a JSON string with a base64 record belongs here: " + err.Error()})
+		return
+	}
+	tx, err := record.Decode(raw)
+	if err != nil {
+		writeError(w, http.StatusBadRequest, &Error{Code: "invalid", Text: "body: " + err.Error()})
+		return
+	}
+	gid := tx.State.Gid
+	rep, err := s.Engine.Do(r.Context(), engine.Request{Gid: gid, Event: engine.Adopt{Tx: *tx}, Want: engine.WantAccepted})
+	s.audit(r.Context(), "adopt", string(gid), err)
+	if err != nil {
+		refused(w, string(gid), err)
+		return
+	}
+	write(w, http.StatusOK, ViewOf(&rep, true))
+}
+
+func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
+	out := Status{Ready: s.Engine.Ready(), Members: []MemberStatus{}}
+	if v := s.Engine.View(); v != nil {
+		slots := map[string]int{}
+		for _, h := range v.Holders {
+			slots[h]++
+		}
+		for _, m := range v.Members {
+			out.Members = append(out.Members, MemberStatus{Member: m, Slots: slots[m.ID]})
+			delete(slots, m.ID)
+		}
+		for _, n := range slots {
+			out.Unheld += n
+		}
+	}
+	write(w, http.StatusOK, out)
+}
+
+func (s *Server) advance(w http.ResponseWriter, r *http.Request) {
+	by, err := time.ParseDuration(r.URL.Query().Get("by"))
+	if err != nil || by < 0 {
+		writeError(w, http.StatusBadRequest, &Error{Code: "invalid", Text: "by: a time such as 35s belongs here", Next: "curl -X POST 'http://ADMIN/debug/clock/advance?by=35s'"})
+		return
+	}
+	gids, err := s.Advance(r.Context(), by)
+	if err != nil {
+		refused(w, "", err)
+		return
+	}
+	if gids == nil {
+		gids = []txn.Gid{}
+	}
+	write(w, http.StatusOK, map[string]any{"gids": gids})
+}

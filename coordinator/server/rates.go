@@ -1,0 +1,68 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/lockstep-tx/lockstep/coordinator/auth"
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+)
+
+// limited is a Runner whose begins are limited per tenant. What was begun is never limited.
+type limited struct {
+	*engine.Runner
+	rates *rates
+}
+
+// Do is engine.Runner's, behind the limit.
+func (l *limited) Do(ctx context.Context, req engine.Request) (engine.Reply, error) {
+	if l.rates != nil && begins(req.Event) {
+		if wait := l.rates.take(auth.From(ctx).Name); wait > 0 {
+			return engine.Reply{}, &engine.OverloadedError{Why: "this tenant begins more transactions than its limit", RetryAfter: wait}
+		}
+	}
+	return l.Runner.Do(ctx, req)
+}
+
+func begins(ev txn.Event) bool {
+	switch e := ev.(type) {
+	case txn.Prepare, txn.Execute:
+		return true
+	case txn.Submit:
+		return e.Spec.Mode == txn.ModeSaga || e.Spec.Mode == txn.ModeMsg
+	}
+	return false
+}
+
+// rates are token buckets by tenant.
+type rates struct {
+	perSecond float64
+	mu        sync.Mutex
+	by        map[string]*rate.Limiter
+}
+
+func newRates(perSecond float64) *rates {
+	if perSecond <= 0 {
+		return nil
+	}
+	return &rates{perSecond: perSecond, by: map[string]*rate.Limiter{}}
+}
+
+// take gives how long to wait; 0 when the begin may go on.
+func (r *rates) take(tenant string) time.Duration {
+	r.mu.Lock()
+	l := r.by[tenant]
+	if l == nil {
+		l = rate.NewLimiter(rate.Limit(r.perSecond), max(1, int(r.perSecond)))
+		r.by[tenant] = l
+	}
+	r.mu.Unlock()
+	if l.Allow() {
+		return 0
+	}
+	return time.Duration(float64(time.Second)/r.perSecond) + time.Millisecond
+}
