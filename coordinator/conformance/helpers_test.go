@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/dtm-labs/dtm/client/dtmcli"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -92,3 +93,13 @@ const (
 	ongoingPause = 11 * time.Second
 	errorPause   = 90 * time.Second
 )
+
+// ignore drops the reply of a gRPC call.
+func ignore[T any](_ T, err error) error { return err }
+
+func wantCode(t *testing.T, err error, code string) {
+	t.Helper()
+	if got := status.Code(err).String(); got != code {
+		t.Errorf("error is %v, want the code %s", err, code)
+	}
+}

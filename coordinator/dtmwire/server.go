@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
@@ -99,6 +100,9 @@ func (s *Server) NewGid() string {
 
 // prepare begins a transaction.
 func (s *Server) prepare(ctx context.Context, g *global) error {
+	if err := s.forgetStoredSteps(ctx, g); err != nil {
+		return err
+	}
 	sp, err := s.spec(ctx, g, false)
 	if err != nil {
 		return err
@@ -107,10 +111,32 @@ func (s *Server) prepare(ctx context.Context, g *global) error {
 	return err
 }
 
+// forgetStoredSteps drops the steps of a message that is known already and goes to topics: they were expanded when it
+// was created, and a topic that lost its subscribers since must not stop its submit.
+func (s *Server) forgetStoredSteps(ctx context.Context, g *global) error {
+	if g.TransType != "msg" || checkGid(g.Gid) != nil {
+		return nil
+	}
+	for _, st := range g.Steps {
+		if !strings.HasPrefix(st["action"], topicScheme) {
+			continue
+		}
+		known, err := s.find(ctx, g.Gid)
+		if known != nil {
+			g.Steps = nil
+		}
+		return err
+	}
+	return nil
+}
+
 // submit decides or starts a transaction, and waits for its result where its options say so.
 func (s *Server) submit(ctx context.Context, g *global) error {
 	if g.TransType == "workflow" {
 		return s.submitWorkflow(ctx, g)
+	}
+	if err := s.forgetStoredSteps(ctx, g); err != nil {
+		return err
 	}
 	sp, err := s.spec(ctx, g, true)
 	if err != nil {
