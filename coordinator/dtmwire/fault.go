@@ -1,6 +1,7 @@
 package dtmwire
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -137,8 +138,10 @@ func (s *Server) fault(err error, v verb) error {
 		return refusal(te, v)
 	case errors.As(err, &oe):
 		return &Fault{Kind: FaultOverloaded, Text: oe.Error(), RetryAfter: oe.RetryAfter}
-	case errors.Is(err, errWait):
+	case errors.Is(err, errWait) && (v == verbSubmit || v == verbAbort):
 		return &Fault{Kind: FaultOngoing, Text: errWait.Error()}
+	case errors.Is(err, errWait), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return &Fault{Kind: FaultUnavailable, Text: "nothing is known of the outcome; repeat the request with the same gid: " + err.Error(), RetryAfter: time.Second}
 	case errors.Is(err, engine.ErrUnavailable), errors.Is(err, engine.ErrStopping), errors.Is(err, engine.ErrNotHolder):
 		return &Fault{Kind: FaultUnavailable, Text: err.Error(), RetryAfter: time.Second}
 	}
@@ -153,6 +156,9 @@ func refusal(e *txn.Error, v verb) error {
 		return &Fault{Kind: FaultFailure, Text: fmt.Sprintf(format, args...)}
 	}
 	if e.Code == txn.CodeInvalid {
+		if e.Gid == "" {
+			return &Fault{Kind: FaultInvalid, Text: e.Text}
+		}
 		return &Fault{Kind: FaultInvalid, Text: e.Error()}
 	}
 	switch v {

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
@@ -59,8 +60,24 @@ func globalOf(r *dtmgpb.DtmRequest) (*global, error) {
 	return g, nil
 }
 
+// fits bounds a request as HTTP's body is bounded.
+func (g grpcServer) fits(m proto.Message) error {
+	if n := int64(proto.Size(m)); n > g.s.lim.BodyBytes {
+		return invalid("request", "it has %d bytes; at most %d are taken", n, g.s.lim.BodyBytes)
+	}
+	return nil
+}
+
+// read bounds and reads a DtmRequest.
+func (g grpcServer) read(r *dtmgpb.DtmRequest) (*global, error) {
+	if err := g.fits(r); err != nil {
+		return nil, err
+	}
+	return globalOf(r)
+}
+
 func (g grpcServer) onGlobal(ctx context.Context, r *dtmgpb.DtmRequest, f func(context.Context, *global) error) (*emptypb.Empty, error) {
-	gl, err := globalOf(r)
+	gl, err := g.read(r)
 	if err == nil {
 		err = f(ctx, gl)
 	}
@@ -85,6 +102,9 @@ func (g grpcServer) Abort(ctx context.Context, r *dtmgpb.DtmRequest) (*emptypb.E
 }
 
 func (g grpcServer) RegisterBranch(ctx context.Context, r *dtmgpb.DtmBranchRequest) (*emptypb.Empty, error) {
+	if err := g.fits(r); err != nil {
+		return nil, grpcFault(ctx, err)
+	}
 	d := r.GetData()
 	return reply(ctx, empty, g.s.register(ctx, &branch{
 		Gid: r.GetGid(), TransType: r.GetTransType(), BranchID: r.GetBranchID(), Data: r.GetBusiPayload(),
@@ -93,7 +113,7 @@ func (g grpcServer) RegisterBranch(ctx context.Context, r *dtmgpb.DtmBranchReque
 }
 
 func (g grpcServer) PrepareWorkflow(ctx context.Context, r *dtmgpb.DtmRequest) (*dtmgpb.DtmProgressesReply, error) {
-	gl, err := globalOf(r)
+	gl, err := g.read(r)
 	if err != nil {
 		return nil, grpcFault(ctx, err)
 	}

@@ -326,7 +326,7 @@ func (s *Server) httpResetCronTime(w http.ResponseWriter, r *http.Request) error
 
 func (s *Server) subscribe(ctx context.Context, topic, url, remark string) error {
 	if url != "" {
-		if err := s.checkURL("url", url, txn.ProtocolHTTP); err != nil {
+		if err := s.checkURL("url", url); err != nil {
 			return err
 		}
 	}

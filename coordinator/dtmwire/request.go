@@ -142,15 +142,54 @@ func (g *global) options() (txn.Options, error) {
 		return o, invalid("retry_limit", "%d is out of range", g.RetryLimit)
 	}
 	o.RetryLimit, o.WaitResult, o.Concurrent = int(g.RetryLimit), g.WaitResult, g.Concurrent
+	size := 0
 	for k, v := range g.BranchHeaders {
-		if !headerName(k) || strings.ContainsAny(v, "\r\n\x00") {
-			return o, invalid("branch_headers", "%q is no header name, or its value holds a line break", k)
+		size += len(k) + len(v)
+		switch {
+		case !headerName(k) || !headerValue(v):
+			return o, invalid("branch_headers", "%q is no header name, or its value holds a control character", k)
+		case o.Protocol == txn.ProtocolGRPC && (!metadataName(k) || !printable(v)):
+			return o, invalid("branch_headers", "%q or its value cannot go as gRPC metadata: letters, digits, - _ . in the name, printable ASCII in the value", k)
+		case size > headersBytesMax:
+			return o, invalid("branch_headers", "they have more than %d bytes", headersBytesMax)
 		}
 	}
 	if len(g.BranchHeaders) > 0 {
 		o.Headers = g.BranchHeaders
 	}
 	return o, nil
+}
+
+// headersBytesMax bounds the branch headers of one transaction.
+const headersBytesMax = 16 << 10
+
+// headerValue says that net/http takes v as a header's value.
+func headerValue(v string) bool {
+	for i := range len(v) {
+		if c := v[i]; (c < ' ' && c != '\t') || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// printable says that v may stand in gRPC metadata.
+func printable(v string) bool {
+	for i := range len(v) {
+		if v[i] < ' ' || v[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+func metadataName(k string) bool {
+	for i := range len(k) {
+		if c := k[i] | 0x20; !(c >= 'a' && c <= 'z') && !(k[i] >= '0' && k[i] <= '9') && strings.IndexByte("-_.", k[i]) < 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func headerName(k string) bool {
@@ -193,7 +232,7 @@ func (s *Server) spec(ctx context.Context, g *global, submit bool) (txn.Spec, er
 	if err != nil {
 		return sp, err
 	}
-	return sp, s.checkBranches(sp.Branches)
+	return sp, s.checkBranches(g.Gid, sp.Branches)
 }
 
 // payload is the body of step i: payloads first, then the legacy field data of the steps.
@@ -231,6 +270,9 @@ func (s *Server) sagaSpec(g *global, sp *txn.Spec) error {
 	}
 	for i, st := range g.Steps {
 		b := txn.Branch{ID: stepID(i), Try: st["action"], Cancel: st["compensate"], Payload: payloads[i]}
+		if b.Try == "" {
+			return invalid("steps", "step %d has no action", i)
+		}
 		if !custom.Concurrent && i > 0 {
 			b.After = []int{i - 1}
 		}
@@ -280,7 +322,7 @@ func (s *Server) msgSpec(ctx context.Context, g *global, sp *txn.Spec, submit bo
 	}
 	sp.QueryURL = g.QueryPrepared
 	if g.QueryPrepared != "" {
-		if err := s.checkURL("query_prepared", g.QueryPrepared, sp.Opt.Protocol); err != nil {
+		if err := s.checkURL("query_prepared", g.QueryPrepared, g.Gid); err != nil {
 			return err
 		}
 	}
@@ -333,11 +375,11 @@ func (s *Server) workflowSpec(g *global, sp *txn.Spec) error {
 		return invalid("query_prepared", "a workflow needs its callback address")
 	}
 	sp.QueryURL = g.QueryPrepared
-	return s.checkURL("query_prepared", g.QueryPrepared, sp.Opt.Protocol)
+	return s.checkURL("query_prepared", g.QueryPrepared, g.Gid)
 }
 
 // checkBranches bounds the branches and checks their addresses.
-func (s *Server) checkBranches(bs []txn.Branch) error {
+func (s *Server) checkBranches(gid string, bs []txn.Branch) error {
 	if len(bs) > s.lim.Branches {
 		return invalid("steps", "%d branches; at most %d are taken", len(bs), s.lim.Branches)
 	}
@@ -348,7 +390,7 @@ func (s *Server) checkBranches(bs []txn.Branch) error {
 			if u == "" {
 				continue
 			}
-			if err := s.checkURL("url", u, txn.ProtocolHTTP); err != nil {
+			if err := s.checkURL("url", u, gid); err != nil {
 				return err
 			}
 		}
@@ -363,8 +405,8 @@ func (s *Server) checkBranches(bs []txn.Branch) error {
 const urlBytesMax = 4096
 
 // checkURL refuses what can never be called: no address, no host, a scheme without a driver, a host that is not
-// allowed.
-func (s *Server) checkURL(field, raw string, _ txn.Protocol) error {
+// allowed, a gRPC address for ids that gRPC's metadata cannot carry.
+func (s *Server) checkURL(field, raw string, ids ...string) error {
 	if len(raw) > urlBytesMax || !utf8.ValidString(raw) || strings.ContainsAny(raw, " \r\n\t\x00") {
 		return invalid(field, "%.60q is no address", raw)
 	}
@@ -382,6 +424,11 @@ func (s *Server) checkURL(field, raw string, _ txn.Protocol) error {
 		}
 		if host, _, err := net.SplitHostPort(target); err != nil || host == "" || method == "" {
 			return invalid(field, "%.200q is no gRPC address: write host:port/package.Service/Method", raw)
+		}
+		for _, id := range ids {
+			if !printable(id) {
+				return invalid(field, "%.200q is called over gRPC, whose metadata cannot carry the id %q: use printable ASCII", raw, id)
+			}
 		}
 	}
 	if err := s.allow.CheckURL(raw); err != nil {
@@ -411,7 +458,7 @@ func (s *Server) branchEvent(b *branch) (txn.Event, error) {
 			if u == "" {
 				return nil, invalid(field, "it is empty: a TCC branch needs both its confirm and its cancel address")
 			}
-			if err := s.checkURL(field, u, txn.ProtocolHTTP); err != nil {
+			if err := s.checkURL(field, u, b.Gid, b.BranchID); err != nil {
 				return nil, err
 			}
 		}
@@ -420,7 +467,7 @@ func (s *Server) branchEvent(b *branch) (txn.Event, error) {
 		if b.URL == "" {
 			return nil, invalid("url", "it is empty: an XA branch needs its phase-two address")
 		}
-		if err := s.checkURL("url", b.URL, txn.ProtocolHTTP); err != nil {
+		if err := s.checkURL("url", b.URL, b.Gid, b.BranchID); err != nil {
 			return nil, err
 		}
 		br.Confirm, br.Cancel = b.URL, b.URL

@@ -224,6 +224,9 @@ func (s *Server) register(ctx context.Context, b *branch) error {
 
 // prepareWorkflow creates a workflow, or gives the existing one in whatever status.
 func (s *Server) prepareWorkflow(ctx context.Context, g *global) (engine.Reply, error) {
+	if g.TransType != "workflow" {
+		return engine.Reply{}, invalid("trans_type", "%q is no workflow", g.TransType)
+	}
 	sp, err := s.spec(ctx, g, false)
 	if err != nil {
 		return engine.Reply{}, err

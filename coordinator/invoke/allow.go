@@ -11,8 +11,9 @@ import (
 )
 
 // Allow says which addresses branches may be called at. Without patterns all but link-local and cloud metadata
-// addresses are; they never are unless a pattern names them. It is checked on the address that is dialled, so that a
-// name or a redirect cannot get around it.
+// addresses are; they never are unless a network or address among the patterns holds them. With patterns, what is
+// called must be reached by a name among them or have an address among them. It is checked on the address that is
+// dialled, so that a name or a redirect cannot get around it.
 type Allow struct {
 	prefixes []netip.Prefix
 	hosts    []string
@@ -61,41 +62,51 @@ func (a *Allow) CheckURL(raw string) error {
 	if i := strings.LastIndexByte(host, '@'); i >= 0 {
 		host = host[i+1:]
 	}
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	host = strings.ToLower(strings.Trim(host, "[]"))
+	host = hostOf(host)
 	if ip, err := netip.ParseAddr(host); err == nil {
-		if !a.allowed(ip) {
+		if !a.allowed(ip, false) {
 			return &NotAllowedError{Address: host}
 		}
 		return nil
 	}
-	if host == "" || len(a.hosts) == 0 {
-		return nil // judged by the address that it turns out to be
-	}
-	for _, h := range a.hosts {
-		if h == host || (strings.HasPrefix(h, "*.") && strings.HasSuffix(host, h[1:])) {
-			return nil
-		}
-	}
-	if len(a.prefixes) > 0 {
+	// A name is judged by the address that it turns out to be, unless only names are allowed.
+	if host == "" || len(a.hosts) == 0 || len(a.prefixes) > 0 || a.named(host) {
 		return nil
 	}
 	return &NotAllowedError{Address: host}
 }
 
+// hostOf is the host of host:port, in lower case, without the brackets of IPv6 and the dot that may end a name.
+func hostOf(hostport string) string {
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		hostport = h
+	}
+	return strings.TrimSuffix(strings.ToLower(strings.Trim(hostport, "[]")), ".")
+}
+
+// named says that a pattern names the host.
+func (a *Allow) named(host string) bool {
+	for _, h := range a.hosts {
+		if h == host || (strings.HasPrefix(h, "*.") && strings.HasSuffix(host, h[1:])) {
+			return true
+		}
+	}
+	return false
+}
+
 // cloudMetadata are the addresses at which clouds hand out credentials.
 var cloudMetadata = []netip.Addr{netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("168.63.129.16")}
 
-func (a *Allow) allowed(ip netip.Addr) bool {
+// allowed judges an address; named says that its host's name is among the patterns. Link-local and cloud metadata
+// addresses need a pattern of their own even then: a name's owner chooses where it points.
+func (a *Allow) allowed(ip netip.Addr, named bool) bool {
 	ip = ip.Unmap().WithZone("")
 	for _, p := range a.prefixes {
 		if p.Contains(ip) {
 			return true
 		}
 	}
-	if len(a.prefixes) > 0 {
+	if !named && len(a.prefixes)+len(a.hosts) > 0 {
 		return false
 	}
 	if ip.IsLinkLocalUnicast() || ip.IsLinkLocalMulticast() || ip.IsMulticast() || ip.IsUnspecified() {
@@ -109,14 +120,27 @@ func (a *Allow) allowed(ip netip.Addr) bool {
 	return true
 }
 
-// control is a net.Dialer's: it sees the address after names were resolved, just before the connection is made.
-func (a *Allow) control(_ context.Context, network, address string, _ syscall.RawConn) error {
-	ap, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return fmt.Errorf("dial %s %s: %w", network, address, err)
+// dialFunc dials addr on behalf of a url whose host:port was target.
+type dialFunc func(ctx context.Context, network, addr, target string) (net.Conn, error)
+
+// dialer makes d dial only what is allowed: it sees each address after names were resolved, just before the connection
+// is made, so that neither a name nor a redirect gets around it.
+func (a *Allow) dialer(d net.Dialer) dialFunc {
+	return func(ctx context.Context, network, addr, target string) (net.Conn, error) {
+		host := hostOf(target)
+		_, err := netip.ParseAddr(host)
+		named := err != nil && a.named(host)
+		d := d
+		d.ControlContext = func(_ context.Context, network, address string, _ syscall.RawConn) error {
+			ap, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return fmt.Errorf("dial %s %s: %w", network, address, err)
+			}
+			if !a.allowed(ap.Addr(), named) {
+				return &NotAllowedError{Address: address}
+			}
+			return nil
+		}
+		return d.DialContext(ctx, network, addr)
 	}
-	if !a.allowed(ap.Addr()) {
-		return &NotAllowedError{Address: address}
-	}
-	return nil
 }

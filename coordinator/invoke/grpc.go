@@ -6,8 +6,10 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/mem"
@@ -46,13 +48,13 @@ func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 
 // grpcPool keeps one connection per server.
 type grpcPool struct {
-	dialer *net.Dialer
-	mu     sync.Mutex
-	conns  map[string]*grpc.ClientConn
+	dial  dialFunc
+	mu    sync.Mutex
+	conns map[string]*grpc.ClientConn
 }
 
-func newGRPCPool(d *net.Dialer) *grpcPool {
-	return &grpcPool{dialer: d, conns: map[string]*grpc.ClientConn{}}
+func newGRPCPool(d dialFunc) *grpcPool {
+	return &grpcPool{dial: d, conns: map[string]*grpc.ClientConn{}}
 }
 
 func (p *grpcPool) get(target string) (*grpc.ClientConn, error) {
@@ -66,8 +68,12 @@ func (p *grpcPool) get(target string) (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{}), grpc.MaxCallRecvMsgSize(bodyMax)),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
-			return p.dialer.DialContext(ctx, "tcp", addr)
-		}))
+			return p.dial(ctx, "tcp", addr, target)
+		}),
+		// gRPC's own pauses grow to two minutes; a participant that is back must not wait for them.
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 3 * time.Second, Backoff: backoff.Config{
+			BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second,
+		}}))
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +115,10 @@ func (v *Invoker) callGRPC(ctx context.Context, c *engine.Call, res *engine.Call
 	}
 	kv := make([]string, 0, 24)
 	for k, val := range c.Headers {
-		kv = append(kv, strings.ToLower(k), val)
+		// A client's header never takes the place of what names the call.
+		if k = strings.ToLower(k); !strings.HasPrefix(k, "dtm-") && !strings.HasPrefix(k, "lockstep-") {
+			kv = append(kv, k, val)
+		}
 	}
 	kv = append(kv, "dtm-gid", string(c.Gid), "dtm-trans_type", c.Mode.String(), "dtm-branch_id", string(c.Branch), "dtm-op", c.OpWord, "dtm-dtm", "")
 	fence(c, func(k, val string) { kv = append(kv, strings.ToLower(k), val) })

@@ -91,10 +91,10 @@ func (v *Invoker) roundTrip(ctx context.Context, c *engine.Call, method, target 
 		return nil, 0, fmt.Errorf("bad branch url: %w", err)
 	}
 	req.Header["Content-Type"] = jsonType
-	fence(c, func(k, val string) { req.Header[k] = []string{val} })
 	for k, val := range c.Headers {
 		req.Header.Set(k, val)
 	}
+	fence(c, func(k, val string) { req.Header[k] = []string{val} }) // last: a client's header never takes its place
 	resp, err := v.http.Do(req)
 	if err != nil {
 		return nil, 0, err
@@ -253,7 +253,7 @@ func judgeRPC(status int, body []byte) (txn.Outcome, string) {
 	if err != nil {
 		return txn.Unknown, "JSON-RPC error without a number: " + text(body)
 	}
-	switch int(code) {
+	switch code {
 	case rpcFailure, http.StatusConflict:
 		return txn.Refused, r.Error.Message
 	case rpcOngoing, http.StatusTooEarly:
@@ -261,5 +261,5 @@ func judgeRPC(status int, body []byte) (txn.Outcome, string) {
 	case rpcStale, statusStale:
 		return txn.Stale, r.Error.Message
 	}
-	return txn.Unknown, fmt.Sprintf("JSON-RPC error %d: %s", int(code), r.Error.Message)
+	return txn.Unknown, fmt.Sprintf("JSON-RPC error %v: %s", code, r.Error.Message)
 }

@@ -84,16 +84,33 @@ var _ engine.Invoker = (*Invoker)(nil)
 func New(cfg Config) *Invoker {
 	cfg = cfg.withDefaults()
 	ctx, cancel := context.WithCancel(context.Background())
-	dialer := &net.Dialer{Timeout: 3 * time.Second, KeepAlive: 15 * time.Second, ControlContext: cfg.Allow.control}
+	dial := cfg.Allow.dialer(net.Dialer{Timeout: 3 * time.Second, KeepAlive: 15 * time.Second})
 	tr := &http.Transport{
-		DialContext: dialer.DialContext, MaxIdleConns: 4096, MaxIdleConnsPerHost: cfg.InFlightMax,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			return dial(ctx, network, addr, addr)
+		}, MaxIdleConns: 4096, MaxIdleConnsPerHost: cfg.InFlightMax,
 		IdleConnTimeout: 60 * time.Second, TLSHandshakeTimeout: 5 * time.Second, ForceAttemptHTTP2: true,
 		DisableCompression: true, WriteBufferSize: 2 << 10, ReadBufferSize: 2 << 10,
 	}
 	return &Invoker{
-		cfg: cfg, http: &http.Client{Transport: tr}, grpc: newGRPCPool(dialer), dests: map[string]*destination{}, ctx: ctx, cancel: cancel,
+		cfg: cfg, http: &http.Client{Transport: tr, CheckRedirect: redirect}, grpc: newGRPCPool(dial), dests: map[string]*destination{}, ctx: ctx, cancel: cancel,
 	}
 }
+
+// redirect follows what keeps method and body, and nothing else: a login page that answers 200 is no confirm. What is not
+// followed is an answer like any other that is not 200.
+func redirect(req *http.Request, via []*http.Request) error {
+	switch code := req.Response.StatusCode; {
+	case len(via) > redirectsMax:
+		return errors.New("too many redirects")
+	case code == http.StatusTemporaryRedirect, code == http.StatusPermanentRedirect,
+		code == http.StatusMovedPermanently && via[0].Method == req.Method:
+		return nil
+	}
+	return http.ErrUseLastResponse
+}
+
+const redirectsMax = 5
 
 // Close ends every call under way with Unknown and waits for that.
 func (v *Invoker) Close() {
@@ -264,11 +281,9 @@ const (
 func kindOf(c *engine.Call) kind {
 	isHTTP := strings.HasPrefix(c.URL, "http://") || strings.HasPrefix(c.URL, "https://")
 	switch {
-	case c.Protocol == txn.ProtocolJSONRPC && strings.Contains(c.URL, "method"):
+	case isHTTP && c.Protocol == txn.ProtocolJSONRPC && strings.Contains(c.URL, "method"):
 		return kindJSONRPC
-	case isHTTP || c.Protocol == txn.ProtocolHTTP:
-		return kindHTTP
-	case c.Protocol == txn.ProtocolJSONRPC:
+	case isHTTP:
 		return kindHTTP
 	}
 	return kindGRPC
