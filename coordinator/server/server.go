@@ -122,6 +122,9 @@ func (s *Server) openStore(ctx context.Context) error {
 		s.onClose(cli.Close)
 	}
 	s.store = etcdstore.New(s.etcd, s.log)
+	if c.Embedded {
+		return s.store.ForgetMembers(ctx)
+	}
 	return nil
 }
 

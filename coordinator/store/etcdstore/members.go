@@ -195,3 +195,12 @@ func (w *watcher) follow(ctx context.Context, members, slots clientv3.WatchChan,
 		}
 	}
 }
+
+// ForgetMembers removes every announcement. It is for a process that knows that it is alone: the one that has the
+// embedded member's directory locked. Slots of a predecessor that was killed are free at once then.
+func (s *Store) ForgetMembers(ctx context.Context) error {
+	if _, err := s.cli.Delete(ctx, memberPrefix, clientv3.WithPrefix()); err != nil {
+		return fmt.Errorf("forget the members of before: %w", err)
+	}
+	return nil
+}

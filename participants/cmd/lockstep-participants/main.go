@@ -21,12 +21,25 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/lockstep-tx/lockstep/participants/payer"
 )
 
 func main() { os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) }
 
 type cli struct {
 	Serve serveCmd `cmd:"" help:"Serve the buyer, merchant and points participants."`
+	Pay   payCmd   `cmd:"" help:"Pay with DTM's Go SDK, unchanged: orders come as JSON lines on standard input, answers leave as lines."`
+}
+
+type payCmd struct {
+	DTM          string `name:"dtm" help:"DTM's base URL at the coordinator, http://HOST:PORT/api/dtmsvr." required:""`
+	Participants string `help:"Base URL of the participants." required:""`
+}
+
+// Run pays until standard input ends.
+func (c *payCmd) Run() error {
+	return payer.Payer{DTM: c.DTM, Participants: c.Participants}.Serve(os.Stdin, os.Stdout)
 }
 
 type serveCmd struct {

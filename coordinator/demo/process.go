@@ -1,0 +1,250 @@
+package demo
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// process is a child that is ended by its pid.
+type process struct {
+	cmd  *exec.Cmd
+	done chan error
+	log  string
+}
+
+func start(name, logFile string, args ...string) (*process, error) {
+	f, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	p := &process{cmd: exec.Command(name, args...), done: make(chan error, 1), log: logFile}
+	p.cmd.Stdout, p.cmd.Stderr = f, f
+	// Ctrl-C reaches the demo alone, which ends its children in order; should the demo die, they die with it.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	go func() { p.done <- p.cmd.Wait() }()
+	return p, nil
+}
+
+func (p *process) pid() int { return p.cmd.Process.Pid }
+
+// end stops the process with SIGTERM, and with SIGKILL when it does not listen.
+func (p *process) end() error {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
+	select {
+	case err := <-p.done:
+		return err
+	case <-time.After(15 * time.Second):
+		_ = p.cmd.Process.Kill()
+		<-p.done
+		return fmt.Errorf("%s did not stop within 15 s after SIGTERM", filepath.Base(p.cmd.Path))
+	}
+}
+
+func (p *process) kill() error {
+	if err := p.cmd.Process.Kill(); err != nil {
+		return err
+	}
+	<-p.done
+	return nil
+}
+
+// await waits until ready gives true, and gives up when the process ends or 15 s have passed.
+func (p *process) await(ctx context.Context, what string, ready func() bool) error {
+	deadline := time.Now().Add(15 * time.Second)
+	for !ready() {
+		select {
+		case err := <-p.done:
+			return fmt.Errorf("%s ended while starting (%v): %s", what, err, p.tail())
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s was not ready within 15 s: %s", what, p.tail())
+		}
+	}
+	return nil
+}
+
+// tail is the end of the process's log.
+func (p *process) tail() string {
+	raw, err := os.ReadFile(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(raw[max(0, len(raw)-2000):]))
+}
+
+type addresses struct {
+	HTTP  string `json:"http"`
+	GRPC  string `json:"grpc"`
+	Admin string `json:"admin"`
+}
+
+type coordinator struct {
+	*process
+	addr addresses
+}
+
+func startCoordinator(ctx context.Context, program, dir string, a addresses) (*coordinator, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	addrFile := filepath.Join(dir, "addresses")
+	_ = os.Remove(addrFile) // of the process before
+	p, err := start(program, filepath.Join(dir, "log"), "serve", "--embedded", "--data-dir", filepath.Join(dir, "data"),
+		"--http-addr", a.HTTP, "--grpc-addr", a.GRPC, "--admin-addr", a.Admin, "--addr-file", addrFile, "--log-level", "warn")
+	if err != nil {
+		return nil, err
+	}
+	c := &coordinator{process: p}
+	err = p.await(ctx, "the coordinator", func() bool {
+		if c.addr.Admin == "" {
+			raw, err := os.ReadFile(addrFile)
+			if err != nil || json.Unmarshal(raw, &c.addr) != nil {
+				return false
+			}
+		}
+		return ok(ctx, "http://"+c.addr.Admin+"/readyz")
+	})
+	if err != nil {
+		return nil, errors.Join(err, p.end())
+	}
+	return c, nil
+}
+
+func ok(ctx context.Context, url string) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return false
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
+}
+
+type participants struct {
+	*process
+	base string
+}
+
+func startParticipants(ctx context.Context, program, dir string) (*participants, error) {
+	port := filepath.Join(dir, "participants.port")
+	p, err := start(program, filepath.Join(dir, "participants.log"), "serve", "--listen", "127.0.0.1:0", "--port-file", port,
+		"--db-buyer", filepath.Join(dir, "buyers.db"), "--db-merchant", filepath.Join(dir, "merchants.db"))
+	if err != nil {
+		return nil, err
+	}
+	ps := &participants{process: p}
+	err = p.await(ctx, "the participants", func() bool {
+		raw, err := os.ReadFile(port)
+		if err != nil {
+			return false
+		}
+		ps.base = "http://127.0.0.1:" + strings.TrimSpace(string(raw))
+		return ok(ctx, ps.base+"/healthz")
+	})
+	if err != nil {
+		return nil, errors.Join(err, p.end())
+	}
+	return ps, nil
+}
+
+func (p *participants) create(ctx context.Context, kind, id string, balance int64) error {
+	body, err := json.Marshal(map[string]any{"kind": kind, "id": id, "balance": balance})
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.base+"/accounts", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 300 {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 500)) // the status is what counts
+		return fmt.Errorf("open account %s: %s: %s", id, resp.Status, text)
+	}
+	return nil
+}
+
+// state is what the participants' databases hold.
+type state struct {
+	Buyer struct {
+		Balance int64 `json:"balance"`
+	} `json:"buyer"`
+	Merchant struct {
+		Posted int64 `json:"posted"`
+	} `json:"merchant"`
+	Points struct {
+		Points int64 `json:"points"`
+	} `json:"points"`
+	Open    int64    `json:"open"`
+	Settled bool     `json:"settled"`
+	Faults  []string `json:"faults"`
+}
+
+func (p *participants) state(ctx context.Context) (state, error) {
+	var s state
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.base+"/state", nil)
+	if err != nil {
+		return s, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return s, err
+	}
+	defer resp.Body.Close()
+	return s, json.NewDecoder(resp.Body).Decode(&s)
+}
+
+// close ends everything that was started and removes the directory.
+func (d *demo) close() error {
+	var errs []error
+	if d.native != nil {
+		errs = append(errs, d.native.Close())
+	}
+	if d.payer != nil {
+		errs = append(errs, d.payer.stop())
+	}
+	if d.coord != nil {
+		if err := d.coord.end(); err != nil {
+			errs = append(errs, fmt.Errorf("the coordinator: %w: %s", err, d.coord.tail()))
+		}
+	}
+	if d.gate != nil {
+		d.gate.stop()
+	}
+	if d.parts != nil {
+		if err := d.parts.end(); err != nil {
+			errs = append(errs, fmt.Errorf("the participants: %w: %s", err, d.parts.tail()))
+		}
+	}
+	if d.cfg.Keep {
+		d.tell("kept: %s", d.dir)
+	} else {
+		errs = append(errs, os.RemoveAll(d.dir))
+	}
+	return errors.Join(errs...)
+}
