@@ -80,6 +80,8 @@ type Fault struct {
 	Kind       FaultKind
 	Text       string
 	RetryAfter time.Duration
+	// waited: the server's own bound on the wait was reached.
+	waited bool
 }
 
 func (f *Fault) Error() string { return f.message() }
@@ -138,9 +140,9 @@ func (s *Server) fault(err error, v verb) error {
 		return refusal(te, v)
 	case errors.As(err, &oe):
 		return &Fault{Kind: FaultOverloaded, Text: oe.Error(), RetryAfter: oe.RetryAfter}
-	case errors.Is(err, errWait) && (v == verbSubmit || v == verbAbort):
-		return &Fault{Kind: FaultOngoing, Text: errWait.Error()}
-	case errors.Is(err, errWait), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, errWait):
+		return &Fault{Kind: FaultUnavailable, Text: "nothing is known of the outcome; repeat the request with the same gid: " + err.Error(), RetryAfter: time.Second, waited: true}
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return &Fault{Kind: FaultUnavailable, Text: "nothing is known of the outcome; repeat the request with the same gid: " + err.Error(), RetryAfter: time.Second}
 	case errors.Is(err, engine.ErrUnavailable), errors.Is(err, engine.ErrStopping), errors.Is(err, engine.ErrNotHolder):
 		return &Fault{Kind: FaultUnavailable, Text: err.Error(), RetryAfter: time.Second}

@@ -143,6 +143,9 @@ func (s *Server) submit(ctx context.Context, g *global) error {
 		return err
 	}
 	rep, err := s.do(ctx, engine.Request{Gid: txn.Gid(g.Gid), Event: txn.Submit{Spec: sp}, Want: engine.WantOption}, verbSubmit)
+	if f := (*Fault)(nil); g.WaitResult && errors.As(err, &f) && f.waited {
+		return &Fault{Kind: FaultOngoing, Text: errWait.Error()}
+	}
 	if err != nil {
 		return err
 	}
