@@ -394,3 +394,17 @@ func (r *Rig) RPCRaw(body any) RPCAnswer {
 	}
 	return out
 }
+
+// Journaled waits until the journal has the finish of n transactions.
+func (r *Rig) Journaled(n int) {
+	r.t.Helper()
+	r.until("the journal to have them all", func() bool {
+		have := 0
+		for _, row := range r.Journal.Rows() {
+			if row.FinishedAt != 0 {
+				have++
+			}
+		}
+		return have >= n
+	})
+}
