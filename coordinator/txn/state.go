@@ -149,6 +149,13 @@ type OpState struct {
 // ErrorBytesMax bounds the text that is kept of a participant's answer.
 const ErrorBytesMax = 256
 
+// What may be registered with one transaction, one by one: the branches of TCC and XA, the steps of a workflow. Together
+// with what its begin said it must fit one write of the store (etcd: 1.5 MiB).
+const (
+	RegisteredMax      = 500
+	RegisteredBytesMax = 640 << 10
+)
+
 // WorkflowStep is one progress row of a workflow. Steps belong to the client: they are stored and handed back, never
 // interpreted.
 type WorkflowStep struct {

@@ -145,6 +145,9 @@ func (w *work) register(e Register) error {
 		w.emit(Answer{Accepted})
 		return nil
 	}
+	if err := w.hasRoom(len(e.Branch.ID) + len(e.Branch.Confirm) + len(e.Branch.Cancel) + len(e.Branch.Payload)); err != nil {
+		return err
+	}
 	w.own()
 	b := e.Branch
 	b.One, b.Two = OpState{}, OpState{}
@@ -152,6 +155,24 @@ func (w *work) register(e Register) error {
 	w.touch()
 	w.emit(Save{}, Answer{Accepted})
 	w.wake()
+	return nil
+}
+
+// hasRoom refuses what would make the record outgrow what a store takes: it could never be saved again.
+func (w *work) hasRoom(more int) error {
+	if len(w.s.Branches) >= RegisteredMax || len(w.s.Steps) >= RegisteredMax {
+		return w.s.refuse(CodeInvalid, "it has %d branches, no more are taken", RegisteredMax)
+	}
+	for i := range w.s.Branches {
+		b := &w.s.Branches[i]
+		more += len(b.ID) + len(b.Confirm) + len(b.Cancel) + len(b.Payload)
+	}
+	for i := range w.s.Steps {
+		more += len(w.s.Steps[i].Branch) + len(w.s.Steps[i].Data)
+	}
+	if more > RegisteredBytesMax {
+		return w.s.refuse(CodeInvalid, "its branches have %d bytes together, at most %d are taken", more, RegisteredBytesMax)
+	}
 	return nil
 }
 
@@ -183,6 +204,9 @@ func (w *work) registerStep(e RegisterStep) error {
 		if st.Branch == e.Step.Branch && st.Op == e.Step.Op {
 			return w.s.refuse(CodeDuplicateStep, "step %q %s is registered already", string(st.Branch), st.Op)
 		}
+	}
+	if err := w.hasRoom(len(e.Step.Branch) + len(e.Step.Data)); err != nil {
+		return err
 	}
 	w.s.Steps = append(slices.Clone(w.s.Steps), e.Step)
 	// The client is alive: its callback may wait another interval.
