@@ -176,6 +176,11 @@ func (c *Core) Written(at int64, w *Writing, v Verdict, fenced []int) {
 				c.enqueue(e)
 			}
 		}
+		for _, ws := range w.slots {
+			if c.slots[ws.hs.n] == ws.hs {
+				c.queueSlot(ws.hs) // what came while the batch was under way
+			}
+		}
 	case Doubtful:
 		for i := range w.items {
 			undo(&w.items[i])

@@ -315,9 +315,8 @@ func (c *Core) refuse(e *entry, p *pending, err error) {
 
 // perform books effects: what stands behind an unfinished Save goes into the gate of its version.
 func (c *Core) perform(at int64, e *entry, effects []txn.Effect) {
-	c.timers.set(e, 0)
 	for _, eff := range effects {
-		switch f := eff.(type) {
+		switch eff.(type) {
 		case txn.Save:
 			e.version++
 			e.gates = append(e.gates, gate{version: e.version})
@@ -325,7 +324,7 @@ func (c *Core) perform(at int64, e *entry, effects []txn.Effect) {
 		case txn.Note:
 			c.note(at, e)
 		case txn.Wake:
-			c.timers.set(e, f.At)
+			// The timer is set from the state below: an event that changes nothing emits no wake, and must not lose one.
 		case txn.Invoke, txn.Answer:
 			if e.saved < e.version {
 				g := e.lastGate()
@@ -335,6 +334,7 @@ func (c *Core) perform(at int64, e *entry, effects []txn.Effect) {
 			}
 		}
 	}
+	c.timers.set(e, txn.NextWake(&e.tx.State))
 }
 
 func (e *entry) lastGate() *gate { return &e.gates[len(e.gates)-1] }

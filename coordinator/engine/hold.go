@@ -1,8 +1,11 @@
 package engine
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
+	"maps"
+	"slices"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
@@ -21,13 +24,13 @@ func (c *Core) Expect(slots []int) {
 // Hold takes a slot: claim is what the store gave, loaded what it holds. Transactions that were only in memory here
 // stay; requests that waited for an answer of the time before are put again, and get the answer that holds now.
 func (c *Core) Hold(at int64, claim Claim, loaded []*record.Tx) {
+	c.Settle(claim.Slot) // where it is held under an older term
 	old := c.slots[claim.Slot]
 	hs := &heldSlot{n: claim.Slot, term: claim.Term, epoch: claim.Epoch, head: claim.Head, ready: true, txs: make(map[txn.Gid]*entry, len(loaded))}
 	c.slots[claim.Slot] = hs
 	var again []*pending
 	if old != nil {
 		again = append(old.settling, old.parked...)
-		c.carry(old, hs)
 	}
 	for _, tx := range loaded {
 		e := &entry{tx: *tx, slot: hs, stored: true}
@@ -42,15 +45,20 @@ func (c *Core) Hold(at int64, claim Claim, loaded []*record.Tx) {
 			c.timers.set(e, txn.NextWake(&e.tx.State))
 		}
 	}
+	if old != nil && old.term == claim.Prev {
+		c.carry(old, hs)
+	}
 	for _, p := range again {
 		c.Apply(at, p)
 	}
 }
 
-// carry moves what never reached the store: prepares without branches, which only this process knows.
+// carry moves what never reached the store: prepares without branches, which only this process knows. It is right only
+// where nobody held the slot in between: somebody else may have begun and ended the same gid.
 func (c *Core) carry(old, hs *heldSlot) {
-	for gid, e := range old.txs {
-		if e.stored {
+	for _, gid := range slices.Sorted(maps.Keys(old.txs)) {
+		e := old.txs[gid]
+		if e.stored || hs.txs[gid] != nil {
 			continue
 		}
 		e.slot, e.gates, e.version, e.saved, e.queued, e.noted = hs, nil, 0, 0, false, false
@@ -69,7 +77,7 @@ func (c *Core) Settle(n int) {
 	if hs == nil || !hs.ready {
 		return
 	}
-	next := &heldSlot{n: n, txs: map[txn.Gid]*entry{}}
+	next := &heldSlot{n: n, term: hs.term, txs: map[txn.Gid]*entry{}}
 	next.settling = c.empty(hs, func(e *entry) bool {
 		// A transaction that was begun in memory and not written yet: its state before its first save is not kept, so
 		// only a bare prepare (nothing unsaved) can be carried over.
@@ -115,7 +123,9 @@ func (c *Core) empty(hs *heldSlot, keep func(*entry) bool, next *heldSlot) []*pe
 		}
 	}
 	hs.ready = false
-	hs.unsent = nil
+	hs.unsent, hs.txs = nil, nil // notes and deletes that still name its entries find nothing
+	// In the order in which they came: the same seed must give the same run.
+	slices.SortFunc(waiting, func(a, b *pending) int { return cmp.Compare(a.id, b.id) })
 	return waiting
 }
 

@@ -66,6 +66,8 @@ type Claim struct {
 	Term  Term
 	Epoch uint64
 	Head  record.Head
+	// Prev is the term that this one follows: whoever held that was the last to write.
+	Prev Term
 }
 
 // Member is one live coordinator process of the region. Addresses are host:port, empty where it does not listen.

@@ -55,8 +55,15 @@ func (t *timers) due(at int64, each func(*entry)) {
 
 type timerHeap []*entry
 
-func (h timerHeap) Len() int           { return len(h) }
-func (h timerHeap) Less(i, j int) bool { return h[i].timer.at < h[j].timer.at }
+func (h timerHeap) Len() int { return len(h) }
+
+// Less orders by time, then by gid, so that the same seed gives the same run.
+func (h timerHeap) Less(i, j int) bool {
+	if h[i].timer.at != h[j].timer.at {
+		return h[i].timer.at < h[j].timer.at
+	}
+	return h[i].tx.State.Gid < h[j].tx.State.Gid
+}
 func (h timerHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
 	h[i].timer.index, h[j].timer.index = i, j

@@ -139,7 +139,7 @@ func (s *Store) claim(ctx context.Context, holder string, slots []int) ([]engine
 	}
 	var cmps []clientv3.Cmp
 	var ops []clientv3.Op
-	epochs := make([]uint64, len(slots))
+	epochs, prev := make([]uint64, len(slots)), make([]engine.Term, len(slots))
 	for i, n := range slots {
 		rev, v := int64(0), slotValue{Epoch: 1}
 		if kvs := now.Responses[i].GetResponseRange().GetKvs(); len(kvs) > 0 {
@@ -149,7 +149,7 @@ func (s *Store) claim(ctx context.Context, holder string, slots []int) ([]engine
 			}
 		}
 		v.Holder = holder
-		epochs[i] = v.Epoch
+		epochs[i], prev[i] = v.Epoch, engine.Term(rev)
 		value, err := json.Marshal(v)
 		if err != nil {
 			return nil, err
@@ -177,7 +177,7 @@ func (s *Store) claim(ctx context.Context, holder string, slots []int) ([]engine
 	}
 	out := make([]engine.Claim, len(slots))
 	for i, n := range slots {
-		out[i] = engine.Claim{Slot: n, Term: engine.Term(resp.Header.Revision), Epoch: epochs[i]}
+		out[i] = engine.Claim{Slot: n, Term: engine.Term(resp.Header.Revision), Epoch: epochs[i], Prev: prev[i]}
 		if kvs := resp.Responses[2*i+1].GetResponseRange().GetKvs(); len(kvs) > 0 {
 			if out[i].Head, err = record.DecodeHead(kvs[0].Value); err != nil {
 				return nil, fmt.Errorf("outbox head of slot %d: %w", n, err)

@@ -87,8 +87,9 @@ func (s *Store) Claim(ctx context.Context, holder string, slots []int) ([]engine
 	var out []engine.Claim
 	for _, n := range slots {
 		s.rev++
+		prev := s.slots[n].term
 		s.slots[n].holder, s.slots[n].term = holder, engine.Term(s.rev)
-		out = append(out, engine.Claim{Slot: n, Term: engine.Term(s.rev), Epoch: 1, Head: s.slots[n].head})
+		out = append(out, engine.Claim{Slot: n, Term: engine.Term(s.rev), Epoch: 1, Head: s.slots[n].head, Prev: prev})
 	}
 	s.announce()
 	return out, nil

@@ -101,8 +101,8 @@ func writesUnderTheTerm(t *testing.T, s engine.Store) {
 func oldTerm(t *testing.T, s engine.Store) {
 	old := claim(t, s, "a", 3)
 	now := claim(t, s, "b", 3)
-	if old.Term == now.Term {
-		t.Fatal("two claims gave one term")
+	if old.Term == now.Term || now.Prev != old.Term {
+		t.Fatalf("claims %+v and %+v: another term, that follows the first, was expected", old, now)
 	}
 	err := s.Commit(ctxOf(t), &engine.Batch{Guards: []engine.Guard{{Slot: 3, Term: old.Term}}, Puts: put(3, gidIn(3, 0), "late")})
 	var fe *engine.FencedError
