@@ -86,11 +86,8 @@ func parsePostgres(raw string) (*address, error) {
 	}
 	u.RawQuery = q.Encode()
 	if a.postgres, err = pgx.ParseConfig(u.String()); err != nil {
+		// pgx hides the password of a well-formed URL, which this is; what is done here is for the case that it errs.
 		text := err.Error()
-		var parse interface{ Unwrap() error }
-		if errors.As(err, &parse) && parse.Unwrap() != nil {
-			text = parse.Unwrap().Error() // without the URL
-		}
 		for _, s := range secrets {
 			if s != "" {
 				text = strings.ReplaceAll(text, s, "xxxxx")

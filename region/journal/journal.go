@@ -21,11 +21,13 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
 // Journal is an engine.Journal in an SQL database. Make one with Open. Safe for concurrent use.
@@ -36,6 +38,8 @@ type Journal struct {
 	// queue in order instead of polling the file's lock.
 	write, read *sql.DB
 	insert      *sql.Stmt // SQLite's
+	// sortUntil is the time (unix ms) until which Append goes through its rows by gid.
+	sortUntil atomic.Int64
 }
 
 var _ engine.Journal = (*Journal)(nil)
@@ -132,9 +136,13 @@ func (j *Journal) Append(ctx context.Context, rows []engine.Row) error {
 		return err
 	}
 	err = j.retry(ctx, func(attempt int) error {
+		// Two coordinators that go through the same gids in one order do not wait for each other in a circle. That
+		// costs the order of arrival, which is that of listings, and happens only when slots move: so it is done once a
+		// deadlock showed the need, and for as long as such a move lasts. PostgreSQL takes a second to see a deadlock.
 		if attempt == 1 {
-			// Two coordinators that go through the same gids in one order do not wait for each other in a circle. The
-			// first attempt keeps the order of arrival, which is that of listings.
+			j.sortUntil.Store(time.Now().Add(time.Minute).UnixMilli())
+		}
+		if attempt == 1 || attempt == 0 && j.sortUntil.Load() > time.Now().UnixMilli() {
 			slices.SortFunc(batch, func(a, b *engine.Row) int { return strings.Compare(string(a.Gid), string(b.Gid)) })
 		}
 		return j.d.insert(ctx, j, batch)
@@ -155,6 +163,8 @@ func distinct(rows []engine.Row) ([]*engine.Row, error) {
 		switch {
 		case row.Gid == "" || len(row.Gid) > txn.GidBytesMax:
 			return nil, fmt.Errorf("journal: gid %q has %d bytes, not 1 to %d", string(row.Gid), len(row.Gid), txn.GidBytesMax)
+		case row.Slot < 0 || row.Slot >= slot.Count:
+			return nil, fmt.Errorf("journal: transaction %q is in slot %d of %d", string(row.Gid), row.Slot, slot.Count)
 		case len(row.Closed) == 0:
 			return nil, fmt.Errorf("journal: transaction %q has no closed part", string(row.Gid))
 		case (row.Finish.Seq != 0) != (len(row.Progress) != 0):

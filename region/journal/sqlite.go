@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -162,12 +161,4 @@ func emptySQLite(ctx context.Context, j *Journal, body int, before int64, limit 
 		}
 	}
 	return n, tx.Commit()
-}
-
-// checkpoint takes the write-ahead log into the file, for measurements.
-func (j *Journal) checkpoint(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	_, err := j.write.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
-	return err
 }
