@@ -45,8 +45,12 @@ func (l Limits) WithDefaults() Limits {
 	return l
 }
 
-// Filterer says whether the journal may know a gid: false is certain, true is not.
-type Filterer interface{ MaybeKnown(gid txn.Gid) bool }
+// Filterer says whether the journal may know a gid: false is certain, true is not. Forget says that a slot was taken
+// just now: its former holder may have written to the journal.
+type Filterer interface {
+	MaybeKnown(gid txn.Gid) bool
+	Forget(slot int)
+}
 
 // Core is all transactions of the slots that one process holds. It is a plain struct without goroutines, clock or
 // I/O: one goroutine calls it, tells it the time, and takes what is to be done from Drain. Not safe for concurrent
@@ -193,7 +197,8 @@ func (c *Core) Apply(at int64, p *pending) {
 		p.id = c.seq
 	}
 	e := hs.txs[p.req.Gid]
-	if e == nil && !p.looked && (c.known == nil || c.known.MaybeKnown(p.req.Gid)) {
+	if e == nil && !(p.looked && p.lookedIn == hs.term) && (c.known == nil || c.known.MaybeKnown(p.req.Gid)) {
+		p.lookedIn = hs.term
 		c.out.Lookups = append(c.out.Lookups, p)
 		return
 	}
@@ -242,6 +247,11 @@ func (e *entry) reply() Reply {
 func (c *Core) Found(at int64, p *pending, tx *record.Tx) {
 	hs := c.slots[slot.Of(string(p.req.Gid))]
 	if hs == nil || !hs.ready {
+		c.Apply(at, p)
+		return
+	}
+	if p.lookedIn != hs.term {
+		// The slot was another's meanwhile, who may have begun and ended the gid: the answer is too old.
 		c.Apply(at, p)
 		return
 	}

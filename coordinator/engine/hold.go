@@ -24,6 +24,9 @@ func (c *Core) Expect(slots []int) {
 // Hold takes a slot: claim is what the store gave, loaded what it holds. Transactions that were only in memory here
 // stay; requests that waited for an answer of the time before are put again, and get the answer that holds now.
 func (c *Core) Hold(at int64, claim Claim, loaded []*record.Tx) {
+	if c.known != nil {
+		c.known.Forget(claim.Slot)
+	}
 	c.Settle(claim.Slot) // where it is held under an older term
 	old := c.slots[claim.Slot]
 	hs := &heldSlot{n: claim.Slot, term: claim.Term, epoch: claim.Epoch, head: claim.Head, ready: true, txs: make(map[txn.Gid]*entry, len(loaded))}

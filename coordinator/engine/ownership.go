@@ -228,7 +228,7 @@ func (r *Runner) loadAll(ctx context.Context, claims []Claim) (map[int]bool, int
 			r.cfg.Log.Warn("a slot could not be read", "slot", cl.Slot, "err", err)
 			continue
 		}
-		if r.Ask(ctx, func(c *Core, at int64) { c.Hold(at, cl, txs); r.known.Forget(cl.Slot); r.setHeld(cl.Slot, cl.Term) }) != nil {
+		if r.Ask(ctx, func(c *Core, at int64) { c.Hold(at, cl, txs); r.setHeld(cl.Slot, cl.Term) }) != nil {
 			return held, records
 		}
 		held[cl.Slot] = true

@@ -76,8 +76,10 @@ type pending struct {
 	req  Request
 	id   uint64 // order of arrival at Core
 	done chan answer
-	// looked: the journal was asked and does not know the gid.
-	looked bool
+	// looked: the journal was asked under the term lookedIn and does not know the gid. Under another term that says
+	// nothing.
+	looked   bool
+	lookedIn Term
 }
 
 type answer struct {
