@@ -128,7 +128,7 @@ func TestKilledBetweenTheRequestsOfADTMClient(t *testing.T) {
 			bank.apply(gid, b, "try")
 		}
 		do("submit", map[string]any{"gid": gid, "trans_type": "tcc"}, 200)
-		eventually(t, 20*time.Second, gid+" succeeds", func() bool { return status(t, c, gid) == "succeed" })
+		eventually(t, 20*time.Second, gid+" succeeds", func() bool { return dtmStatus(t, c, gid) == "succeed" })
 		bank.audit(gid, true)
 		// A late repeat gets its old answer, out of the journal.
 		if code, text := post(t, c, "abort", map[string]any{"gid": gid, "trans_type": "tcc"}); code != 409 {
@@ -137,7 +137,7 @@ func TestKilledBetweenTheRequestsOfADTMClient(t *testing.T) {
 	}
 }
 
-func status(t *testing.T, c *coordinator, gid string) string {
+func dtmStatus(t *testing.T, c *coordinator, gid string) string {
 	t.Helper()
 	resp, err := http.Get("http://" + c.addr.HTTP + "/api/dtmsvr/query?gid=" + url.QueryEscape(gid))
 	if err != nil {
@@ -240,7 +240,7 @@ func TestSIGTERMDrainsAndExitsZero(t *testing.T) {
 		t.Errorf("exit code %d\n%s", code, c.log())
 	}
 	c.restart()
-	if st := status(t, c, "drain"); st != "succeed" {
+	if st := dtmStatus(t, c, "drain"); st != "succeed" {
 		t.Errorf("after the restart it is %q", st)
 	}
 }
