@@ -32,7 +32,13 @@ func post(t *testing.T, r *rig.Rig, path string, body any) {
 // begin prepares a TCC transaction and registers its branches by hand.
 func begin(t *testing.T, r *rig.Rig, p *rig.Participant, gid string, branches ...string) {
 	t.Helper()
-	post(t, r, "/prepare", map[string]any{"gid": gid, "trans_type": "tcc"})
+	beginWith(t, r, p, gid, 0, branches...)
+}
+
+// beginWith gives it a retry interval in seconds: one that is longer than a test shows that something came at once.
+func beginWith(t *testing.T, r *rig.Rig, p *rig.Participant, gid string, retry int, branches ...string) {
+	t.Helper()
+	post(t, r, "/prepare", map[string]any{"gid": gid, "trans_type": "tcc", "retry_interval": retry})
 	for _, b := range branches {
 		post(t, r, "/registerBranch", map[string]string{"gid": gid, "trans_type": "tcc", "branch_id": b, "data": "{}", "confirm": p.HTTP("confirm"), "cancel": p.HTTP("cancel")})
 	}
@@ -43,7 +49,7 @@ func end(gid string) map[string]string { return map[string]string{"gid": gid, "t
 // D1: DTM runs a repeated submit over no branches and marks the transaction succeed without confirming.
 func TestRepeatedSubmitConfirmsWhatIsPendingAndNothingTwice(t *testing.T) {
 	r, p := start(t)
-	begin(t, r, p, "g", "01", "02")
+	beginWith(t, r, p, "g", 600, "01", "02")
 	p.Once("02", "confirm", rig.Ongoing)
 	post(t, r, "/submit", end("g"))
 	r.PassOver("g")
@@ -247,7 +253,7 @@ func TestSubmitMergesItsOptionsIntoThoseOfPrepare(t *testing.T) {
 // D14: on redis and boltdb DTM's resetNextCronTime has no effect.
 func TestResetNextCronTimeMakesATransactionDueNow(t *testing.T) {
 	r, p := start(t)
-	begin(t, r, p, "g", "01")
+	beginWith(t, r, p, "g", 600, "01")
 	p.Once("01", "confirm", rig.Ongoing, rig.Ongoing)
 	post(t, r, "/submit", end("g"))
 	r.PassOver("g")

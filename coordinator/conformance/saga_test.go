@@ -228,6 +228,7 @@ func TestSagaEmptyCompensationSucceedsAtOnce(t *testing.T) {
 func TestSagaRepeatedSubmitWakesItAndIsRefusedAtTheEnd(t *testing.T) {
 	eachSaga(t, 2, func(t *testing.T, s saga, o *dtmcli.Saga, r *rig.Rig, p *rig.Participant, gid string) {
 		p.Once("01", "action", rig.Ongoing)
+		o.RetryInterval = 600
 		noErr(t, s.Submit())
 		r.PassOver(gid)
 		noErr(t, s.Submit())

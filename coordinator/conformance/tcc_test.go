@@ -327,7 +327,7 @@ func TestLateAbortIsAnsweredByTheState(t *testing.T) {
 	gid := newGid(r)
 	p.Once("01", "cancel", rig.Ongoing)
 	abort := func() error { return dtmimp.TransCallDtm(dtmimp.NewTransBase(gid, "tcc", r.DTM, ""), "abort") }
-	_ = tccClients[0].run(r, p, gid, plain, func(call func() error) error { noErr(t, call()); return errors.New("no") })
+	_ = tccClients[0].run(r, p, gid, func(b *dtmimp.TransBase) { b.RetryInterval = 600 }, func(call func() error) error { noErr(t, call()); return errors.New("no") })
 	r.PassOver(gid)
 	noErr(t, abort()) // and it makes the cancel due now
 	r.Await(gid, failed)
