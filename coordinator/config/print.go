@@ -135,3 +135,26 @@ func Environment(getenv func(string) string) map[string]string {
 	}
 	return out
 }
+
+// Defaults gives every key's default as a file has it.
+func Defaults() map[string]string {
+	t := reflect.TypeFor[Config]()
+	out := map[string]string{}
+	for i := range t.NumField() {
+		f := t.Field(i)
+		if Key(f) == "config" {
+			continue
+		}
+		def := f.Tag.Get("default")
+		switch {
+		case def == "" && f.Type.Kind() == reflect.Bool:
+			def = "false"
+		case f.Type == reflect.TypeFor[time.Duration]():
+			if d, err := time.ParseDuration(def); err == nil {
+				def = d.String()
+			}
+		}
+		out[Key(f)] = def
+	}
+	return out
+}

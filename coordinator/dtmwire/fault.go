@@ -41,8 +41,8 @@ const (
 // FaultKinds lists every kind.
 var FaultKinds = []FaultKind{FaultFailure, FaultOngoing, FaultInvalid, FaultNotFound, FaultDuplicate, FaultInternal, FaultUnknown, FaultOverloaded, FaultUnavailable}
 
-// HTTP, gRPC and JSON-RPC codes of the kinds.
-func (k FaultKind) codes() (httpStatus int, grpcCode codes.Code, rpcCode int) {
+// Codes are the kind's HTTP status, gRPC code and JSON-RPC code.
+func (k FaultKind) Codes() (httpStatus int, grpcCode codes.Code, rpcCode int) {
 	switch k {
 	case FaultFailure:
 		return http.StatusConflict, codes.Aborted, -32901

@@ -28,7 +28,7 @@ var empty = &emptypb.Empty{}
 // grpcFault puts an error into DTM's gRPC form.
 func grpcFault(ctx context.Context, err error) error {
 	f := faultOf(err)
-	_, code, _ := f.Kind.codes()
+	_, code, _ := f.Kind.Codes()
 	if f.RetryAfter > 0 {
 		_ = grpc.SetTrailer(ctx, metadata.Pairs("retry-after", strconv.Itoa(max(1, int(f.RetryAfter/time.Second)))))
 	}

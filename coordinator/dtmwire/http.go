@@ -177,7 +177,7 @@ func writeJSON(w http.ResponseWriter, v any) error {
 // writeFault puts an error into DTM's HTTP form.
 func writeFault(w http.ResponseWriter, err error) {
 	f := faultOf(err)
-	status, _, _ := f.Kind.codes()
+	status, _, _ := f.Kind.Codes()
 	out := map[string]string{"message": f.message()}
 	switch f.Kind {
 	case FaultFailure:

@@ -57,7 +57,7 @@ func (s *Server) jsonRPC(w http.ResponseWriter, r *http.Request) {
 	result, err := s.rpcCall(r, req.Method, req.Params)
 	if err != nil {
 		f := faultOf(err)
-		_, _, code := f.Kind.codes()
+		_, _, code := f.Kind.Codes()
 		if errors.Is(err, errNoMethod) {
 			code = rpcNoMethod
 		}

@@ -39,8 +39,18 @@ type Metrics struct {
 	requestTime *prometheus.HistogramVec
 	alerts      *prometheus.CounterVec
 
-	onCall func(r engine.CallResult, fails int)
+	onCall    func(r engine.CallResult, fails int)
+	catalogue []Entry
 }
+
+// Entry describes one metric of our own.
+type Entry struct {
+	Name, Kind, Help string
+	Labels           []string
+}
+
+// Catalogue lists every metric of our own, in the order of their making: docs/reference/metrics.md is compared with it.
+func (m *Metrics) Catalogue() []Entry { return m.catalogue }
 
 // latency buckets, in seconds: from a fast local write to a transaction that waited for a person.
 var latency = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
@@ -51,16 +61,19 @@ func NewMetrics(onCall func(r engine.CallResult, fails int)) *Metrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 		m.reg.MustRegister(c)
+		m.catalogue = append(m.catalogue, Entry{name, "counter", help, labels})
 		return c
 	}
 	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
 		h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
 		m.reg.MustRegister(h)
+		m.catalogue = append(m.catalogue, Entry{name, "histogram", help, labels})
 		return h
 	}
 	gauge := func(name, help string) prometheus.Gauge {
 		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
 		m.reg.MustRegister(g)
+		m.catalogue = append(m.catalogue, Entry{name, "gauge", help, nil})
 		return g
 	}
 	m.decided = counter("lockstep_transactions_decided_total", "Decisions that became durable.", "mode", "decision")
