@@ -210,7 +210,7 @@ func TestSpaceOfTrimmedBodiesIsUsedAgain(t *testing.T) {
 		}
 		return n
 	}
-	rows := payments("a", 20_000)
+	rows := payments("a", 5000)
 	for part := range slices.Chunk(rows, 1000) {
 		mustAppend(t, j, part...)
 	}
@@ -426,7 +426,7 @@ func TestSQLiteSyncsEveryCommit(t *testing.T) {
 func TestEveryWayOfListingGivesTheSame(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		j := open(t, url)
-		rows := payments("w", 3000)
+		rows := payments("w", 1200)
 		// Some were decided early and finished late, so that ids and finishing times disagree.
 		for i := range rows {
 			if i%10 == 0 {
@@ -436,17 +436,17 @@ func TestEveryWayOfListingGivesTheSame(t *testing.T) {
 		for part := range slices.Chunk(rows, 500) {
 			mustAppend(t, j, part...)
 		}
-		mustTrim(t, j, begin+1000, 0, 10_000, 980)
+		mustTrim(t, j, begin+400, 0, 10_000, 380)
 		defer func(w, x, m int64) { window, indexed, windowsMax = w, int(x), m }(window, int64(indexed), windowsMax)
 		for _, f := range []engine.Filter{
-			{Slot: -1}, {Slot: -1, GidPrefix: "w0020"}, {Slot: -1, Phases: []txn.Phase{txn.PhaseAborted}}, {Slot: 5}, {Slot: -1, BegunAfter: begin + 2500},
+			{Slot: -1}, {Slot: -1, GidPrefix: "w0010"}, {Slot: -1, Phases: []txn.Phase{txn.PhaseAborted}}, {Slot: 5}, {Slot: -1, BegunAfter: begin + 1000},
 		} {
-			for _, since := range []int64{0, begin + 500, begin + 2900, begin + 99_999} {
+			for _, since := range []int64{0, begin + 200, begin + 1100, begin + 99_999} {
 				window, indexed, windowsMax = 20_000, 20_000, 1_000_000
 				want := listed(t, j, f, 5000, since)
 				for _, limits := range [][3]int64{{10, 5, 40}, {10, 5, 1 << 40}, {100, 20_000, 1 << 40}, {1, 0, 1}} {
 					window, indexed, windowsMax = limits[0], int(limits[1]), limits[2]
-					for _, limit := range []int{7, 300} {
+					for _, limit := range []int{11, 300} {
 						if diff := cmp.Diff(listed(t, j, f, limit, since), want); diff != "" {
 							t.Fatalf("%+v since %d, bounds %v, pages of %d, got/want:\n%s", f, since-begin, limits, limit, diff)
 						}

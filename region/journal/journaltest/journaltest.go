@@ -251,7 +251,7 @@ func oddGids(t *testing.T, open func() engine.Journal) {
 }
 
 func concurrentAppenders(t *testing.T, open func() engine.Journal) {
-	const writers, total, batch = 4, 2000, 100
+	const writers, total, batch = 4, 1000, 100
 	var m sample.Maker
 	rows := make([]engine.Row, total)
 	for i := range rows {
@@ -301,10 +301,10 @@ func concurrentAppenders(t *testing.T, open func() engine.Journal) {
 
 func cancelled(t *testing.T, open func() engine.Journal) {
 	j, other := open(), open()
-	const size = 1000
+	const size, rounds = 1000, 15
 	took := 20 * time.Millisecond
 	stopped := 0
-	for round := range 30 {
+	for round := range rounds {
 		var m sample.Maker
 		prefix := fmt.Sprintf("k%02d-", round)
 		rows := make([]engine.Row, size)
@@ -313,7 +313,7 @@ func cancelled(t *testing.T, open func() engine.Journal) {
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		if round > 0 {
-			timer := time.AfterFunc(time.Duration(float64(took)*1.2*float64(round)/30), cancel)
+			timer := time.AfterFunc(time.Duration(float64(took)*1.2*float64(round)/rounds), cancel)
 			defer timer.Stop()
 		}
 		start := time.Now()
@@ -342,7 +342,7 @@ func cancelled(t *testing.T, open func() engine.Journal) {
 	if get(t, other, "never") != nil {
 		t.Fatal("written with a context that had ended")
 	}
-	t.Logf("%d of 30 appends were stopped", stopped)
+	t.Logf("%d of %d appends were stopped", stopped, rounds)
 }
 
 // book is a journal with total finished transactions of every kind, and what it was filled with, the newest first.
@@ -428,7 +428,7 @@ func filters(t *testing.T, open func() engine.Journal) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			wanted := pick(rows, tc.ok)
-			for _, limit := range []int{3, 1000} {
+			for _, limit := range []int{37, 1000} {
 				if diff := cmp.Diff(all(t, j, tc.f, limit, 0), wanted); diff != "" {
 					t.Errorf("pages of %d, got/want:\n%s", limit, diff)
 				}
