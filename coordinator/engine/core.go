@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
@@ -255,7 +256,13 @@ func (c *Core) Found(at int64, p *pending, tx *record.Tx) {
 		c.Apply(at, p)
 		return
 	}
-	if tx == nil || !tx.State.Phase.Finished() || hs.txs[p.req.Gid] != nil {
+	if tx != nil && !tx.State.Phase.Finished() && hs.txs[p.req.Gid] == nil {
+		// The journal has the decision, and the store no record: it ended while the journal was asked, or the store
+		// has lost it. Either way nothing may begin under this gid.
+		p.finish(answer{err: fmt.Errorf("%w: the journal knows the decision of %q and the store has no record of it", ErrUnavailable, string(p.req.Gid))})
+		return
+	}
+	if tx == nil || hs.txs[p.req.Gid] != nil {
 		p.looked = true
 		c.Apply(at, p)
 		return

@@ -149,14 +149,16 @@ func (c *Core) Held() []int {
 	return out
 }
 
-// Each calls f for every transaction in memory, in no order.
+// Each calls f for every transaction in memory that the journal does not have finished, in no order.
 func (c *Core) Each(f func(Reply)) {
 	for _, hs := range c.slots {
 		if hs == nil {
 			continue
 		}
 		for _, e := range hs.txs {
-			f(e.reply())
+			if !e.journal {
+				f(e.reply())
+			}
 		}
 	}
 }

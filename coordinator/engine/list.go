@@ -52,14 +52,14 @@ type LiveCursor struct {
 }
 
 // ListLive gives at most limit of the transactions that this process holds in memory, newest first, behind the
-// cursor; the zero cursor begins at the start. Finished ones are left out: the journal lists them.
+// cursor; the zero cursor begins at the start. Finished ones are among them until the journal has them.
 func (r *Runner) ListLive(ctx context.Context, f Filter, after LiveCursor, limit int) ([]Reply, error) {
 	var out []Reply
 	err := r.Ask(ctx, func(c *Core, _ int64) {
 		pos := txn.State{BegunAt: after.BegunAt, Gid: after.Gid}
 		c.Each(func(rep Reply) {
 			s := &rep.State
-			if s.Phase.Finished() || !f.Matches(s) || (after.Gid != "" && !liveLess(&pos, s)) {
+			if !f.Matches(s) || (after.Gid != "" && !liveLess(&pos, s)) {
 				return
 			}
 			out = append(out, rep)

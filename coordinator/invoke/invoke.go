@@ -68,12 +68,13 @@ func (c Config) withDefaults() Config {
 
 // Invoker calls branches. Safe for concurrent use.
 type Invoker struct {
-	cfg    Config
-	http   *http.Client
-	grpc   *grpcPool
-	mu     sync.Mutex
-	dests  map[string]*destination
-	ctx    context.Context
+	cfg   Config
+	http  *http.Client
+	grpc  *grpcPool
+	mu    sync.Mutex
+	dests map[string]*destination
+	// lives are what calls hang on: one context for all of them would make its lock the busiest of the process.
+	lives  [64]context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 }
@@ -83,7 +84,16 @@ var _ engine.Invoker = (*Invoker)(nil)
 // New makes an Invoker. Close ends it.
 func New(cfg Config) *Invoker {
 	cfg = cfg.withDefaults()
-	ctx, cancel := context.WithCancel(context.Background())
+	var lives [64]context.Context
+	cancels := make([]context.CancelFunc, len(lives))
+	for i := range lives {
+		lives[i], cancels[i] = context.WithCancel(context.Background())
+	}
+	cancel := func() {
+		for _, c := range cancels {
+			c()
+		}
+	}
 	dial := cfg.Allow.dialer(net.Dialer{Timeout: 3 * time.Second, KeepAlive: 15 * time.Second})
 	tr := &http.Transport{
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -93,7 +103,7 @@ func New(cfg Config) *Invoker {
 		DisableCompression: true, WriteBufferSize: 2 << 10, ReadBufferSize: 2 << 10,
 	}
 	return &Invoker{
-		cfg: cfg, http: &http.Client{Transport: tr, CheckRedirect: redirect}, grpc: newGRPCPool(dial), dests: map[string]*destination{}, ctx: ctx, cancel: cancel,
+		cfg: cfg, http: &http.Client{Transport: tr, CheckRedirect: redirect}, grpc: newGRPCPool(dial), dests: map[string]*destination{}, lives: lives, cancel: cancel,
 	}
 }
 
@@ -183,10 +193,33 @@ func (v *Invoker) destination(key string) *destination {
 	defer v.mu.Unlock()
 	d := v.dests[key]
 	if d == nil {
+		if len(v.dests) >= destinationsMax {
+			v.sweep()
+		}
 		d = &destination{}
 		v.dests[key] = d
 	}
 	return d
+}
+
+// destinationsMax bounds the destinations that are remembered; those that nobody calls make room.
+const destinationsMax = 10_000
+
+// sweep forgets destinations that are idle and sound; v.mu is held.
+func (v *Invoker) sweep() {
+	for key, d := range v.dests {
+		d.mu.Lock()
+		idle := d.running == 0 && len(d.queue) == 0 && d.fails == 0
+		d.mu.Unlock()
+		if idle {
+			delete(v.dests, key)
+		}
+	}
+}
+
+// life is the context that a call hangs on.
+func (v *Invoker) life(c *engine.Call) context.Context {
+	return v.lives[c.Slot%len(v.lives)]
 }
 
 // destinationOf is the address part of a call's url.
@@ -249,7 +282,7 @@ func (v *Invoker) call(c *engine.Call) (res engine.CallResult) {
 		}
 		res.Took = time.Since(start)
 	}()
-	ctx, cancel := context.WithTimeoutCause(v.ctx, c.Timeout, errCallTimeout)
+	ctx, cancel := context.WithTimeoutCause(v.life(c), c.Timeout, errCallTimeout)
 	defer cancel()
 	switch kindOf(c) {
 	case kindHTTP:

@@ -21,14 +21,14 @@ import (
 
 	"github.com/lockstep-tx/lockstep/coordinator/bench/load"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/load/dtmsdk"
+	"github.com/lockstep-tx/lockstep/coordinator/bench/load/native"
 )
 
-// drivers are the APIs there are a client for. Our native one joins with a line here, as load.Native, and a package
-// beside dtmsdk that implements load.Driver with coordinator/api/client: one call with two branches on the HTTP
-// participants, answered when finished.
+// drivers are the APIs there are a client for.
 var drivers = map[string]func(load.Config) (load.Driver, error){
-	load.HTTP: dtmsdk.NewHTTP,
-	load.GRPC: dtmsdk.NewGRPC,
+	load.HTTP:   dtmsdk.NewHTTP,
+	load.GRPC:   dtmsdk.NewGRPC,
+	load.Native: native.New,
 }
 
 func main() {
