@@ -92,7 +92,8 @@ bench-recovery: devctl build ## 100,000 open transactions, SIGKILL, restart
 
 .PHONY: bench-growth
 bench-growth: build ## speed with a full store against speed with an empty one
-	$(GO) run ./coordinator/bench/cmd/bench-growth
+	CGO_ENABLED=0 $(GO) build -o bin/journal-fill ./region/journal/cmd/journal-fill
+	$(GO) run ./coordinator/bench/cmd/bench-growth --fill-journal 'bin/journal-fill --url sqlite:{data}/journal.db --rows {n}'
 
 ## The servers for development
 
