@@ -64,29 +64,25 @@ func badJSON(err error) error {
 
 // decodeBranch reads a registerBranch request. DTM's clients send strings only.
 func decodeBranch(body []byte) (*branch, error) {
-	var m map[string]any
-	if err := json.Unmarshal(body, &m); err != nil {
+	var in struct {
+		Gid       string `json:"gid"`
+		TransType string `json:"trans_type"`
+		BranchID  string `json:"branch_id"`
+		Data      string `json:"data"`
+		Confirm   string `json:"confirm"`
+		Cancel    string `json:"cancel"`
+		URL       string `json:"url"`
+		Op        string `json:"op"`
+		Status    string `json:"status"`
+	}
+	if err := json.Unmarshal(body, &in); err != nil {
 		return nil, badJSON(err)
 	}
-	b := &branch{}
-	for key, into := range map[string]*string{
-		"gid": &b.Gid, "trans_type": &b.TransType, "branch_id": &b.BranchID, "confirm": &b.Confirm, "cancel": &b.Cancel,
-		"url": &b.URL, "op": &b.Op, "status": &b.Status,
-	} {
-		switch v := m[key].(type) {
-		case nil:
-		case string:
-			*into = v
-		default:
-			return nil, invalid(key, "it must be a string")
-		}
+	b := &branch{
+		Gid: in.Gid, TransType: in.TransType, BranchID: in.BranchID, Confirm: in.Confirm, Cancel: in.Cancel, URL: in.URL, Op: in.Op, Status: in.Status,
 	}
-	switch v := m["data"].(type) {
-	case nil:
-	case string:
-		b.Data = []byte(v)
-	default:
-		return nil, invalid("data", "it must be a string that holds JSON")
+	if in.Data != "" {
+		b.Data = []byte(in.Data)
 	}
 	return b, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -228,6 +229,7 @@ func (r *Runner) Done() <-chan struct{} { return r.done }
 func (r *Runner) loop(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	yielded := false
 	for {
 		q := r.inbox.take()
 		at := r.clock.NowMillis()
@@ -236,6 +238,14 @@ func (r *Runner) loop(ctx context.Context) error {
 		}
 		busy := len(q) > 0
 		r.inbox.giveBack(q)
+		if busy && !yielded && r.writing == 0 && r.core.Unsaved() > 0 {
+			// Let those who are about to send something run first: a batch of many costs hardly more than one of one.
+			// It is a turn of the scheduler, not a wait.
+			yielded = true
+			runtime.Gosched()
+			continue
+		}
+		yielded = false
 		r.core.Expire(at)
 		r.core.Flush(at)
 		r.perform(at)
