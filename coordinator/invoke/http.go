@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -80,34 +79,6 @@ func identity(c *engine.Call) string {
 	}
 	return b.String()
 }
-
-func (v *Invoker) roundTrip(ctx context.Context, c *engine.Call, method, target string, body []byte) ([]byte, int, error) {
-	var rd io.Reader
-	if method == http.MethodPost {
-		rd = bytes.NewReader(body)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, target, rd)
-	if err != nil {
-		return nil, 0, fmt.Errorf("bad branch url: %w", err)
-	}
-	req.Header["Content-Type"] = jsonType
-	for k, val := range c.Headers {
-		req.Header.Set(k, val)
-	}
-	fence(c, func(k, val string) { req.Header[k] = []string{val} }) // last: a client's header never takes its place
-	resp, err := v.http.Do(req)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, bodyMax))
-	if err != nil {
-		return nil, 0, err
-	}
-	return answer, resp.StatusCode, nil
-}
-
-var jsonType = []string{"application/json"}
 
 // fence names the transaction's slot and epoch. Until accounts have homes of their own, the transaction's stand for
 // them.

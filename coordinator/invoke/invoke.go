@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/url"
 	"strings"
 	"sync"
@@ -69,7 +68,7 @@ func (c Config) withDefaults() Config {
 // Invoker calls branches. Safe for concurrent use.
 type Invoker struct {
 	cfg   Config
-	http  *http.Client
+	http  *caller
 	grpc  *grpcPool
 	mu    sync.Mutex
 	dests map[string]*destination
@@ -95,38 +94,16 @@ func New(cfg Config) *Invoker {
 		}
 	}
 	dial := cfg.Allow.dialer(net.Dialer{Timeout: 3 * time.Second, KeepAlive: 15 * time.Second})
-	tr := &http.Transport{
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			return dial(ctx, network, addr, addr)
-		}, MaxIdleConns: 4096, MaxIdleConnsPerHost: cfg.InFlightMax,
-		IdleConnTimeout: 60 * time.Second, TLSHandshakeTimeout: 5 * time.Second, ForceAttemptHTTP2: true,
-		DisableCompression: true, WriteBufferSize: 2 << 10, ReadBufferSize: 2 << 10,
-	}
 	return &Invoker{
-		cfg: cfg, http: &http.Client{Transport: tr, CheckRedirect: redirect}, grpc: newGRPCPool(dial), dests: map[string]*destination{}, lives: lives, cancel: cancel,
+		cfg: cfg, http: newCaller(dial, cfg.InFlightMax), grpc: newGRPCPool(dial), dests: map[string]*destination{}, lives: lives, cancel: cancel,
 	}
 }
-
-// redirect follows what keeps method and body, and nothing else: a login page that answers 200 is no confirm. What is not
-// followed is an answer like any other that is not 200.
-func redirect(req *http.Request, via []*http.Request) error {
-	switch code := req.Response.StatusCode; {
-	case len(via) > redirectsMax:
-		return errors.New("too many redirects")
-	case code == http.StatusTemporaryRedirect, code == http.StatusPermanentRedirect,
-		code == http.StatusMovedPermanently && via[0].Method == req.Method:
-		return nil
-	}
-	return http.ErrUseLastResponse
-}
-
-const redirectsMax = 5
 
 // Close ends every call under way with Unknown and waits for that.
 func (v *Invoker) Close() {
 	v.cancel()
+	v.http.close()
 	v.wg.Wait()
-	v.http.CloseIdleConnections()
 	v.grpc.close()
 }
 

@@ -251,16 +251,11 @@ func TestWhatSaysNothingIsUnknown(t *testing.T) {
 	}
 }
 
-// panicking breaks in the middle of a call.
-type panicking struct{}
-
-func (panicking) RoundTrip(*http.Request) (*http.Response, error) { panic("codec") }
-
 // D16: one panic kills DTM's server. Here it costs one attempt.
 func TestPanicWhileCallingIsUnknown(t *testing.T) {
 	t.Parallel()
 	v := newInvoker(t, Config{})
-	v.http.Transport = panicking{}
+	v.http.client.DialTimeout = func(string, time.Duration) (net.Conn, error) { panic("codec") }
 	if res := one(t, v, callTo("http://127.0.0.1:1/")); res.Outcome != txn.Unknown || !strings.Contains(res.Text, "panic") {
 		t.Errorf("ended %v %q", res.Outcome, res.Text)
 	}
