@@ -52,6 +52,9 @@ func start(t *testing.T, dir string) program {
 	t.Cleanup(func() { _ = p.Process.Kill(); <-copied; _ = p.Wait() })
 	lines := bufio.NewReader(stderr)
 	line, err := lines.ReadString('\n')
+	for err == nil && !strings.Contains(line, "serving") { // DTM's SDK, which pay uses, says a line of its own
+		line, err = lines.ReadString('\n')
+	}
 	go func() { defer close(copied); _, _ = io.Copy(t.Output(), lines) }()
 	if err != nil || !strings.Contains(line, "serving") {
 		t.Fatalf("the program says %q (%v)", line, err)
