@@ -44,7 +44,7 @@ func bearerOf(header string) string {
 // HTTP names the callers of next and refuses those whose role is too small; need gives the role that a request needs,
 // RoleNone for what is open to everybody. dtm says that next speaks DTM's protocol. refuse writes a refusal in the
 // protocol's own form.
-func (g *Guard) HTTP(next http.Handler, dtm bool, need func(r *http.Request) Role, refuse func(w http.ResponseWriter, status int, text string)) http.Handler {
+func (g *Guard) HTTP(next http.Handler, dtm bool, need func(r *http.Request) Role, refuse func(w http.ResponseWriter, r *http.Request, status int, text string)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := Caller{Token: bearerOf(r.Header.Get("Authorization")), Remote: r.RemoteAddr, DTM: dtm}
 		if token, rest := PathToken(r.URL.Path); token != "" {
@@ -73,10 +73,10 @@ func (g *Guard) HTTP(next http.Handler, dtm bool, need func(r *http.Request) Rol
 		}
 		switch {
 		case errors.Is(err, ErrForbidden):
-			refuse(w, http.StatusForbidden, err.Error())
+			refuse(w, r, http.StatusForbidden, err.Error())
 		case err != nil:
 			w.Header().Set("WWW-Authenticate", `Bearer realm="lockstep"`)
-			refuse(w, http.StatusUnauthorized, err.Error())
+			refuse(w, r, http.StatusUnauthorized, err.Error())
 		default:
 			next.ServeHTTP(w, r.WithContext(With(r.Context(), id)))
 		}

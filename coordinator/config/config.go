@@ -226,6 +226,12 @@ func (c *Config) Check() error {
 			bad(key, "%s is not loopback: give --tls-cert and --tls-key (or --insecure on a closed network)", addr)
 		}
 	}
+	if named := c.Tokens != "" || c.TlsClientCa != ""; !named && !c.Insecure && !(Loopback(c.HttpAddr) && Loopback(c.GrpcAddr) && Loopback(c.AdminAddr)) {
+		bad("tokens", "off loopback nobody may come without a name: give --tokens or --tls-client-ca (or --insecure on a closed network)")
+	}
+	if !c.Embedded && !c.Insecure && c.TlsClientCa == "" && (c.Tokens != "" || c.TlsCert != "") {
+		bad("tls-client-ca", "the coordinators of a region know one another by their certificates: give --tls-cert, --tls-key and --tls-client-ca")
+	}
 	if c.AdvertiseGrpc != "" {
 		if _, _, err := net.SplitHostPort(c.AdvertiseGrpc); err != nil {
 			bad("advertise-grpc", "%q is no HOST:PORT", c.AdvertiseGrpc)

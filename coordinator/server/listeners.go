@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
@@ -91,18 +92,34 @@ func (s *Server) httpServer() *http.Server {
 			return auth.RoleViewer
 		}
 		return auth.RoleOperator
-	}, func(w http.ResponseWriter, code int, text string) {
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(code)
-		body, err := json.Marshal(map[string]string{"message": text})
-		if err == nil {
-			_, _ = w.Write(body) // the client is gone: nobody is left to tell
-		}
-	})
+	}, refuseDTM)
 	return newHTTPServer(s.counted("http", guarded, func(r *http.Request) string {
 		_, path := auth.PathToken(r.URL.Path)
 		return dtmwire.RouteOf(path)
 	}))
+}
+
+// JSON-RPC's codes for who may not: next to those of dtmwire's faults.
+const (
+	rpcUnauthenticated = -32031
+	rpcForbidden       = -32032
+)
+
+// refuseDTM refuses a caller in DTM's form, or in JSON-RPC's on its path.
+func refuseDTM(w http.ResponseWriter, r *http.Request, code int, text string) {
+	var out any = map[string]string{"message": text}
+	if dtmwire.RouteOf(r.URL.Path) == "json-rpc" {
+		rpc := rpcForbidden
+		if code == http.StatusUnauthorized {
+			rpc = rpcUnauthenticated
+		}
+		out = map[string]any{"jsonrpc": "2.0", "id": nil, "error": map[string]any{"code": rpc, "message": text}}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	if body, err := json.Marshal(out); err == nil {
+		_, _ = w.Write(body) // the client is gone: nobody is left to tell
+	}
 }
 
 func newHTTPServer(h http.Handler) *http.Server {
@@ -115,7 +132,7 @@ func (s *Server) counted(protocol string, next http.Handler, route func(*http.Re
 		start := time.Now()
 		sw := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 		name := route(r)
-		next.ServeHTTP(sw, r)
+		s.labelled(anyMode, "request", func() { next.ServeHTTP(sw, r) })
 		s.metrics.Request(protocol, name, strconv.Itoa(sw.status), time.Since(start))
 	})
 }
@@ -145,7 +162,7 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.NumStreamWorkers(64), // handlers keep their grown stacks
 		grpc.MaxRecvMsgSize(int(s.cfg.BodyBytesMax) + 64<<10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.ChainUnaryInterceptor(s.countUnary, peersOnly(peerName), unary),
+		grpc.ChainUnaryInterceptor(s.countUnary, s.peersOnly(peerName), unary),
 		grpc.ChainStreamInterceptor(stream),
 	}
 	if s.certs != nil {
@@ -182,10 +199,15 @@ func needOf(method string) (auth.Role, bool) {
 	return auth.RoleViewer, false
 }
 
-// peersOnly keeps everybody but coordinators from the peer service.
-func peersOnly(name string) grpc.UnaryServerInterceptor {
+// peersOnly keeps everybody but coordinators from the peer service. Beside an embedded etcd there are no others: where
+// names are asked for, nobody gets in.
+func (s *Server) peersOnly(name string) grpc.UnaryServerInterceptor {
+	nobody := s.cfg.Embedded && s.cfg.Tokens != "" && !s.cfg.Insecure && name == ""
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
 		if strings.HasPrefix(info.FullMethod, peerService) {
+			if nobody {
+				return nil, status.Error(codes.PermissionDenied, "only coordinators may call this, and this one runs alone")
+			}
 			if err := auth.PeerOnly(ctx, name); err != nil {
 				return nil, err
 			}
@@ -197,7 +219,9 @@ func peersOnly(name string) grpc.UnaryServerInterceptor {
 // countUnary counts calls by method and status; unknown methods never reach an interceptor, so the labels are bounded.
 func (s *Server) countUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
 	start := time.Now()
-	out, err := h(ctx, req)
+	var out any
+	var err error
+	s.labelled(anyMode, "request", func() { out, err = h(ctx, req) })
 	s.metrics.Request("grpc", strings.TrimPrefix(info.FullMethod, "/"), status.Code(err).String(), time.Since(start))
 	return out, err
 }
@@ -210,7 +234,7 @@ func (s *Server) adminServer() *http.Server {
 	mux.Handle("/debug/clock/", api)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !s.runner.Ready() {
+		if !s.ready() {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			fmt.Fprintln(w, "not ready: some slots have no holder yet, or this coordinator is stopping")
 			return

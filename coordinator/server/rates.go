@@ -2,20 +2,24 @@ package server
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
 
+	"github.com/lockstep-tx/lockstep/coordinator/api/admin"
 	"github.com/lockstep-tx/lockstep/coordinator/auth"
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 )
 
-// limited is a Runner whose begins are limited per tenant. What was begun is never limited.
+// limited is the Runner as clients' protocols get it: begins are limited per tenant, what was begun never is; and an
+// operator's act that comes by DTM's protocol (forceStop, resetNextCronTime) is logged with who did it.
 type limited struct {
 	*engine.Runner
 	rates *rates
+	log   *slog.Logger
 }
 
 // Do is engine.Runner's, behind the limit.
@@ -25,7 +29,14 @@ func (l *limited) Do(ctx context.Context, req engine.Request) (engine.Reply, err
 			return engine.Reply{}, &engine.OverloadedError{Why: "this tenant begins more transactions than its limit", RetryAfter: wait}
 		}
 	}
-	return l.Runner.Do(ctx, req)
+	rep, err := l.Runner.Do(ctx, req)
+	switch req.Event.(type) {
+	case txn.Stop:
+		admin.Audit(ctx, l.log, "stop", string(req.Gid), err)
+	case txn.Retry:
+		admin.Audit(ctx, l.log, "retry", string(req.Gid), err)
+	}
+	return rep, err
 }
 
 func begins(ev txn.Event) bool {

@@ -42,11 +42,12 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stopEngine()
 	defer stopBack()
 	g, gctx := errgroup.WithContext(backCtx)
-	g.Go(func() error {
-		if err := s.runner.Run(engineCtx); err != nil && engineCtx.Err() == nil {
-			return err
+	g.Go(func() (err error) {
+		s.labelled(anyMode, "engine", func() { err = s.runner.Run(engineCtx) })
+		if engineCtx.Err() != nil {
+			return nil
 		}
-		return nil
+		return err
 	})
 	g.Go(func() error { s.store.Maintain(gctx, compactEvery); return nil })
 	g.Go(func() error { s.trim(gctx); return nil })
@@ -86,6 +87,7 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-gctx.Done():
 		}
+		s.stopping.Store(true)
 		s.log.Info("stopping: no new requests, those under way are finished")
 		dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTimeout)
 		defer cancel()
@@ -103,6 +105,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	return err
 }
+
+// ready says that requests may come: every slot has a holder, and nobody has asked this process to stop.
+func (s *Server) ready() bool { return !s.stopping.Load() && s.runner.Ready() }
 
 // drain ends the listeners of clients: requests under way get until ctx ends.
 func (s *Server) drain(ctx context.Context, h *http.Server, graceful, hard func()) {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -56,6 +57,7 @@ type Server struct {
 	admin    *admin.Server
 	listen   listeners
 	stops    []func() error
+	stopping atomic.Bool
 }
 
 // startTimeout bounds the start of the embedded member and the first answer of an external cluster.
@@ -172,8 +174,8 @@ func (s *Server) build(context.Context) error {
 	s.runner = engine.NewRunner(engine.Config{
 		Self: s.member, Limits: engine.Limits{LiveMax: c.LiveMax, UnsavedMax: c.UnsavedMax}, MemberTTL: c.MemberTtl, KeepFinished: c.KeepFinished,
 		Log: s.log, Observer: s.metrics,
-	}, s.store, s.journal, s.invoker, s.peers, s.clock)
-	guarded := &limited{Runner: s.runner, rates: newRates(c.BeginsPerSecond)}
+	}, s.store, s.journal, s.calls(), s.peers, s.clock)
+	guarded := &limited{Runner: s.runner, rates: newRates(c.BeginsPerSecond), log: s.log}
 	s.wire = dtmwire.New(guarded, s.store.KV(), allow, dtmwire.Limits{BodyBytes: c.BodyBytesMax, Branches: c.BranchesMax, PayloadBytes: c.PayloadBytesMax, Wait: c.WaitMax}, s.clock.Now, s.log)
 	s.native = api.New(api.Config{
 		Engine: guarded, Rules: s.wire, CheckGid: dtmwire.CheckGid, NewGid: s.wire.NewGid, WaitMax: c.WaitMax,

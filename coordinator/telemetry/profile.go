@@ -4,16 +4,21 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"runtime/pprof"
+	"time"
 
 	"github.com/grafana/pyroscope-go"
 )
+
+// uploadTimeout bounds one upload, and so how long a stop waits for the last ones.
+const uploadTimeout = 5 * time.Second
 
 // StartProfiles sends CPU and memory profiles to a Pyroscope server until stop is called.
 func StartProfiles(url, region, member string, log *slog.Logger) (stop func() error, err error) {
 	p, err := pyroscope.Start(pyroscope.Config{
 		ApplicationName: "lockstep.coordinator", ServerAddress: url, Tags: map[string]string{"region": region, "member": member},
-		Logger: profileLog{log},
+		Logger: profileLog{log}, HTTPClient: &http.Client{Timeout: uploadTimeout},
 		ProfileTypes: []pyroscope.ProfileType{
 			pyroscope.ProfileCPU, pyroscope.ProfileAllocSpace, pyroscope.ProfileInuseSpace, pyroscope.ProfileGoroutines,
 		},
@@ -21,7 +26,10 @@ func StartProfiles(url, region, member string, log *slog.Logger) (stop func() er
 	if err != nil {
 		return nil, fmt.Errorf("pyroscope: %w", err)
 	}
-	return p.Stop, nil
+	return func() error {
+		p.Flush(true) // Stop alone drops what is not sent yet
+		return p.Stop()
+	}, nil
 }
 
 type profileLog struct{ log *slog.Logger }

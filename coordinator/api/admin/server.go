@@ -88,7 +88,7 @@ func Need(r *http.Request) auth.Role {
 }
 
 // Refuse writes a refusal.
-func Refuse(w http.ResponseWriter, status int, text string) {
+func Refuse(w http.ResponseWriter, _ *http.Request, status int, text string) {
 	writeError(w, status, &Error{Code: http.StatusText(status), Text: text, Next: nextOf(status)})
 }
 
@@ -211,7 +211,7 @@ func (s *Server) act(name string, ev txn.Event) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		gid := r.URL.Query().Get("gid")
 		rep, err := s.Engine.Do(r.Context(), engine.Request{Gid: txn.Gid(gid), Event: ev, Want: engine.WantAccepted})
-		s.audit(r.Context(), name, gid, err)
+		Audit(r.Context(), s.Log, name, gid, err)
 		if err != nil {
 			refused(w, gid, err)
 			return
@@ -220,15 +220,15 @@ func (s *Server) act(name string, ev txn.Event) http.HandlerFunc {
 	}
 }
 
-// audit logs an administrative act with who did it.
-func (s *Server) audit(ctx context.Context, act, gid string, err error) {
+// Audit logs an administrative act with who did it.
+func Audit(ctx context.Context, log *slog.Logger, act, gid string, err error) {
 	id := auth.From(ctx)
 	attrs := []any{"act", act, "gid", gid, "who", id.Name, "role", id.Role.String(), "how", id.How}
 	if err != nil {
-		s.Log.Warn("audit: refused", append(attrs, "err", err)...)
+		log.Warn("audit: refused", append(attrs, "err", err)...)
 		return
 	}
-	s.Log.Info("audit", attrs...)
+	log.Info("audit", attrs...)
 }
 
 // adoptBytesMax bounds one adopted record.
@@ -249,7 +249,7 @@ func (s *Server) adopt(w http.ResponseWriter, r *http.Request) {
 	}
 	gid := tx.State.Gid
 	rep, err := s.Engine.Do(r.Context(), engine.Request{Gid: gid, Event: engine.Adopt{Tx: *tx}, Want: engine.WantAccepted})
-	s.audit(r.Context(), "adopt", string(gid), err)
+	Audit(r.Context(), s.Log, "adopt", string(gid), err)
 	if err != nil {
 		refused(w, string(gid), err)
 		return
@@ -282,6 +282,7 @@ func (s *Server) advance(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	gids, err := s.Advance(r.Context(), by)
+	Audit(r.Context(), s.Log, "advance the clock by "+by.String(), "", err)
 	if err != nil {
 		refused(w, "", err)
 		return
