@@ -232,3 +232,5 @@ func put(t *testing.T, file, text string) {
 		t.Fatal(err)
 	}
 }
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
