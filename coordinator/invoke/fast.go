@@ -51,10 +51,8 @@ func newCaller(dial dialFunc, inFlight int) *caller {
 
 const dialTimeoutMin = 100 * time.Millisecond
 
-func (c *caller) close() {
-	c.conns.closeAll()
-	c.client.CloseIdleConnections()
-}
+// interrupt ends the calls under way: their connections are closed.
+func (c *caller) interrupt() { c.conns.closeAll() }
 
 // roundTrip makes one HTTP call and gives the answer's body and status. It follows what keeps method and body, and
 // nothing else: a login page that answers 200 is no confirm.

@@ -102,8 +102,9 @@ func New(cfg Config) *Invoker {
 // Close ends every call under way with Unknown and waits for that.
 func (v *Invoker) Close() {
 	v.cancel()
-	v.http.close()
+	v.http.interrupt()
 	v.wg.Wait()
+	v.http.client.CloseIdleConnections()
 	v.grpc.close()
 }
 
