@@ -97,6 +97,8 @@ func (c *importCmd) one(e *env, t *dtmimport.Transaction) (imported, error) {
 	var out admin.Transaction
 	var ae *admin.Error
 	switch err = c.post(e, "/v1/adopt", url.Values{}, raw, &out); {
+	case err == nil && out.FinishedAt != 0:
+		row.Result = "known" // it has ended here, and only its outcome is kept
 	case err == nil:
 	case !errors.As(err, &ae):
 		return row, err
