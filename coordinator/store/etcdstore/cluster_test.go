@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/namespace"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/store/storetest"
@@ -25,6 +26,8 @@ func TestStoreOnACluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cli.Close() })
+	// Other tests use the same cluster at the same time.
+	cli.KV, cli.Watcher, cli.Lease = namespace.NewKV(cli.KV, "storetest"), namespace.NewWatcher(cli.Watcher, "storetest"), namespace.NewLease(cli.Lease, "storetest")
 	storetest.Run(t, func(t *testing.T) engine.Store {
 		if _, err := cli.Delete(context.Background(), Prefix, clientv3.WithPrefix()); err != nil {
 			t.Fatal(err)
