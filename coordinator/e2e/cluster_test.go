@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -306,6 +307,7 @@ func TestAHolderThatSleptWritesNothing(t *testing.T) {
 		})
 	}
 	a.signal(syscall.SIGSTOP)
+	eventually(t, 10*time.Second, "every thread of it sleeps", a.asleep)
 	// These wait in the sleeper's sockets: it will read them when it wakes, believing that it holds the slots.
 	late := make(chan error, len(gids))
 	for _, gid := range gids {
@@ -340,6 +342,25 @@ func TestAHolderThatSleptWritesNothing(t *testing.T) {
 	for _, gid := range gids {
 		bank.audit(gid, false)
 	}
+}
+
+// asleep says that every thread of the process is stopped: the signal is not there at once.
+func (c *coordinator) asleep() bool {
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", c.cmd.Process.Pid))
+	if err != nil || len(stats) == 0 {
+		return false
+	}
+	for _, file := range stats {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			return false
+		}
+		_, after, ok := strings.Cut(string(raw), ") ")
+		if !ok || !strings.HasPrefix(after, "T") {
+			return false
+		}
+	}
+	return true
 }
 
 func withoutTry(bs []client.Branch) []client.Branch {
