@@ -124,9 +124,12 @@ type found struct {
 	err  error // it could not be read
 }
 
+// quiet is longer than DTM leaves its store alone: it asks for what is due every three seconds.
+const quiet = 5 * time.Second
+
 // inUseWait is how long a store may look as if DTM were using it before it is believed: connections and traces of a
 // server that was killed last a moment.
-const inUseWait = 10 * time.Second
+const inUseWait = 3 * quiet
 
 func read(ctx context.Context, u *url.URL, src Source, open func(context.Context, *url.URL, Source) (store, error)) ([]Transaction, error) {
 	st, err := open(ctx, u, src)

@@ -36,9 +36,6 @@ func (s *redisStore) close() error { return s.c.Close() }
 // lossy: on Redis DTM writes every result before it goes on.
 func (s *redisStore) lossy() bool { return false }
 
-// quiet is longer than DTM ever leaves its queue alone: it asks for what is due every three seconds.
-const quiet = 6 * time.Second
-
 // inUse asks how long nobody has looked at DTM's queue.
 func (s *redisStore) inUse(ctx context.Context) (bool, error) {
 	idle, err := s.c.ObjectIdleTime(ctx, s.prefix+"_u").Result()

@@ -19,6 +19,8 @@ type sqlStore struct {
 	db     *sql.DB
 	prefix string // of the tables: a quoted schema and a dot, or nothing
 	busy   string // counts the sessions of others that use DTM's tables
+	settle time.Duration
+	unseen time.Time // since when there was none
 }
 
 func openPostgres(_ context.Context, u *url.URL, src Source) (store, error) {
@@ -34,9 +36,11 @@ func openPostgres(_ context.Context, u *url.URL, src Source) (store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newSQL(db, `"`+strings.ReplaceAll(schema, `"`, `""`)+`".`,
+	st := newSQL(db, `"`+strings.ReplaceAll(schema, `"`, `""`)+`".`,
 		// An idle session shows its last statement: DTM asks for due transactions every three seconds.
-		`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%trans_global%'`), nil
+		`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%trans_global%'`)
+	st.settle = quiet // the end of a transaction may hide it until DTM asks again
+	return st, nil
 }
 
 func openMySQL(_ context.Context, u *url.URL, _ Source) (store, error) {
@@ -81,7 +85,14 @@ func newSQL(db *sql.DB, prefix, busy string) *sqlStore {
 func (s *sqlStore) inUse(ctx context.Context) (bool, error) {
 	var n int
 	err := s.db.QueryRowContext(ctx, s.busy).Scan(&n)
-	return n > 0, err
+	if err != nil || n > 0 {
+		s.unseen = time.Time{}
+		return n > 0, err
+	}
+	if s.unseen.IsZero() {
+		s.unseen = time.Now()
+	}
+	return time.Since(s.unseen) < s.settle, nil
 }
 
 // lossy: without UPDATE_BRANCH_SYNC, DTM writes the results of most branches late and forgets them when it ends.
