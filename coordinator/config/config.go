@@ -229,7 +229,7 @@ func (c *Config) Check() error {
 	if named := c.Tokens != "" || c.TlsClientCa != ""; !named && !c.Insecure && !(Loopback(c.HttpAddr) && Loopback(c.GrpcAddr) && Loopback(c.AdminAddr)) {
 		bad("tokens", "off loopback nobody may come without a name: give --tokens or --tls-client-ca (or --insecure on a closed network)")
 	}
-	if !c.Embedded && !c.Insecure && c.TlsClientCa == "" && (c.Tokens != "" || c.TlsCert != "") {
+	if len(c.EtcdEndpoints) > 0 && !c.Insecure && c.TlsClientCa == "" && (c.Tokens != "" || c.TlsCert != "") {
 		bad("tls-client-ca", "the coordinators of a region know one another by their certificates: give --tls-cert, --tls-key and --tls-client-ca")
 	}
 	if c.AdvertiseGrpc != "" {
