@@ -79,12 +79,16 @@ func NextWake(s *State) int64 {
 			}
 		}
 	case PhaseCommitting, PhaseAborting:
-		blocked := secondBlocked(s)
+		blocked, open := secondBlocked(s), false
 		for i := range s.Branches {
 			b := &s.Branches[i]
+			open = open || b.Two.Status == OpPending || b.One.InFlight
 			if b.Two.Status == OpPending && !b.Two.InFlight && !b.One.InFlight && (blocked == nil || !blocked[i]) {
 				earliest(b.Two.NextAt)
 			}
+		}
+		if !open {
+			earliest(0) // carried out, and the end not written: an adopted transaction can stand so
 		}
 	case PhaseNone, PhaseCommitted, PhaseAborted:
 	}
