@@ -37,6 +37,11 @@ demo: build ## real payments through a coordinator that is killed on the way, co
 generate: ## regenerate what is generated from the code
 	$(GO) generate ./...
 
+.PHONY: proto
+proto: ## regenerate the protobuf code (needs protoc, protoc-gen-go, protoc-gen-go-grpc)
+	protoc --go_out=. --go_opt=module=github.com/lockstep-tx/lockstep --go-grpc_out=. --go-grpc_opt=module=github.com/lockstep-tx/lockstep \
+	  coordinator/record/recordpb/record.proto coordinator/peer/peerpb/peer.proto coordinator/api/apipb/lockstep.proto
+
 .PHONY: verify
 verify: ## fail if a generated file is not up to date (on a clean checkout)
 	$(GO) generate ./...

@@ -1,4 +1,3 @@
-// Package docs holds the documentation; its tests keep it true.
 package docs
 
 import (

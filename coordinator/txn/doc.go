@@ -9,3 +9,5 @@
 // (testdata/scenarios), by a property test that Step emits nothing that Owed does not know, and by fuzzing.
 // Source: docs/architecture.md, sections 4 and 5 of the design; serves G1, G2, G4 and G8.
 package txn
+
+//go:generate go test . -run TestMatrix -update
