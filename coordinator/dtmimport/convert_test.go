@@ -120,15 +120,16 @@ func TestStates(t *testing.T) {
 			if d := cmp.Diff(s, back.State, cmpopts.EquateEmpty()); d != "" {
 				t.Errorf("the record holds another state:\n%s", d)
 			}
-			if tr.NeedsNudge() {
+			again := txn.Reloaded(s)
+			if again.Phase != txn.PhasePrepared && txn.NextWake(&again) == 0 {
 				t.Error("something is owed, and it would not wake")
 			}
 		})
 	}
 }
 
-// TestNothingLeftToCallNeedsANudge: what DTM had carried out but not ended has no time to wake at.
-func TestNothingLeftToCallNeedsANudge(t *testing.T) {
+// TestNothingLeftToCallEndsAtTheFirstTick: what DTM had carried out but not ended is due at once.
+func TestNothingLeftToCallEndsAtTheFirstTick(t *testing.T) {
 	for _, tc := range []struct {
 		mode, status string
 		rows         []row
@@ -144,13 +145,13 @@ func TestNothingLeftToCallNeedsANudge(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		tr := Transaction{Gid: "g", State: s}
-		if !tr.NeedsNudge() {
-			t.Errorf("%s %s: no nudge", tc.mode, tc.status)
+		again := txn.Reloaded(s)
+		if txn.NextWake(&again) == 0 {
+			t.Errorf("%s %s: it would not wake", tc.mode, tc.status)
 		}
-		end, _, err := txn.Step(txn.Reloaded(s), txn.Retry{At: now.UnixMilli()})
+		end, _, err := txn.Step(again, txn.Tick{At: now.UnixMilli(), Epoch: s.Epoch})
 		if err != nil || !end.Phase.Finished() {
-			t.Errorf("%s %s: a retry leads to %s, %v", tc.mode, tc.status, end.Phase, err)
+			t.Errorf("%s %s: a tick leads to %s, %v", tc.mode, tc.status, end.Phase, err)
 		}
 	}
 }

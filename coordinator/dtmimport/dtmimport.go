@@ -64,13 +64,6 @@ func (t *Transaction) Record() ([]byte, error) {
 	return raw, nil
 }
 
-// NeedsNudge says that nothing is left to be called and only the end was not written: the coordinator has no time to
-// wake at, and finishes it when it is asked to retry it.
-func (t *Transaction) NeedsNudge() bool {
-	s := txn.Reloaded(t.State)
-	return t.Err == nil && s.Phase != txn.PhasePrepared && txn.NextWake(&s) == 0
-}
-
 // Read gives DTM's open transactions in the order of their begin. It refuses with ErrInUse where it can tell that DTM
 // is running; where it cannot, it reads what stands there now.
 func Read(ctx context.Context, src Source) ([]Transaction, error) {

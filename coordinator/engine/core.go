@@ -457,7 +457,7 @@ func (c *Core) Expire(at int64) {
 		}
 		c.step(at, e, txn.Tick{At: at, Epoch: e.slot.epoch}, nil)
 		if e.timer.at != 0 && e.timer.at <= at {
-			c.timers.set(e, at+1) // due again at once: let the others have their turn
+			c.timers.set(e, at+1000) // due again at once, so this tick could not help it: let the others have their turn
 		}
 	}
 }

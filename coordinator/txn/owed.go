@@ -72,11 +72,16 @@ func NextWake(s *State) int64 {
 		if d := s.Deadline(); d != 0 {
 			earliest(d)
 		}
+		open := false
 		for i := range s.Branches {
 			one := &s.Branches[i].One
+			open = open || one.Status == OpPending
 			if one.Status == OpPending && !one.InFlight && forwardReady(s, i) {
 				earliest(one.NextAt)
 			}
+		}
+		if !open {
+			earliest(0) // all done, and not decided: as below
 		}
 	case PhaseCommitting, PhaseAborting:
 		blocked, open := secondBlocked(s), false

@@ -109,13 +109,5 @@ func (c *importCmd) one(e *env, t *dtmimport.Transaction) (imported, error) {
 	default:
 		return row, err
 	}
-	if t.NeedsNudge() {
-		// Nothing of it is left to be called: it has no time to wake at, and a retry ends it. One that a run before this
-		// one nudged has ended, which is refused and well.
-		err = c.post(e, "/v1/transaction/retry", url.Values{"gid": {t.Gid}}, nil, &out)
-		if err != nil && (row.Result != "known" || !errors.As(err, &ae)) {
-			return row, err
-		}
-	}
 	return row, nil
 }
