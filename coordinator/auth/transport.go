@@ -91,6 +91,9 @@ func (g *Guard) GRPC(need func(method string) (role Role, dtm bool)) (grpc.Unary
 		if role == RoleNone {
 			return ctx, nil
 		}
+		if id, ok := g.anybody(); ok {
+			return With(ctx, id), Need(id, role)
+		}
 		c := Caller{DTM: dtm}
 		if md, ok := metadata.FromIncomingContext(ctx); ok {
 			if v := md.Get("authorization"); len(v) > 0 {

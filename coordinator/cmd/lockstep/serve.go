@@ -20,7 +20,7 @@ type serveCmd struct {
 // The garbage collector may use memory to save work while there is little of it: at the limit it works as hard as it
 // must.
 const (
-	gcPercent     = 400
+	gcPercent     = 800
 	gcMemoryBytes = 1200 << 20
 )
 

@@ -64,7 +64,7 @@ func parse(args []string) (o options, err error) {
 	}
 	var clients []string
 	list(&o.contenders, "contenders", strings.Join(rig.Names(), ","), "who takes part")
-	list(&o.apis, "apis", load.HTTP+","+load.GRPC, "of http, grpc and native, the last being Lockstep's alone")
+	list(&o.apis, "apis", load.HTTP+","+load.GRPC+","+load.Native, "of http, grpc and native, the last being Lockstep's alone")
 	list(&clients, "clients", "1,64,256", "numbers of concurrent clients")
 	f.IntVar(&o.rounds, "rounds", 3, "how often each takes its turn")
 	f.DurationVar(&o.round, "round", 4*time.Second, "measured window of a turn")
