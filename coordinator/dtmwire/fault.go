@@ -140,7 +140,7 @@ func (s *Server) fault(err error, v verb) error {
 		return refusal(te, v)
 	case errors.As(err, &oe):
 		return &Fault{Kind: FaultOverloaded, Text: oe.Error(), RetryAfter: oe.RetryAfter}
-	case errors.Is(err, errWait):
+	case errors.Is(err, engine.ErrWaitOver):
 		return &Fault{Kind: FaultUnavailable, Text: "nothing is known of the outcome; repeat the request with the same gid: " + err.Error(), RetryAfter: time.Second, waited: true}
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return &Fault{Kind: FaultUnavailable, Text: "nothing is known of the outcome; repeat the request with the same gid: " + err.Error(), RetryAfter: time.Second}

@@ -144,7 +144,7 @@ func (s *Server) submit(ctx context.Context, g *global) error {
 	}
 	rep, err := s.do(ctx, engine.Request{Gid: txn.Gid(g.Gid), Event: txn.Submit{Spec: sp}, Want: engine.WantOption}, verbSubmit)
 	if f := (*Fault)(nil); g.WaitResult && errors.As(err, &f) && f.waited {
-		return &Fault{Kind: FaultOngoing, Text: errWait.Error()}
+		return &Fault{Kind: FaultOngoing, Text: engine.ErrWaitOver.Error()}
 	}
 	if err != nil {
 		return err
@@ -257,13 +257,10 @@ func (s *Server) resetNextCronTime(ctx context.Context, gid string) error {
 
 // do carries out a request and puts its refusal into DTM's words.
 func (s *Server) do(ctx context.Context, req engine.Request, v verb) (engine.Reply, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.lim.Wait, errWait)
-	defer cancel()
+	req.Patience = s.lim.Wait
 	rep, err := s.engine.Do(ctx, req)
 	if err == nil {
 		return rep, nil
 	}
 	return rep, s.fault(err, v)
 }
-
-var errWait = errors.New("the wait for the transaction's result is over")

@@ -32,6 +32,9 @@ type Request struct {
 	Gid   txn.Gid
 	Event txn.Event
 	Want  Want
+	// Patience bounds the wait for the answer; past it the answer is ErrWaitOver and the request may still take effect. 0
+	// leaves the wait to the context.
+	Patience time.Duration
 	// Hops counts the coordinators that forwarded it: 0 or 1.
 	Hops int
 }
@@ -54,6 +57,8 @@ var (
 	// ErrUnavailable: nobody was found who holds the slot within the time given. Nothing is known of the outcome when
 	// the request was under way; a repeat with the same gid is safe.
 	ErrUnavailable = errors.New("no coordinator holds the transaction's slot at the moment; repeat the request")
+	// ErrWaitOver: the request's patience is over; it may still take effect, and a repeat is safe.
+	ErrWaitOver = errors.New("the wait for the transaction's result is over")
 	// ErrStopping: this process is shutting down. A repeat elsewhere is safe.
 	ErrStopping = errors.New("the coordinator is shutting down; repeat the request")
 )

@@ -428,6 +428,11 @@ func (r *Runner) try(ctx context.Context, n int, req Request) (Reply, error) {
 	for _, m := range view.Members {
 		if m.ID == view.Holders[n] {
 			req.Hops++
+			if req.Patience > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeoutCause(ctx, req.Patience, ErrWaitOver)
+				defer cancel()
+			}
 			return r.forward.Forward(ctx, m, req)
 		}
 	}
@@ -437,13 +442,29 @@ func (r *Runner) try(ctx context.Context, n int, req Request) (Reply, error) {
 func (r *Runner) local(ctx context.Context, req Request) (Reply, error) {
 	p := &pending{req: req, done: make(chan answer, 1)}
 	r.inbox.put(p)
+	var over <-chan time.Time
+	if req.Patience > 0 {
+		// A pooled timer, not a context: it is on the way of every request.
+		t := patience.Get().(*time.Timer)
+		t.Reset(req.Patience)
+		defer func() { t.Stop(); patience.Put(t) }()
+		over = t.C
+	}
 	select {
 	case a := <-p.done:
 		return a.reply, a.err
+	case <-over:
+		return Reply{}, ErrWaitOver
 	case <-ctx.Done():
 		return Reply{}, context.Cause(ctx)
 	}
 }
+
+var patience = sync.Pool{New: func() any {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
+}}
 
 // Ask runs f on the goroutine that owns the core and waits for it. f must not block.
 func (r *Runner) Ask(ctx context.Context, f func(c *Core, at int64)) error {
