@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
@@ -51,6 +52,8 @@ func (l Limits) WithDefaults() Limits {
 type Filterer interface {
 	MaybeKnown(gid txn.Gid) bool
 	Forget(slot int)
+	// Added says that the gid may have been added; unlike MaybeKnown it does not ask whether the slot's answers are certain.
+	Added(gid txn.Gid) bool
 }
 
 // Core is all transactions of the slots that one process holds. It is a plain struct without goroutines, clock or
@@ -67,9 +70,10 @@ type Core struct {
 	dirty   []*heldSlot // slots with unsaved transactions, in the order in which they became so
 	unsaved int
 	live    int
-	notes   []*entry // progress to be saved by and by, oldest first
-	deletes []*entry // finished and journaled, oldest first
-	shed    string   // why begins are refused; "" while they are not
+	notes   []*entry         // progress to be saved by and by, oldest first
+	deletes []*entry         // finished and journaled, oldest first
+	poison  map[txn.Gid]bool // records that cannot be read: nothing may begin under their gids
+	shed    string           // why begins are refused; "" while they are not
 	out     Output
 }
 
@@ -171,6 +175,14 @@ func (c *Core) Unsaved() int { return c.unsaved }
 // Shed refuses begins from now on for the reason given; "" takes them again. What was begun is finished either way.
 func (c *Core) Shed(why string) { c.shed = why }
 
+// Poison keeps everything from a gid whose record cannot be read: a begin would overwrite it.
+func (c *Core) Poison(gid txn.Gid) {
+	if c.poison == nil {
+		c.poison = map[txn.Gid]bool{}
+	}
+	c.poison[gid] = true
+}
+
 // Holds says whether the slot's transactions are here and ready.
 func (c *Core) Holds(n int) bool { return c.slots[n] != nil && c.slots[n].ready }
 
@@ -191,6 +203,10 @@ func (c *Core) Apply(at int64, p *pending) {
 		return
 	case !hs.ready:
 		hs.parked = append(hs.parked, p)
+		return
+	}
+	if c.poison[p.req.Gid] {
+		p.finish(answer{err: fmt.Errorf("%w: the record of %q cannot be read; it is left as it is", ErrUnavailable, string(p.req.Gid))})
 		return
 	}
 	if p.id == 0 {
@@ -262,6 +278,11 @@ func (c *Core) Found(at int64, p *pending, tx *record.Tx) {
 		p.finish(answer{err: fmt.Errorf("%w: the journal knows the decision of %q and the store has no record of it", ErrUnavailable, string(p.req.Gid))})
 		return
 	}
+	if tx == nil && hs.txs[p.req.Gid] == nil && !p.again && c.known != nil && c.known.Added(p.req.Gid) {
+		p.again = true // it may have ended and left the store while the journal was asked
+		c.out.Lookups = append(c.out.Lookups, p)
+		return
+	}
 	if tx == nil || hs.txs[p.req.Gid] != nil {
 		p.looked = true
 		c.Apply(at, p)
@@ -277,6 +298,9 @@ func (c *Core) Found(at int64, p *pending, tx *record.Tx) {
 		return
 	}
 	_, _, err := txn.Step(tx.State, stamp(p.req.Event, at, hs.epoch))
+	if p.req.Resent && answered(p.req.Event, &tx.State) {
+		err = nil
+	}
 	p.finish(answer{reply: rep, err: err})
 }
 
@@ -321,6 +345,9 @@ func (c *Core) step(at int64, e *entry, ev txn.Event, p *pending) {
 func (c *Core) refuse(e *entry, p *pending, err error) {
 	if p == nil {
 		return
+	}
+	if p.req.Resent && answered(p.req.Event, &e.tx.State) {
+		err = nil
 	}
 	if e.saved < e.version {
 		g := e.lastGate()
@@ -411,10 +438,20 @@ func (c *Core) call(e *entry, inv txn.Invoke) *Call {
 				call.Results = append(call.Results, BranchResult{Branch: s.Branches[j].ID, Body: s.Branches[j].Result})
 			}
 		}
-		call.WantResult = s.Mode == txn.ModeTCC || s.Mode == txn.ModeSaga
+		call.WantResult = feeds(s, i)
 		return call
 	}
 	return nil
+}
+
+// feeds says that a later branch uses what branch i answers.
+func feeds(s *txn.State, i int) bool {
+	for j := range s.Branches {
+		if s.Branches[j].UseResults && slices.Contains(s.Branches[j].After, i) {
+			return true
+		}
+	}
+	return false
 }
 
 // Replied takes the result of a call. One that was started under another term is dropped: the slot was read again

@@ -33,6 +33,9 @@ func (c *Core) Hold(at int64, claim Claim, loaded []*record.Tx) {
 	c.slots[claim.Slot] = hs
 	var again []*pending
 	if old != nil {
+		for _, p := range old.settling {
+			p.req.Resent = true // it may be carried out already
+		}
 		again = append(old.settling, old.parked...)
 	}
 	for _, tx := range loaded {

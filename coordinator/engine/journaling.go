@@ -175,6 +175,13 @@ func (k *Known) MaybeKnown(gid txn.Gid) bool {
 	return !k.built[n] || k.set.TestString(string(gid))
 }
 
+// Added says that the gid may have been added.
+func (k *Known) Added(gid txn.Gid) bool {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.set.TestString(string(gid))
+}
+
 // Forget says that slot n was taken just now: others may have written to the journal before.
 func (k *Known) Forget(n int) {
 	k.mu.Lock()

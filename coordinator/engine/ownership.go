@@ -219,7 +219,7 @@ func (r *Runner) loadAll(ctx context.Context, claims []Claim) (map[int]bool, int
 			if err != nil {
 				// Never dropped in silence, and never a reason to stop the others.
 				r.cfg.Log.Error("a record cannot be read: it stays in the store and is not driven", "gid", gid, "slot", cl.Slot, "err", err)
-				return nil
+				return r.Ask(ctx, func(c *Core, _ int64) { c.Poison(gid) })
 			}
 			txs = append(txs, tx)
 			return nil
@@ -292,7 +292,7 @@ func (r *Runner) drain() {
 	}
 	_ = r.Ask(ctx, func(c *Core, at int64) { c.FlushAll(at) })
 	r.rows.flushNow()
-	for !r.calm(ctx) && ctx.Err() == nil {
+	for !r.saved(ctx) && ctx.Err() == nil {
 		time.Sleep(5 * time.Millisecond)
 	}
 	for n := range slot.Count {
@@ -328,6 +328,15 @@ func (r *Runner) calm(ctx context.Context) bool {
 		return true
 	}
 	return calm
+}
+
+// saved says that no batch is under way and nothing is unsaved; calls may hang.
+func (r *Runner) saved(ctx context.Context) bool {
+	saved := false
+	if r.Ask(ctx, func(c *Core, _ int64) { saved = r.writing == 0 && c.Unsaved() == 0 }) != nil {
+		return true
+	}
+	return saved
 }
 
 // sample reports gauges and sheds load when the store fills up.

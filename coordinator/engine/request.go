@@ -35,6 +35,9 @@ type Request struct {
 	// Patience bounds the wait for the answer; past it the answer is ErrWaitOver and the request may still take effect. 0
 	// leaves the wait to the context.
 	Patience time.Duration
+	// Resent: the engine sends it again by itself, and may have carried it out before. An outcome that stands as it asks
+	// is then its answer; a client's own repeat is judged by the protocol.
+	Resent bool
 	// Hops counts the coordinators that forwarded it: 0 or 1.
 	Hops int
 }
@@ -85,6 +88,8 @@ type pending struct {
 	// nothing.
 	looked   bool
 	lookedIn Term
+	// again: the journal was asked a second time, because the gid was written there while it was asked.
+	again bool
 }
 
 type answer struct {
@@ -98,6 +103,25 @@ func (p *pending) finish(a answer) {
 	case p.done <- a:
 	default:
 	}
+}
+
+// answered says that what a request asks for stands already.
+func answered(ev txn.Event, s *txn.State) bool {
+	switch e := ev.(type) {
+	case txn.Submit:
+		return s.Mode == e.Spec.Mode && s.Phase == txn.PhaseCommitted && !s.Stopped
+	case txn.Abort:
+		return s.Phase == txn.PhaseAborted && !s.Stopped
+	case txn.Stop:
+		return s.Stopped
+	case txn.RegisterStep:
+		for _, st := range s.Steps {
+			if st.Branch == e.Step.Branch && st.Op == e.Step.Op {
+				return st.Failed == e.Step.Failed && string(st.Data) == string(e.Step.Data)
+			}
+		}
+	}
+	return false
 }
 
 // satisfied says whether a milestone ends the wait.

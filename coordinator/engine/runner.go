@@ -404,6 +404,7 @@ func (r *Runner) Do(ctx context.Context, req Request) (Reply, error) {
 		if req.Hops > 0 {
 			return rep, err
 		}
+		req.Resent = true // whoever had it may have carried it out before the slot moved on
 		left := time.Until(deadline)
 		if left <= 0 {
 			return Reply{}, fmt.Errorf("%w (slot %d)", ErrUnavailable, n)

@@ -99,7 +99,7 @@ func (v *Invoker) roundTrip(ctx context.Context, c *engine.Call, method, target 
 			if err != nil {
 				return nil, 0, err
 			}
-			return append([]byte(nil), answer[:min(len(answer), bodyMax)]...), status, nil
+			return append([]byte(nil), answer...), status, nil
 		}
 		if hops == redirectsMax {
 			return nil, 0, errors.New("too many redirects")

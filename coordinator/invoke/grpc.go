@@ -133,7 +133,7 @@ func (v *Invoker) callGRPC(ctx context.Context, c *engine.Call, res *engine.Call
 	err = conn.Invoke(metadata.NewOutgoingContext(ctx, metadata.Pairs(kv...)), method, &in, &out)
 	res.Outcome, res.Text = judgeGRPC(err)
 	if res.Outcome == txn.Done && c.WantResult {
-		res.Result = keep(out, v.cfg.ResultBytesMax)
+		keep(res, out, v.cfg.ResultBytesMax)
 	}
 }
 

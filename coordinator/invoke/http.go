@@ -48,7 +48,7 @@ func (v *Invoker) callHTTP(ctx context.Context, c *engine.Call, res *engine.Call
 	}
 	res.Outcome, res.Text = judge(status, answer)
 	if res.Outcome == txn.Done && c.WantResult {
-		res.Result = keep(answer, v.cfg.ResultBytesMax)
+		keep(res, answer, v.cfg.ResultBytesMax)
 	}
 }
 
@@ -115,11 +115,14 @@ func text(body []byte) string {
 	return strings.ToValidUTF8(string(body[:min(len(body), txn.ErrorBytesMax)]), "?")
 }
 
-func keep(body []byte, limit int) []byte {
+// keep takes a result for later branches. One that is too large to be kept is no result: the later branch must not act
+// on nothing.
+func keep(res *engine.CallResult, body []byte, limit int) {
 	if len(body) > limit {
-		return nil
+		res.Outcome, res.Text = txn.Unknown, fmt.Sprintf("the answer has %d bytes and a later branch needs it; at most %d are kept", len(body), limit)
+		return
 	}
-	return append([]byte(nil), body...)
+	res.Result = append([]byte(nil), body...)
 }
 
 // withResults adds the field "results" to a payload that is a JSON object: the answers of earlier branches by branch
@@ -198,7 +201,7 @@ func (v *Invoker) callJSONRPC(ctx context.Context, c *engine.Call, res *engine.C
 	if res.Outcome == txn.Done && c.WantResult {
 		var r struct{ Result json.RawMessage }
 		if json.Unmarshal(answer, &r) == nil {
-			res.Result = keep(r.Result, v.cfg.ResultBytesMax)
+			keep(res, r.Result, v.cfg.ResultBytesMax)
 		}
 	}
 }

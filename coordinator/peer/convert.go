@@ -27,7 +27,7 @@ func specFromPB(s *peerpb.Spec) txn.Spec {
 
 // encode gives a request's wire form.
 func encode(r engine.Request) (*peerpb.DoRequest, error) {
-	out := &peerpb.DoRequest{Gid: string(r.Gid), Want: uint32(r.Want)}
+	out := &peerpb.DoRequest{Gid: string(r.Gid), Want: uint32(r.Want), Resent: r.Resent}
 	switch e := r.Event.(type) {
 	case nil:
 	case txn.Prepare:
@@ -62,7 +62,7 @@ func encode(r engine.Request) (*peerpb.DoRequest, error) {
 
 // decode reads what encode gave. It counts as one hop.
 func decode(in *peerpb.DoRequest) (engine.Request, error) {
-	r := engine.Request{Gid: txn.Gid(in.GetGid()), Want: engine.Want(in.GetWant()), Hops: 1}
+	r := engine.Request{Gid: txn.Gid(in.GetGid()), Want: engine.Want(in.GetWant()), Hops: 1, Resent: in.GetResent()}
 	switch e := in.GetEvent().(type) {
 	case nil:
 	case *peerpb.DoRequest_Prepare:
