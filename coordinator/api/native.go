@@ -158,6 +158,9 @@ func (s *Server) spec(in begun, driven bool) (txn.Spec, error) {
 			if !ok || j == i {
 				return sp, invalid("branches", "branch %q cannot wait for %q: no such other branch", b.GetId(), id)
 			}
+			if b.GetUseResults() && strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "" {
+				return sp, invalid("branches", "branch %q uses the result of %q: such an id has small letters, digits and -_. alone (it names gRPC metadata)", b.GetId(), id)
+			}
 			sp.Branches[i].After = append(sp.Branches[i].After, j)
 		}
 	}

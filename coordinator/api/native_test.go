@@ -250,12 +250,15 @@ func TestBadInputIsRefusedAtTheDoor(t *testing.T) {
 		change func(*client.Tx)
 		says   string
 	}{
-		"no branches":            {func(x *client.Tx) { x.Branches = nil }, "branches"},
-		"two of one id":          {func(x *client.Tx) { x.Branches[1].ID = "a" }, "stands twice"},
-		"no id":                  {func(x *client.Tx) { x.Branches[0].ID = "" }, "branches"},
-		"no confirm":             {func(x *client.Tx) { x.Branches[0].Confirm = "" }, "confirm_url"},
-		"a circle":               {func(x *client.Tx) { x.Branches[0].After, x.Branches[1].After = []string{"b"}, []string{"a"} }, "circle"},
-		"waits for nobody":       {func(x *client.Tx) { x.Branches[0].After = []string{"zz"} }, "zz"},
+		"no branches":      {func(x *client.Tx) { x.Branches = nil }, "branches"},
+		"two of one id":    {func(x *client.Tx) { x.Branches[1].ID = "a" }, "stands twice"},
+		"no id":            {func(x *client.Tx) { x.Branches[0].ID = "" }, "branches"},
+		"no confirm":       {func(x *client.Tx) { x.Branches[0].Confirm = "" }, "confirm_url"},
+		"a circle":         {func(x *client.Tx) { x.Branches[0].After, x.Branches[1].After = []string{"b"}, []string{"a"} }, "circle"},
+		"waits for nobody": {func(x *client.Tx) { x.Branches[0].After = []string{"zz"} }, "zz"},
+		"a result of Odd id": {func(x *client.Tx) {
+			x.Branches[0].ID, x.Branches[1].After, x.Branches[1].UseResults = "Odd id", []string{"Odd id"}, true
+		}, "gRPC metadata"},
 		"link-local":             {func(x *client.Tx) { x.Branches[0].Try = "http://169.254.169.254/" }, "not allowed"},
 		"no address":             {func(x *client.Tx) { x.Branches[0].Try = "nonsense" }, "no '/' found"},
 		"gid and key":            {func(x *client.Tx) { x.IdempotencyKey = "k" }, "idempotency_key"},
