@@ -88,7 +88,8 @@ func (c *Client) Forward(ctx context.Context, to engine.Member, req engine.Reque
 			return engine.Reply{}, context.Cause(ctx)
 		}
 		if status.Code(err) == codes.Unavailable {
-			// Every request is idempotent by gid: the next holder answers it from what is durable.
+			// It may have been carried out. The engine sends it again, marked Resent: an outcome that stands as it asks
+			// is then its answer.
 			return engine.Reply{}, fmt.Errorf("%w: coordinator %q at %s: %w", engine.ErrNotHolder, to.ID, to.GRPC, err)
 		}
 		return engine.Reply{}, fmt.Errorf("forward to coordinator %q: %w", to.ID, err)
