@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -254,20 +252,7 @@ func TestThreeCoordinatorsAndThreeMembers(t *testing.T) {
 	}
 	progress(100)
 
-	pids := strings.Split(need(t, "LOCKSTEP_TEST_ETCD_PIDS"), ",")
-	pid, err := strconv.Atoi(strings.TrimSpace(pids[2]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatalf("kill etcd member %d: %v", pid, err)
-	}
-	t.Cleanup(func() { // brings the member back for the tests after this one
-		out, err := exec.Command(need(t, "LOCKSTEP_TEST_DEVCTL"), "up", "--dir", need(t, "LOCKSTEP_TEST_SERVERS")).CombinedOutput()
-		if err != nil {
-			t.Errorf("bring the etcd member back: %v\n%s", err, out)
-		}
-	})
+	killEtcdMember(t, 2)
 	progress(200)
 	cancel()
 	wg.Wait()
