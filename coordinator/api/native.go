@@ -36,7 +36,9 @@ type Engine interface {
 
 // Rules judge what a request carries; they are the same for every protocol.
 type Rules interface {
-	CheckBranches(bs []txn.Branch) error
+	// CheckBranches bounds the branches of a transaction and refuses those that can never be called; headers go with
+	// every call.
+	CheckBranches(gid string, bs []txn.Branch, headers map[string]string) error
 }
 
 // Config of a Server.
@@ -130,7 +132,7 @@ func digestOf(in begun) (string, error) {
 }
 
 // spec checks a request and turns it into what the core takes.
-func (s *Server) spec(in begun, driven bool) (txn.Spec, error) {
+func (s *Server) spec(gid txn.Gid, in begun, driven bool) (txn.Spec, error) {
 	sp := txn.Spec{Mode: txn.ModeTCC}
 	var err error
 	if sp.Opt, err = optionsOf(in.GetOptions()); err != nil {
@@ -180,7 +182,7 @@ func (s *Server) spec(in begun, driven bool) (txn.Spec, error) {
 	if driven && len(in.GetBranches()) == 0 {
 		return sp, invalid("branches", "there is nothing to execute")
 	}
-	if err := s.cfg.Rules.CheckBranches(sp.Branches); err != nil {
+	if err := s.cfg.Rules.CheckBranches(string(gid), sp.Branches, sp.Opt.Headers); err != nil {
 		return sp, status.Error(codes.InvalidArgument, err.Error())
 	}
 	return sp, nil
@@ -219,11 +221,6 @@ func optionsOf(o *apipb.Options) (txn.Options, error) {
 		return out, invalid("options.retry_limit", "%d is out of range", o.GetRetryLimit())
 	}
 	out.RetryLimit = int(o.GetRetryLimit())
-	for k, v := range o.GetHeaders() {
-		if k == "" || strings.ContainsAny(k+v, "\r\n\x00") {
-			return out, invalid("options.headers", "%q is no header, or its value holds a line break", k)
-		}
-	}
 	if len(o.GetHeaders()) > 0 {
 		out.Headers = o.GetHeaders()
 	}
@@ -294,7 +291,7 @@ func (s *Server) Begin(ctx context.Context, in *apipb.BeginRequest) (*apipb.Tran
 	if err != nil {
 		return nil, err
 	}
-	sp, err := s.spec(in, false)
+	sp, err := s.spec(gid, in, false)
 	if err != nil {
 		return nil, err
 	}
@@ -312,7 +309,7 @@ func (s *Server) Execute(ctx context.Context, in *apipb.ExecuteRequest) (*apipb.
 	if err != nil {
 		return nil, err
 	}
-	sp, err := s.spec(in, true)
+	sp, err := s.spec(gid, in, true)
 	if err != nil {
 		return nil, err
 	}
@@ -333,7 +330,7 @@ func (s *Server) Register(ctx context.Context, in *apipb.RegisterRequest) (*apip
 		return nil, invalid("branch", "it needs confirm_url and cancel_url, and no try_url: the caller makes the try")
 	}
 	br := txn.Branch{ID: txn.BranchID(b.GetId()), Confirm: b.GetConfirmUrl(), Cancel: b.GetCancelUrl(), Payload: b.GetPayload()}
-	if err := s.cfg.Rules.CheckBranches([]txn.Branch{br}); err != nil {
+	if err := s.cfg.Rules.CheckBranches(in.GetGid(), []txn.Branch{br}, nil); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	return s.do(ctx, engine.Request{Gid: txn.Gid(in.GetGid()), Event: txn.Register{Mode: txn.ModeTCC, Branch: br}, Want: engine.WantAccepted})

@@ -138,22 +138,30 @@ func (g *global) options() (txn.Options, error) {
 		return o, invalid("retry_limit", "%d is out of range", g.RetryLimit)
 	}
 	o.RetryLimit, o.WaitResult, o.Concurrent = int(g.RetryLimit), g.WaitResult, g.Concurrent
-	size := 0
-	for k, v := range g.BranchHeaders {
-		size += len(k) + len(v)
-		switch {
-		case !headerName(k) || !headerValue(v):
-			return o, invalid("branch_headers", "%q is no header name, or its value holds a control character", k)
-		case o.Protocol == txn.ProtocolGRPC && (!metadataName(k) || !printable(v)):
-			return o, invalid("branch_headers", "%q or its value cannot go as gRPC metadata: letters, digits, - _ . in the name, printable ASCII in the value", k)
-		case size > headersBytesMax:
-			return o, invalid("branch_headers", "they have more than %d bytes", headersBytesMax)
-		}
+	if err := checkHeaders("branch_headers", g.BranchHeaders, o.Protocol == txn.ProtocolGRPC); err != nil {
+		return o, err
 	}
 	if len(g.BranchHeaders) > 0 {
 		o.Headers = g.BranchHeaders
 	}
 	return o, nil
+}
+
+// checkHeaders refuses headers that no call could carry; grpc says that some go as gRPC metadata.
+func checkHeaders(field string, headers map[string]string, grpc bool) error {
+	size := 0
+	for k, v := range headers {
+		size += len(k) + len(v)
+		switch {
+		case !headerName(k) || !headerValue(v):
+			return invalid(field, "%q is no header name, or its value holds a control character", k)
+		case grpc && (!metadataName(k) || !printable(v)):
+			return invalid(field, "%q or its value cannot go as gRPC metadata: letters, digits, - _ . in the name, printable ASCII in the value", k)
+		case size > headersBytesMax:
+			return invalid(field, "they have more than %d bytes", headersBytesMax)
+		}
+	}
+	return nil
 }
 
 // headersBytesMax bounds the branch headers of one transaction.
@@ -386,7 +394,7 @@ func (s *Server) checkBranches(gid string, bs []txn.Branch) error {
 			if u == "" {
 				continue
 			}
-			if err := s.checkURL("url", u, gid); err != nil {
+			if err := s.checkURL("url", u, gid, string(bs[i].ID)); err != nil {
 				return err
 			}
 		}
@@ -400,13 +408,17 @@ func (s *Server) checkBranches(gid string, bs []txn.Branch) error {
 // urlBytesMax bounds an address.
 const urlBytesMax = 4096
 
+func isHTTP(raw string) bool {
+	return strings.HasPrefix(raw, "http://") || strings.HasPrefix(raw, "https://")
+}
+
 // checkURL refuses what can never be called: no address, no host, a scheme without a driver, a host that is not
 // allowed, a gRPC address for ids that gRPC's metadata cannot carry.
 func (s *Server) checkURL(field, raw string, ids ...string) error {
 	if len(raw) > urlBytesMax || !utf8.ValidString(raw) || strings.ContainsAny(raw, " \r\n\t\x00") {
 		return invalid(field, "%.60q is no address", raw)
 	}
-	if strings.HasPrefix(raw, "http://") || strings.HasPrefix(raw, "https://") {
+	if isHTTP(raw) {
 		u, err := url.Parse(raw)
 		if err != nil || u.Host == "" || u.Hostname() == "" {
 			return invalid(field, "%.200q is no http address: write http://host:port/path", raw)

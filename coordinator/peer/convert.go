@@ -1,11 +1,15 @@
 package peer
 
 import (
+	"errors"
 	"fmt"
+	"math"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/peer/peerpb"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/record/recordpb"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 )
 
@@ -17,12 +21,62 @@ func specToPB(s *txn.Spec) *peerpb.Spec {
 	return out
 }
 
-func specFromPB(s *peerpb.Spec) txn.Spec {
+// specFromPB reads a spec. One that the core could not carry is an error that names its field.
+func specFromPB(s *peerpb.Spec) (txn.Spec, error) {
+	if err := errors.Join(checkMode(s.GetMode(), false), checkOptions(s.GetOptions()), checkBranches(s.GetBranches())); err != nil {
+		return txn.Spec{}, err
+	}
 	out := txn.Spec{Mode: txn.Mode(s.GetMode()), Opt: record.OptionsFromPB(s.GetOptions()), QueryURL: s.GetQueryUrl(), Custom: s.GetCustom(), Digest: string(s.GetDigest()), Tenant: s.GetTenant()}
 	for _, b := range s.GetBranches() {
 		out.Branches = append(out.Branches, record.BranchFromPB(b))
 	}
-	return out
+	if i := txn.Cycle(out.Branches); i >= 0 {
+		return txn.Spec{}, fmt.Errorf("branches: branch %q waits for itself in a circle", string(out.Branches[i].ID))
+	}
+	return out, nil
+}
+
+// checkMode refuses a mode that this version does not know; none says that 0, no mode, will do.
+func checkMode(mode uint32, none bool) error {
+	if (mode == 0 && none) || (mode >= uint32(txn.ModeTCC) && mode <= uint32(txn.ModeWorkflow)) {
+		return nil
+	}
+	return fmt.Errorf("mode: %d is unknown: the coordinators of a region must not be more than one version apart", mode)
+}
+
+// millisMax is the longest time in milliseconds that a time.Duration holds.
+const millisMax = math.MaxInt64 / int64(time.Millisecond)
+
+func checkOptions(o *recordpb.Options) error {
+	if o.GetProtocol() > uint32(txn.ProtocolJSONRPC) {
+		return fmt.Errorf("options.protocol: %d is unknown: the coordinators of a region must not be more than one version apart", o.GetProtocol())
+	}
+	for _, d := range []struct {
+		field string
+		ms    int64
+	}{{"timeout_ms", o.GetTimeoutMs()}, {"request_timeout_ms", o.GetRequestTimeoutMs()}, {"retry_interval_ms", o.GetRetryIntervalMs()}, {"delay_ms", o.GetDelayMs()}, {"retry_limit", int64(o.GetRetryLimit())}} {
+		if d.ms < 0 || d.ms > millisMax {
+			return fmt.Errorf("options.%s: %d is out of range", d.field, d.ms)
+		}
+	}
+	return nil
+}
+
+// checkBranches refuses branches at which the core would stop the process: what a peer sends is input.
+func checkBranches(bs []*recordpb.Branch) error {
+	seen := make(map[string]bool, len(bs))
+	for i, b := range bs {
+		if seen[b.GetId()] {
+			return fmt.Errorf("branches: id %q stands twice", b.GetId())
+		}
+		seen[b.GetId()] = true
+		for _, j := range b.GetAfter() {
+			if int(j) >= len(bs) || int(j) == i {
+				return fmt.Errorf("branches: branch %q waits for branch %d of %d", b.GetId(), j, len(bs))
+			}
+		}
+	}
+	return nil
 }
 
 // encode gives a request's wire form.
@@ -60,24 +114,38 @@ func encode(r engine.Request) (*peerpb.DoRequest, error) {
 	return out, nil
 }
 
-// decode reads what encode gave. It counts as one hop.
-func decode(in *peerpb.DoRequest) (engine.Request, error) {
-	r := engine.Request{Gid: txn.Gid(in.GetGid()), Want: engine.Want(in.GetWant()), Hops: 1, Resent: in.GetResent()}
+// decode reads what encode gave. It counts as one hop. What encode cannot have given is an error.
+func decode(in *peerpb.DoRequest) (r engine.Request, err error) {
+	if in.GetGid() == "" || len(in.GetGid()) > txn.GidBytesMax {
+		return r, fmt.Errorf("gid: it has %d bytes, not 1 to %d", len(in.GetGid()), txn.GidBytesMax)
+	}
+	if in.GetWant() < uint32(engine.WantAccepted) || in.GetWant() > uint32(engine.WantOption) {
+		return r, fmt.Errorf("want: unknown milestone %d: the coordinators of a region must not be more than one version apart", in.GetWant())
+	}
+	r = engine.Request{Gid: txn.Gid(in.GetGid()), Want: engine.Want(in.GetWant()), Hops: 1, Resent: in.GetResent()}
 	switch e := in.GetEvent().(type) {
 	case nil:
 	case *peerpb.DoRequest_Prepare:
-		r.Event = txn.Prepare{Spec: specFromPB(e.Prepare)}
+		var sp txn.Spec
+		sp, err = specFromPB(e.Prepare)
+		r.Event = txn.Prepare{Spec: sp}
 	case *peerpb.DoRequest_Register:
+		err = errors.Join(checkMode(e.Register.GetMode(), true), checkAlone(e.Register.GetBranch()))
 		r.Event = txn.Register{Mode: txn.Mode(e.Register.GetMode()), Branch: record.BranchFromPB(e.Register.GetBranch())}
 	case *peerpb.DoRequest_RegisterStep:
 		r.Event = txn.RegisterStep{Step: record.StepFromPB(e.RegisterStep)}
 	case *peerpb.DoRequest_Submit:
-		r.Event = txn.Submit{Spec: specFromPB(e.Submit)}
+		var sp txn.Spec
+		sp, err = specFromPB(e.Submit)
+		r.Event = txn.Submit{Spec: sp}
 	case *peerpb.DoRequest_Execute:
-		r.Event = txn.Execute{Spec: specFromPB(e.Execute)}
+		var sp txn.Spec
+		sp, err = specFromPB(e.Execute)
+		r.Event = txn.Execute{Spec: sp}
 	case *peerpb.DoRequest_EndWorkflow:
 		r.Event = txn.EndWorkflow{Commit: e.EndWorkflow.GetCommit(), Reason: e.EndWorkflow.GetReason(), Result: e.EndWorkflow.GetResult()}
 	case *peerpb.DoRequest_Abort:
+		err = checkMode(e.Abort.GetMode(), true)
 		r.Event = txn.Abort{Mode: txn.Mode(e.Abort.GetMode()), Reason: e.Abort.GetReason()}
 	case *peerpb.DoRequest_Stop:
 		r.Event = txn.Stop{}
@@ -86,14 +154,22 @@ func decode(in *peerpb.DoRequest) (engine.Request, error) {
 	case *peerpb.DoRequest_Adopt:
 		tx, err := record.Decode(e.Adopt)
 		if err != nil {
-			return r, err
+			return r, fmt.Errorf("adopt: %w", err)
+		}
+		if tx.State.Gid != r.Gid {
+			return r, fmt.Errorf("adopt: it is the record of %q, not of %q", string(tx.State.Gid), string(r.Gid))
 		}
 		r.Event = engine.Adopt{Tx: *tx}
 	default:
 		return r, fmt.Errorf("unknown request %T: the coordinators of a region must not be more than one version apart", e)
 	}
-	if r.Want < engine.WantAccepted || r.Want > engine.WantOption {
-		return r, fmt.Errorf("unknown milestone %d", r.Want)
+	return r, err
+}
+
+// checkAlone refuses a registered branch that waits for others: those who register make the forward calls themselves.
+func checkAlone(b *recordpb.Branch) error {
+	if len(b.GetAfter()) > 0 {
+		return fmt.Errorf("branch: %q waits for others", b.GetId())
 	}
-	return r, nil
+	return nil
 }

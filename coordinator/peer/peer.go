@@ -193,6 +193,9 @@ func decodeReply(out *peerpb.DoReply, gid txn.Gid) (engine.Reply, error) {
 		if err != nil {
 			return rep, fmt.Errorf("answer for %q: %w", string(gid), err)
 		}
+		if tx.State.Gid != gid {
+			return rep, fmt.Errorf("answer for %q: it holds transaction %q", string(gid), string(tx.State.Gid))
+		}
 		rep = engine.Reply{State: tx.State, Timeline: tx.Timeline, Decision: tx.Decision, Finish: tx.Finish}
 	}
 	return rep, decodeError(out.Error, gid)
@@ -233,9 +236,12 @@ func decodeError(e *peerpb.Error, gid txn.Gid) error {
 	}
 	switch e.Kind {
 	case errRefused:
+		if e.Code < uint32(txn.CodeInvalid) || e.Code > uint32(txn.CodeStaleEpoch) || e.Mode > uint32(txn.ModeWorkflow) || e.Phase > uint32(txn.PhaseAborted) {
+			return fmt.Errorf("the holder refuses in a way that this version does not know (code %d): %s", e.Code, e.Text)
+		}
 		return &txn.Error{Code: txn.Code(e.Code), Gid: gid, Mode: txn.Mode(e.Mode), Phase: txn.Phase(e.Phase), Stopped: e.Stopped, Text: e.Text}
 	case errOverloaded:
-		return &engine.OverloadedError{Why: e.Text, RetryAfter: time.Duration(e.RetryAfterMs) * time.Millisecond}
+		return &engine.OverloadedError{Why: e.Text, RetryAfter: time.Duration(min(max(e.RetryAfterMs, 0), millisMax)) * time.Millisecond}
 	case errNotHolder, errStopping:
 		return engine.ErrNotHolder // look again who holds the slot
 	case errUnavailable:
