@@ -18,6 +18,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -25,6 +26,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Role is what somebody may do; each includes the one before.
@@ -166,31 +169,58 @@ func (g *Guard) load() error {
 	if err != nil {
 		return fmt.Errorf("tokens: %w", err)
 	}
+	tokens, err := parseTokens(f, g.tokensFile)
+	if err != nil {
+		return err
+	}
+	g.tokens, g.mtime, g.read = tokens, st.ModTime(), time.Now()
+	return nil
+}
+
+// parseTokens reads lines "ROLE NAME SHA256HEX"; # begins a comment. file names it in errors, which name every bad line.
+func parseTokens(r io.Reader, file string) (map[[sha256.Size]byte]Identity, error) {
 	tokens := map[[sha256.Size]byte]Identity{}
 	var errs []error
-	sc := bufio.NewScanner(f)
-	for line := 1; sc.Scan(); line++ {
+	sc := bufio.NewScanner(r)
+	line := 1
+	bad := func(text string) { errs = append(errs, fmt.Errorf("tokens: %s line %d: %s", file, line, text)) }
+	for ; sc.Scan(); line++ {
 		text, _, _ := strings.Cut(sc.Text(), "#")
 		fields := strings.Fields(text)
 		if len(fields) == 0 {
 			continue
 		}
 		if len(fields) != 3 {
-			errs = append(errs, fmt.Errorf("tokens: %s line %d: write ROLE NAME SHA256 (lockstep token new makes one)", g.tokensFile, line))
+			bad("write ROLE NAME SHA256 (lockstep token new makes one)")
 			continue
 		}
 		role, ok := ParseRole(fields[0])
 		raw, err := hex.DecodeString(fields[2])
 		if !ok || err != nil || len(raw) != sha256.Size {
-			errs = append(errs, fmt.Errorf("tokens: %s line %d: the role is viewer, operator or admin, and the hash has 64 hex digits", g.tokensFile, line))
+			bad("the role is viewer, operator or admin, and the hash has 64 hex digits")
+			continue
+		}
+		if err := CheckName(fields[1]); err != nil {
+			bad(err.Error())
+			continue
+		}
+		if _, twice := tokens[[sha256.Size]byte(raw)]; twice {
+			bad("this token stands twice: leave one line of it")
 			continue
 		}
 		tokens[[sha256.Size]byte(raw)] = Identity{Name: fields[1], Role: role, How: "token"}
 	}
-	if err := errors.Join(append(errs, sc.Err())...); err != nil {
-		return err
+	if err := sc.Err(); err != nil {
+		bad(err.Error())
 	}
-	g.tokens, g.mtime, g.read = tokens, st.ModTime(), time.Now()
+	return tokens, errors.Join(errs...)
+}
+
+// CheckName refuses a name that a line of the tokens file cannot hold.
+func CheckName(name string) error {
+	if name == "" || !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return r == '#' || unicode.IsSpace(r) || !unicode.IsPrint(r) }) {
+		return fmt.Errorf("the name %.60q is no single word: write letters, digits and -_.@ without spaces and #", name)
+	}
 	return nil
 }
 
@@ -285,7 +315,7 @@ func addrOf(remote string) (netip.Addr, bool) {
 	return ip.Unmap(), err == nil
 }
 
-// NewToken makes a token and the line of the tokens file that knows it.
+// NewToken makes a token and the line of the tokens file that knows it. CheckName says whether the name will do.
 func NewToken(role Role, name string) (token, line string) {
 	var raw [24]byte
 	_, _ = rand.Read(raw[:]) // it never fails (crypto/rand's contract)

@@ -6,8 +6,10 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"net/url"
@@ -115,9 +117,13 @@ func ReadFile(path string) (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(raw, &doc); err != nil {
+	var doc, more yaml.Node
+	dec := yaml.NewDecoder(bytes.NewReader(raw))
+	if err := dec.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("config: %s is no YAML: %w", path, err)
+	}
+	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("config: %s holds more than one document: put all keys into the first", path)
 	}
 	out := map[string]string{}
 	if len(doc.Content) == 0 {
@@ -143,10 +149,14 @@ func ReadFile(path string) (map[string]string, error) {
 		}
 		switch v.Kind {
 		case yaml.ScalarNode:
-			out[k.Value] = v.Value
+			out[k.Value] = scalar(v)
 		case yaml.SequenceNode:
 			var items []string
 			for _, it := range v.Content {
+				if it.Kind != yaml.ScalarNode || scalar(it) == "" || strings.Contains(it.Value, ",") {
+					errs = append(errs, fmt.Errorf("%s: an item of the list is no single value (%s line %d)", k.Value, path, it.Line))
+					continue
+				}
 				items = append(items, it.Value)
 			}
 			out[k.Value] = strings.Join(items, ",")
@@ -155,6 +165,14 @@ func ReadFile(path string) (map[string]string, error) {
 		}
 	}
 	return out, errors.Join(errs...)
+}
+
+// scalar is a value as text; YAML's null, however it is written, is the empty text.
+func scalar(n *yaml.Node) string {
+	if n.Tag == "!!null" {
+		return ""
+	}
+	return n.Value
 }
 
 // suggest names the known key that is nearest to a mistyped one.

@@ -51,6 +51,24 @@ type LiveCursor struct {
 	Gid     txn.Gid
 }
 
+// String is the cursor as a listing gives it.
+func (c LiveCursor) String() string { return fmt.Sprintf("l:%d:%s", c.BegunAt, c.Gid) }
+
+// parseLiveCursor reads what String gives; the empty text is the zero cursor. Any other text is a *txn.Error with
+// txn.CodeInvalid: a cursor without a gid would begin the list again in silence.
+func parseLiveCursor(cursor string) (LiveCursor, error) {
+	if cursor == "" {
+		return LiveCursor{}, nil
+	}
+	rest, live := strings.CutPrefix(cursor, "l:")
+	at, gid, ok := strings.Cut(rest, ":")
+	n, err := strconv.ParseInt(at, 10, 64)
+	if !live || !ok || err != nil || gid == "" || len(gid) > txn.GidBytesMax {
+		return LiveCursor{}, &txn.Error{Code: txn.CodeInvalid, Text: fmt.Sprintf("position %.200q is none that a listing gave", cursor)}
+	}
+	return LiveCursor{BegunAt: n, Gid: txn.Gid(gid)}, nil
+}
+
 // ListLive gives at most limit of the transactions that this process holds in memory, newest first, behind the
 // cursor; the zero cursor begins at the start. Finished ones are among them until the journal has them.
 func (r *Runner) ListLive(ctx context.Context, f Filter, after LiveCursor, limit int) ([]Reply, error) {
@@ -88,16 +106,9 @@ func (r *Runner) List(ctx context.Context, f Filter, cursor string, limit int) (
 	if jc, ok := strings.CutPrefix(cursor, "j:"); ok {
 		return r.listJournal(ctx, f, jc, limit)
 	}
-	var after LiveCursor
-	if lc, ok := strings.CutPrefix(cursor, "l:"); ok {
-		at, gid, ok := strings.Cut(lc, ":")
-		n, err := strconv.ParseInt(at, 10, 64)
-		if !ok || err != nil {
-			return nil, "", &txn.Error{Code: txn.CodeInvalid, Text: fmt.Sprintf("position %q is none that a listing gave", cursor)}
-		}
-		after = LiveCursor{BegunAt: n, Gid: txn.Gid(gid)}
-	} else if cursor != "" {
-		return nil, "", &txn.Error{Code: txn.CodeInvalid, Text: fmt.Sprintf("position %q is none that a listing gave", cursor)}
+	after, err := parseLiveCursor(cursor)
+	if err != nil {
+		return nil, "", err
 	}
 	list, err := r.ListLive(ctx, f, after, limit)
 	if err != nil {
@@ -122,7 +133,7 @@ func (r *Runner) List(ctx context.Context, f Filter, cursor string, limit int) (
 	list = newest(list, limit)
 	if len(list) == limit {
 		last := &list[limit-1].State
-		return list, fmt.Sprintf("l:%d:%s", last.BegunAt, last.Gid), nil
+		return list, LiveCursor{BegunAt: last.BegunAt, Gid: last.Gid}.String(), nil
 	}
 	rest, next, err := r.listJournal(ctx, f, "", limit-len(list))
 	return append(list, rest...), next, err

@@ -107,3 +107,27 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// FuzzDecodeHead: a head is read to the letter or corrupt; no bytes are the head before the first event.
+func FuzzDecodeHead(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(Head{}.Encode())
+	f.Add(Head{Seq: 1<<64 - 1, Chain: Chain{1, 2}}.Encode())
+	f.Add(Head{Seq: 1}.Encode()[:39])
+	f.Add(append(Head{Seq: 1}.Encode(), 0))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := DecodeHead(b)
+		switch {
+		case err != nil:
+			if !errors.Is(err, ErrCorrupt) || h != (Head{}) || len(b) == 40 || len(b) == 0 {
+				t.Errorf("%x: %v, %v", b, h, err)
+			}
+		case len(b) == 0:
+			if h != (Head{}) {
+				t.Errorf("nothing was read as %v", h)
+			}
+		case !bytes.Equal(h.Encode(), b):
+			t.Errorf("%x was read as %v", b, h)
+		}
+	})
+}

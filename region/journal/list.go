@@ -47,12 +47,9 @@ func (c *condition) and(sql string, args ...any) {
 // visibleSince. What is left to cost a look at every row that is visible is a filter by mode, phase, slot or the time of
 // begin that almost nothing matches.
 func (j *Journal) List(ctx context.Context, f engine.Filter, cursor string, limit int, visibleSince int64) ([]*record.Tx, string, error) {
-	below := int64(math.MaxInt64)
-	if cursor != "" {
-		var err error
-		if below, err = strconv.ParseInt(cursor, 10, 64); err != nil || below < 0 {
-			return nil, "", &txn.Error{Code: txn.CodeInvalid, Text: fmt.Sprintf("position %q is none that a listing gave", cursor)}
-		}
+	below, err := parseCursor(cursor)
+	if err != nil {
+		return nil, "", err
 	}
 	match, possible := matching(&f, visibleSince)
 	if !possible || limit <= 0 {
@@ -63,8 +60,7 @@ func (j *Journal) List(ctx context.Context, f engine.Filter, cursor string, limi
 	if f.BegunAfter > 0 {
 		l.finishedSince = max(l.finishedSince, f.BegunAfter-skewMax.Milliseconds())
 	}
-	err := l.run(ctx)
-	if err != nil {
+	if err := l.run(ctx); err != nil {
 		return nil, "", fmt.Errorf("list the journal at %s: %w", j.where, err)
 	}
 	next := ""
@@ -79,6 +75,18 @@ func (j *Journal) List(ctx context.Context, f engine.Filter, cursor string, limi
 		}
 	}
 	return out, next, nil
+}
+
+// parseCursor reads the id below which a page begins; the empty cursor is above every id.
+func parseCursor(cursor string) (int64, error) {
+	if cursor == "" {
+		return math.MaxInt64, nil
+	}
+	below, err := strconv.ParseInt(cursor, 10, 64)
+	if err != nil || below < 0 {
+		return 0, &txn.Error{Code: txn.CodeInvalid, Text: fmt.Sprintf("position %.200q is none that a listing gave", cursor)}
+	}
+	return below, nil
 }
 
 // matching gives the condition of a filter, which begins with AND; false where nothing finished can match.

@@ -158,6 +158,7 @@ func TestExitCodes(t *testing.T) {
 		{"serve without a store", []string{"serve"}, exitUsage, []string{"\nembedded: no store", "next: lockstep config check"}},
 		{"serve on a port in use", []string{"serve", "--embedded", "--data-dir", t.TempDir(), "--http-addr", taken, "--grpc-addr=127.0.0.1:0", "--admin-addr", taken}, exitFailure, []string{"http-addr: ", "admin-addr: ", "address already in use"}},
 		{"nobody answers", []string{"status", "--admin-addr", gone}, exitFailure, []string{"next: lockstep status --admin-addr"}},
+		{"a name of two words", []string{"token", "new", "--role", "viewer", "--name", "a b"}, exitUsage, []string{"--name: ", "next: lockstep token new --role viewer"}},
 		{"a role that is none", []string{"token", "new", "--role", "king", "--name", "x"}, exitUsage, []string{"viewer", "next: lockstep --help"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

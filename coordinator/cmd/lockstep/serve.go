@@ -99,6 +99,9 @@ type tokenNewCmd struct {
 // Run makes a token.
 func (c *tokenNewCmd) Run(e *env) error {
 	role, _ := auth.ParseRole(c.Role)
+	if err := auth.CheckName(c.Name); err != nil {
+		return &failure{usageError{fmt.Errorf("--name: %w", err)}, fmt.Sprintf("lockstep token new --role %s --name YOU", role)}
+	}
 	token, line := auth.NewToken(role, c.Name)
 	fmt.Fprintf(e.out, "token: %s\nline for the tokens file: %s\n", token, line)
 	return nil

@@ -1,0 +1,72 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"gopkg.in/yaml.v3"
+)
+
+// FuzzReadFile: a file gives known keys alone, or an error that names what is wrong; nothing in it is passed over in
+// silence, and what was read means the same when it is written and read again.
+func FuzzReadFile(f *testing.F) {
+	for _, s := range []string{
+		"", "---\n", "# nothing\n", "region: eu\n", "embedded: true\ndata-dir: /var/lib/x\n", "etcd-endpoints: [a:1, b:2]\n", "etcd-endpoints:\n- {a: b}\n", "etcd-endpoints: ['a,b']\n",
+		"tokens: ~\n", "tokens:\n", "region: eu\n---\nregion: us\n", "region: eu\nregion: us\n", "regoin: eu\n", "config: x\n", "- a\n", "region: {a: b}\n", "a: &a [*a]\n", "region: &r eu\nlog-level: *r\n", "<<: {region: eu}\n", "{region: \"\\0\"}", "\xff",
+		"wait-max: soon\nlive-max: many\n",
+	} {
+		f.Add([]byte(s))
+	}
+	path := filepath.Join(f.TempDir(), "fuzzed.yaml")
+	read := func(t *testing.T, raw []byte) (map[string]string, error) {
+		if err := os.WriteFile(path, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return ReadFile(path)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		values, err := read(t, raw)
+		if err != nil {
+			for line := range strings.SplitSeq(err.Error(), "\n") {
+				if !strings.Contains(line, ": ") {
+					t.Errorf("the fault %q names no key", line)
+				}
+			}
+			return
+		}
+		known := map[string]bool{}
+		for _, k := range Keys() {
+			known[k] = true
+		}
+		for k := range values {
+			if !known[k] || k == "config" {
+				t.Errorf("the key %q was taken", k)
+			}
+		}
+		// What stands at the top of the file must be in what was read.
+		var top map[string]any
+		if yaml.Unmarshal(raw, &top) == nil && len(top) != len(values) {
+			t.Errorf("the file has %d keys, %d were read: %v", len(top), len(values), values)
+		}
+		good, err := CheckValues(values, path)
+		for k := range values {
+			if _, ok := good[k]; !ok && (err == nil || !strings.Contains(err.Error(), k+": ")) {
+				t.Errorf("the value of %s was dropped: %v", k, err)
+			}
+		}
+		written, err := yaml.Marshal(values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := read(t, written)
+		if err != nil {
+			t.Fatalf("written again as %q: %v", written, err)
+		}
+		if d := cmp.Diff(values, again); d != "" {
+			t.Errorf("(-read +read again):\n%s", d)
+		}
+	})
+}
