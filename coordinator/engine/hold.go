@@ -141,6 +141,22 @@ func (c *Core) Freeze(n int) bool {
 	return hs != nil && hs.ready && !hs.busy && len(hs.unsent) == 0
 }
 
+// Keep makes what only this process knows of a slot work for the next batch: prepares without branches. It comes before a
+// slot is given up, so that a client that was told "prepared" need not begin again because of an orderly change.
+func (c *Core) Keep(n int) {
+	hs := c.slots[n]
+	if hs == nil || !hs.ready {
+		return
+	}
+	for _, gid := range slices.Sorted(maps.Keys(hs.txs)) {
+		if e := hs.txs[gid]; !e.stored && e.saved == e.version {
+			e.version++
+			e.gates = append(e.gates, gate{version: e.version})
+			c.enqueue(e)
+		}
+	}
+}
+
 // Held lists the slots that are here, ready or not.
 func (c *Core) Held() []int {
 	var out []int
@@ -241,8 +257,11 @@ func WorkflowCallback(custom string) (name string, data []byte) {
 	return v.Name, data
 }
 
-// FlushAll makes every note and delete work for the next batch, whatever its age.
+// FlushAll makes every note and delete work for the next batch, whatever its age, and all that Keep keeps.
 func (c *Core) FlushAll(at int64) {
+	for _, n := range c.Held() {
+		c.Keep(n)
+	}
 	c.Flush(at + c.lim.NoteDelayMillis + c.lim.DeleteDelayMillis)
 }
 

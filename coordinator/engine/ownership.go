@@ -103,7 +103,7 @@ func (r *Runner) consider(ctx, inner context.Context, v *View) {
 		r.recheck(inner, lost)
 	}
 	if len(give) > 0 {
-		r.giveUp(inner, give)
+		r.giveUp(inner, give, 1)
 	}
 	if len(take) > 0 {
 		r.claim(inner, take)
@@ -237,12 +237,19 @@ func (r *Runner) loadAll(ctx context.Context, claims []Claim) (map[int]bool, int
 	return held, records
 }
 
-// giveUp hands slots to the member that should have them, once nothing of them is under way.
-func (r *Runner) giveUp(ctx context.Context, slots []int) {
+// keepTries bounds how often a slot's bare prepares are saved before it is given up: on a slot that is begun on all the
+// time there is always one more, and the last ones are lost as in a crash.
+const keepTries = 50
+
+// giveUp hands slots to the member that should have them, once nothing of them is under way. try counts from 1.
+func (r *Runner) giveUp(ctx context.Context, slots []int, try int) {
 	for _, n := range slots {
 		var term Term
 		free := false
 		err := r.Ask(ctx, func(c *Core, _ int64) {
+			if try <= keepTries {
+				c.Keep(n)
+			}
 			if t, ok := c.Term(n); ok && c.Freeze(n) {
 				term, free = t, true
 				c.Drop(n)
@@ -254,7 +261,7 @@ func (r *Runner) giveUp(ctx context.Context, slots []int) {
 		}
 		if !free {
 			// Busy just now: the view is considered again soon.
-			time.AfterFunc(20*time.Millisecond, func() { r.again(n) })
+			time.AfterFunc(20*time.Millisecond, func() { r.again(n, try+1) })
 			continue
 		}
 		if err := r.store.Release(ctx, n, term); err != nil && !errors.Is(err, ErrFenced) {
@@ -265,7 +272,7 @@ func (r *Runner) giveUp(ctx context.Context, slots []int) {
 }
 
 // again repeats giveUp for one slot if the latest view still says so.
-func (r *Runner) again(n int) {
+func (r *Runner) again(n, try int) {
 	v := r.view.Load()
 	if v == nil || r.lifetime.Err() != nil || !r.holds(n) {
 		return
@@ -275,7 +282,7 @@ func (r *Runner) again(n int) {
 		ids = append(ids, m.ID)
 	}
 	if slot.Prefer(n, ids) != r.cfg.Self.ID {
-		r.giveUp(r.lifetime, []int{n})
+		r.giveUp(r.lifetime, []int{n}, try)
 	}
 }
 
