@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
@@ -75,7 +76,11 @@ type Invoker struct {
 	// lives are what calls hang on: one context for all of them would make its lock the busiest of the process.
 	lives  [64]context.Context
 	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	wg     sync.WaitGroup // calls
+	idle   chan task
+	idling atomic.Int32
+	ended  chan struct{}
+	end    sync.Once
 }
 
 var _ engine.Invoker = (*Invoker)(nil)
@@ -96,6 +101,7 @@ func New(cfg Config) *Invoker {
 	dial := cfg.Allow.dialer(net.Dialer{Timeout: 3 * time.Second, KeepAlive: 15 * time.Second})
 	return &Invoker{
 		cfg: cfg, http: newCaller(dial, cfg.InFlightMax), grpc: newGRPCPool(dial), dests: map[string]*destination{}, lives: lives, cancel: cancel,
+		idle: make(chan task), ended: make(chan struct{}),
 	}
 }
 
@@ -104,6 +110,7 @@ func (v *Invoker) Close() {
 	v.cancel()
 	v.http.interrupt()
 	v.wg.Wait()
+	v.end.Do(func() { close(v.ended) })
 	v.http.client.CloseIdleConnections()
 	v.grpc.close()
 }
@@ -154,7 +161,38 @@ func (v *Invoker) Start(c *engine.Call, done func(engine.CallResult)) {
 	d.running++
 	d.mu.Unlock()
 	v.wg.Add(1)
-	go v.work(d, job{c, done})
+	select {
+	case v.idle <- task{d, job{c, done}}: // a worker that has nothing to do takes it
+	default:
+		go v.worker(task{d, job{c, done}})
+	}
+}
+
+// task is a job and where it goes.
+type task struct {
+	d *destination
+	j job
+}
+
+// idleMax bounds the workers that wait for a task. One that waits keeps the stack that its calls have grown, which is a
+// twentieth of the work of a call.
+const idleMax = 256
+
+// worker works at tasks until enough others wait for the next one.
+func (v *Invoker) worker(t task) {
+	for {
+		v.work(t.d, t.j)
+		if v.idling.Add(1) > idleMax {
+			v.idling.Add(-1)
+			return
+		}
+		select {
+		case t = <-v.idle:
+			v.idling.Add(-1)
+		case <-v.ended:
+			return
+		}
+	}
 }
 
 // spread gives calls that are deferred together different times to come back: up to half a second by their gid.

@@ -4,41 +4,9 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/lockstep-tx/lockstep/coordinator/record/recordpb"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 )
-
-var deterministic = proto.MarshalOptions{Deterministic: true}
-
-func encodeClosed(s *txn.State) ([]byte, error) {
-	phase := s.Phase
-	if phase.Finished() {
-		// The closed part belongs to the decision: what followed is the progress part's business.
-		phase = txn.PhaseAborting
-		if s.Phase.Commit() {
-			phase = txn.PhaseCommitting
-		}
-	}
-	c := &recordpb.Closed{
-		Gid: string(s.Gid), Mode: uint32(s.Mode), Phase: uint32(phase), Epoch: s.Epoch, BegunAt: s.BegunAt,
-		DecidedAt: s.DecidedAt, QueryUrl: s.QueryURL, Custom: s.Custom, Reason: s.Reason, Result: s.Result,
-		Digest: []byte(s.Digest), Tenant: s.Tenant, Options: OptionsToPB(&s.Opt),
-	}
-	if len(s.Branches) > 0 {
-		store := make([]recordpb.Branch, len(s.Branches))
-		c.Branches = make([]*recordpb.Branch, len(s.Branches))
-		for i := range s.Branches {
-			c.Branches[i] = &store[i]
-			branchToPB(&s.Branches[i], &store[i])
-		}
-	}
-	for i := range s.Steps {
-		c.Steps = append(c.Steps, StepToPB(&s.Steps[i]))
-	}
-	return deterministic.Marshal(c)
-}
 
 // OptionsToPB gives the options' wire form.
 func OptionsToPB(o *txn.Options) *recordpb.Options {
@@ -96,47 +64,6 @@ func StepToPB(s *txn.WorkflowStep) *recordpb.WorkflowStep {
 // StepFromPB reads what StepToPB gave.
 func StepFromPB(s *recordpb.WorkflowStep) txn.WorkflowStep {
 	return txn.WorkflowStep{Branch: txn.BranchID(s.GetBranch()), Op: s.GetOp(), Failed: s.GetFailed(), Data: s.GetData(), At: s.GetAt()}
-}
-
-func encodeProgress(s *txn.State, tl *Timeline) ([]byte, error) {
-	p := &recordpb.Progress{
-		Phase: uint32(s.Phase), Stopped: s.Stopped, UpdatedAt: s.UpdatedAt, FinishedAt: s.FinishedAt,
-		Retries: uint32(s.Retries), Query: opToPB(&s.Query), AttemptsDropped: uint32(tl.Dropped),
-	}
-	if len(s.Branches) > 0 {
-		store := make([]recordpb.BranchProgress, len(s.Branches))
-		p.Branches = make([]*recordpb.BranchProgress, len(s.Branches))
-		for i := range s.Branches {
-			b := &s.Branches[i]
-			p.Branches[i] = &store[i]
-			store[i].One, store[i].Two, store[i].Result = opToPB(&b.One), opToPB(&b.Two), b.Result
-		}
-	}
-	if len(tl.Attempts) > 0 {
-		store := make([]recordpb.Attempt, len(tl.Attempts))
-		p.Attempts = make([]*recordpb.Attempt, len(tl.Attempts))
-		for i := range tl.Attempts {
-			a := &tl.Attempts[i]
-			p.Attempts[i] = &store[i]
-			store[i].Branch, store[i].Op, store[i].Number = string(a.Branch), uint32(a.Op), uint32(a.Number)
-			store[i].StartedAt, store[i].TookMicros = a.StartedAt, uint32(min(a.Took.Microseconds(), 1<<32-1))
-			store[i].Outcome, store[i].Text = uint32(a.Outcome), a.Text
-		}
-	}
-	for _, t := range tl.Takeovers {
-		p.Takeovers = append(p.Takeovers, &recordpb.Takeover{At: t.At, Holder: t.Holder})
-	}
-	return deterministic.Marshal(p)
-}
-
-// opToPB gives nil for a call that was never made nor owed: most of them.
-func opToPB(o *txn.OpState) *recordpb.OpState {
-	if o.Status == txn.OpPending && o.Attempts == 0 && o.Fails == 0 && o.LastError == "" {
-		return nil
-	}
-	return &recordpb.OpState{
-		Status: uint32(o.Status), Attempts: uint32(o.Attempts), Fails: uint32(o.Fails), DoneAt: o.DoneAt, LastError: o.LastError,
-	}
 }
 
 func opFromPB(o *recordpb.OpState) (txn.OpState, error) {

@@ -149,27 +149,27 @@ type Tx struct {
 // Encode gives the record's bytes. It fills Closed where the state is decided and Progress where it is finished, if
 // they are not filled yet, and never changes them after that.
 func (t *Tx) Encode() ([]byte, error) {
-	rec := &recordpb.Record{Closed: t.Closed, Progress: t.Progress}
+	if err := t.Close(); err != nil {
+		return nil, err
+	}
+	closed, progress := t.Closed, t.Progress
 	var err error
-	if rec.Closed == nil {
-		if rec.Closed, err = encodeClosed(&t.State); err != nil {
+	if closed == nil {
+		if closed, err = encodeClosed(&t.State); err != nil {
 			return nil, err
 		}
-		if t.State.Phase.Decided() {
-			t.Closed = rec.Closed
-		}
 	}
-	if rec.Progress == nil {
-		if rec.Progress, err = encodeProgress(&t.State, &t.Timeline); err != nil {
+	if progress == nil {
+		if progress, err = encodeProgress(&t.State, &t.Timeline); err != nil {
 			return nil, err
 		}
-		if t.State.Phase.Finished() {
-			t.Progress = rec.Progress
-		}
 	}
-	rec.Decision = headerOf(t.Decision, t.DecisionEpoch)
-	rec.Finish = headerOf(t.Finish, t.FinishEpoch)
-	return proto.Marshal(rec)
+	e := encoder{b: make([]byte, 0, len(closed)+len(progress)+128)}
+	e.data(1, closed)
+	e.data(2, progress)
+	e.header(3, t.Decision, t.DecisionEpoch)
+	e.header(4, t.Finish, t.FinishEpoch)
+	return e.b, e.err
 }
 
 // Close fills Closed and Progress as Encode would: the bodies of the events, before they are numbered.
@@ -220,13 +220,6 @@ func FromParts(closed, progress []byte, decision, finish Head, decisionEpoch, fi
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return t, nil
-}
-
-func headerOf(h Head, epoch uint64) *recordpb.EventHeader {
-	if h.Seq == 0 {
-		return nil
-	}
-	return &recordpb.EventHeader{Seq: h.Seq, Epoch: epoch, Chain: h.Chain[:]}
 }
 
 func headOf(h *recordpb.EventHeader) Head {

@@ -14,6 +14,7 @@ const (
 	timeChars  = 10 // 50 bits of milliseconds
 	randChars  = 12 // 60 bits
 	gidLength  = len(GidPrefix) + timeChars + randChars
+	tailChars  = 4 // 20 bits: more than there are tries
 	triesOfGid = 1 << 16
 )
 
@@ -29,17 +30,24 @@ func NewGid(now time.Time, accept func(slot int) bool) string {
 	}
 	var seed [8]byte
 	_, _ = rand.Read(seed[:]) // it never fails (crypto/rand's contract)
-	r := binary.LittleEndian.Uint64(seed[:])
+	v := binary.LittleEndian.Uint64(seed[:])
+	for i := gidLength - randChars; i < gidLength-tailChars; i++ {
+		b[i] = crockford[v&31]
+		v >>= 5
+	}
+	// Only the tail changes from try to try, so only its part of the hash is computed again.
+	head := hashOn(fnvOffset, string(b[:gidLength-tailChars]))
 	for range triesOfGid {
-		v := mix(r)
-		for i := range randChars {
-			b[len(GidPrefix)+timeChars+i] = crockford[v&31]
-			v >>= 5
+		h := head
+		for i := range tailChars {
+			c := crockford[v>>(5*i)&31]
+			b[gidLength-tailChars+i] = c
+			h = (h ^ uint64(c)) * fnvPrime
 		}
-		if accept == nil || accept(Of(string(b[:]))) {
+		if accept == nil || accept(int(h%Count)) {
 			break
 		}
-		r++
+		v++
 	}
 	return string(b[:])
 }

@@ -33,8 +33,10 @@ func Tag(id string) string {
 	return id[open+1 : open+1+end]
 }
 
-func hash(s string) uint64 {
-	h := uint64(fnvOffset)
+func hash(s string) uint64 { return hashOn(fnvOffset, s) }
+
+// hashOn goes on with a hash of what stands before s.
+func hashOn(h uint64, s string) uint64 {
 	for i := 0; i < len(s); i++ {
 		h = (h ^ uint64(s[i])) * fnvPrime
 	}
