@@ -275,39 +275,70 @@ func gidsOf(t *testing.T, c *coordinator, n int) []string {
 }
 
 // TestAHolderThatSleptWritesNothing: a holder is stopped with SIGSTOP for longer than its lease, in the middle of a
-// transaction, while another takes its slots and ends the transaction the other way. Continued, every write of its old
-// term is refused (G3).
+// transaction, while another takes its slots and ends the transaction the other way. One write of the sleeper is on its
+// way to etcd all the time and arrives late; continued, and before any news of the other holder reaches it, the sleeper
+// carries out the commits that wait in its sockets. etcd is watched: every write of the old terms is refused (G3).
 func TestAHolderThatSleptWritesNothing(t *testing.T) {
 	r := newRegion(t)
 	bank := newBank(t)
-	a, b := r.start(t, r.endpoints), r.start(t, r.endpoints)
-	eventually(t, 20*time.Second, "the slots are spread over two", func() bool {
-		return a.metric("lockstep_slots_held") > 300 && b.metric("lockstep_slots_held") > 300
-	})
-	gids := gidsOf(t, a, 10)
+	proxy := newEtcdProxy(t, strings.Split(r.endpoints, ",")[0])
+	a, b := r.start(t, proxy.addr), r.start(t, r.endpoints)
+	spread(t, a, b)
+	gids := gidsOf(t, a, 20)
 	ca, cb := a.client(), b.client()
 	for _, gid := range gids {
 		persist(t, 20*time.Second, func(ctx context.Context) (client.State, error) {
 			return ca.Begin(ctx, client.Tx{Gid: gid, Branches: withoutTry(bank.branches())})
 		})
 	}
-	a.signal(syscall.SIGSTOP)
-	eventually(t, 10*time.Second, "every thread of it sleeps", a.asleep)
-	// These wait in the sleeper's sockets: it will read them when it wakes, believing that it holds the slots.
-	late := make(chan error, len(gids))
-	for _, gid := range gids {
-		go func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-			defer cancel()
-			st, err := ca.Commit(ctx, gid, client.Decided)
-			if err == nil && st.Committed() {
-				err = fmt.Errorf("%s: the sleeper says committed", gid)
-			} else {
-				err = nil
+	// The commits of the old terms, as etcd answers them from now on.
+	oldTerms := r.revision(t)
+	var mu sync.Mutex
+	refused := map[string]bool{}
+	count := func() int { mu.Lock(); defer mu.Unlock(); return len(refused) }
+	proxy.results(func(req *pb.TxnRequest, succeeded bool) {
+		old := false
+		for _, cmp := range req.Compare {
+			old = old || cmp.GetModRevision() <= oldTerms
+		}
+		for _, gid := range decides(t, req) {
+			if old && succeeded {
+				t.Errorf("%s: a write of an old term was carried out", gid)
+			} else if old {
+				mu.Lock()
+				refused[gid] = true
+				mu.Unlock()
 			}
-			late <- err
-		}()
+		}
+	})
+	onItsWay, arrives := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	proxy.hooks(func(req *pb.TxnRequest) error {
+		if len(decides(t, req)) > 0 {
+			once.Do(func() { close(onItsWay); <-arrives })
+		}
+		return nil
+	}, nil)
+	late := make(chan error, len(gids))
+	commit := func(gid string) {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		st, err := ca.Commit(ctx, gid, client.Decided)
+		if err == nil && st.Committed() {
+			late <- fmt.Errorf("%s: the sleeper says committed", gid)
+			return
+		}
+		late <- nil
 	}
+	go commit(gids[0])
+	<-onItsWay
+	a.signal(syscall.SIGSTOP)
+	t.Cleanup(func() { _ = a.cmd.Process.Signal(syscall.SIGCONT) }) // it may have ended
+	eventually(t, 10*time.Second, "every thread of it sleeps", a.asleep)
+	for _, gid := range gids[1:] {
+		go commit(gid) // waits in the sleeper's sockets: it will believe that it holds the slot
+	}
+	eventually(t, 20*time.Second, "the other has taken its slots", func() bool { return b.metric("lockstep_slots_held") == 1024 })
 	for _, gid := range gids {
 		st := persist(t, 30*time.Second, func(ctx context.Context) (client.State, error) {
 			rctx, cancel := context.WithTimeout(ctx, 8*time.Second)
@@ -318,7 +349,13 @@ func TestAHolderThatSleptWritesNothing(t *testing.T) {
 			t.Fatalf("%s: %s", gid, st.GetPhase())
 		}
 	}
+	news := proxy.holdWatches()
+	t.Cleanup(news)
+	close(arrives)
+	eventually(t, 10*time.Second, "the write that was on its way is refused", func() bool { return count() == 1 })
 	a.signal(syscall.SIGCONT)
+	eventually(t, 20*time.Second, "writes of the sleeper's old terms are refused after it woke", func() bool { return count() > 1 })
+	news()
 	for range gids {
 		if err := <-late; err != nil {
 			t.Error(err)
@@ -327,6 +364,27 @@ func TestAHolderThatSleptWritesNothing(t *testing.T) {
 	for _, gid := range gids {
 		bank.audit(gid, false)
 	}
+	if !strings.Contains(a.log(), "slots were taken by another holder") {
+		t.Errorf("the sleeper does not say that it was refused:\n%s", a.log())
+	}
+	t.Logf("%d commits of old terms were tried and refused", count())
+}
+
+// revision is etcd's at the moment: every term that stands was taken at or before it.
+func (r region) revision(t *testing.T) int64 {
+	t.Helper()
+	cli, err := clientv3.New(clientv3.Config{Endpoints: strings.Split(r.endpoints, ","), DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cli.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	got, err := cli.Get(ctx, "/lockstep/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.Header.Revision
 }
 
 // asleep says that every thread of the process is stopped: the signal is not there at once.

@@ -30,6 +30,8 @@ type etcdProxy struct {
 	mu       sync.Mutex
 	onWrite  func(txn *pb.TxnRequest) error // before etcd sees it; an error answers instead
 	onAnswer func(txn *pb.TxnRequest) error // after etcd has answered; an error takes the answer's place
+	onResult func(txn *pb.TxnRequest, succeeded bool)
+	watches  chan struct{} // while not nil and open, nothing that a watch brings is passed on
 }
 
 type frame struct{ data []byte }
@@ -73,6 +75,22 @@ func (p *etcdProxy) hooks(onWrite, onAnswer func(*pb.TxnRequest) error) {
 	p.mu.Unlock()
 }
 
+// results tells f of every write of records that etcd has answered, and whether its guards still stood.
+func (p *etcdProxy) results(f func(txn *pb.TxnRequest, succeeded bool)) {
+	p.mu.Lock()
+	p.onResult = f
+	p.mu.Unlock()
+}
+
+// holdWatches keeps the news of other holders from the coordinator until resume is called.
+func (p *etcdProxy) holdWatches() (resume func()) {
+	ch := make(chan struct{})
+	p.mu.Lock()
+	p.watches = ch
+	p.mu.Unlock()
+	return sync.OnceFunc(func() { close(ch) })
+}
+
 func (p *etcdProxy) pass(conn *grpc.ClientConn, ss grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(ss)
 	ctx, cancel := context.WithCancel(ss.Context())
@@ -111,6 +129,18 @@ func (p *etcdProxy) pass(conn *grpc.ClientConn, ss grpc.ServerStream) error {
 			}
 			return err
 		}
+		if method == pb.Watch_Watch_FullMethodName {
+			p.mu.Lock()
+			held := p.watches
+			p.mu.Unlock()
+			if held != nil {
+				select {
+				case <-held:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		}
 		if err := ss.SendMsg(f); err != nil {
 			return err
 		}
@@ -128,7 +158,7 @@ func (p *etcdProxy) txn(ctx context.Context, conn *grpc.ClientConn, ss grpc.Serv
 		return status.Error(codes.Internal, err.Error())
 	}
 	p.mu.Lock()
-	onWrite, onAnswer := p.onWrite, p.onAnswer
+	onWrite, onAnswer, onResult := p.onWrite, p.onAnswer, p.onResult
 	p.mu.Unlock()
 	writes := writesRecords(req)
 	if writes && onWrite != nil {
@@ -136,8 +166,16 @@ func (p *etcdProxy) txn(ctx context.Context, conn *grpc.ClientConn, ss grpc.Serv
 			return err
 		}
 	}
-	if err := conn.Invoke(ctx, pb.KV_Txn_FullMethodName, in, out); err != nil {
+	// What is on its way to etcd arrives, whether or not its sender still waits.
+	if err := conn.Invoke(context.WithoutCancel(ctx), pb.KV_Txn_FullMethodName, in, out); err != nil {
 		return err
+	}
+	if writes && onResult != nil {
+		resp := &pb.TxnResponse{}
+		if err := proto.Unmarshal(out.data, resp); err != nil {
+			return status.Error(codes.Internal, err.Error())
+		}
+		onResult(req, resp.Succeeded)
 	}
 	if writes && onAnswer != nil {
 		if err := onAnswer(req); err != nil {
