@@ -70,3 +70,26 @@ func FuzzReadFile(f *testing.F) {
 		}
 	})
 }
+
+// TestNothingInAFileIsPassedOver: what a reader could overlook is a fault that names its key, and null is no value.
+func TestNothingInAFileIsPassedOver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lockstep.yaml")
+	read := func(text string) (map[string]string, error) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return ReadFile(path)
+	}
+	for text, want := range map[string]string{
+		"etcd-endpoints:\n- {a: b}\n": "etcd-endpoints: ", "etcd-endpoints: ['a:1,b:2']\n": "etcd-endpoints: ", "etcd-endpoints: [a:1, ~]\n": "etcd-endpoints: ", "allow-from: [[10.0.0.0/8]]\n": "allow-from: ",
+		"region: eu\n---\nregion: us\n": "config: ", "region: eu\nregion: us\n": "region: ", "regoin: eu\n": "did you mean region?", "region: {a: b}\n": "region: ", "- a\n": "config: ",
+	} {
+		if got, err := read(text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, %v; want %q", text, got, err, want)
+		}
+	}
+	got, err := read("tokens: ~\nregion: null\nlog-level:\nalert-webhook: '~'\n")
+	if d := cmp.Diff(map[string]string{"tokens": "", "region": "", "log-level": "", "alert-webhook": "~"}, got); err != nil || d != "" {
+		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+}

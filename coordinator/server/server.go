@@ -181,7 +181,7 @@ func (s *Server) build(context.Context) error {
 		Engine: guarded, Rules: s.wire, CheckGid: dtmwire.CheckGid, NewGid: s.wire.NewGid, WaitMax: c.WaitMax,
 		Tenant: func(ctx context.Context) string { return auth.From(ctx).Name },
 	})
-	s.admin = &admin.Server{Engine: s.runner, Log: s.log}
+	s.admin = &admin.Server{Engine: s.runner, Log: s.log, CheckGid: dtmwire.CheckGid}
 	if c.DebugClock {
 		s.admin.Advance = func(ctx context.Context, by time.Duration) ([]txn.Gid, error) {
 			return s.runner.AdvanceClock(ctx, func() { s.clock.Advance(by) })

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -29,15 +30,17 @@ type Engine interface {
 type Server struct {
 	Engine Engine
 	Log    *slog.Logger
+	// CheckGid says why a gid cannot be used; the text begins with "gid: ". nil takes every gid but the empty one.
+	CheckGid func(gid string) error
 	// Advance moves the debug clock and gives the gids that became due; nil without --debug-clock.
 	Advance func(ctx context.Context, by time.Duration) ([]txn.Gid, error)
 }
 
-// Error is a refusal. Next is a command to paste.
+// Error is a refusal. Next is a command to paste; no refusal is without one.
 type Error struct {
 	Code string `json:"code"`
 	Text string `json:"error"`
-	Next string `json:"next,omitempty"`
+	Next string `json:"next"`
 }
 
 func (e *Error) Error() string { return e.Text }
@@ -73,6 +76,10 @@ func (s *Server) Handler() http.Handler {
 	if s.Advance != nil {
 		mux.HandleFunc("POST /debug/clock/advance", s.advance)
 	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		text := fmt.Sprintf("there is no %s %s here", r.Method, r.URL.Path)
+		writeError(w, http.StatusNotFound, &Error{Code: "not_found", Text: text, Next: "lockstep tx --help"})
+	})
 	return mux
 }
 
@@ -92,20 +99,21 @@ func Refuse(w http.ResponseWriter, _ *http.Request, status int, text string) {
 	writeError(w, status, &Error{Code: http.StatusText(status), Text: text, Next: nextOf(status)})
 }
 
+// nextOf is what to do after a status that the guard gives.
 func nextOf(status int) string {
 	switch status {
 	case http.StatusUnauthorized:
-		return "export LOCKSTEP_TOKEN=… # then the same command again"
+		return "export LOCKSTEP_TOKEN=YOUR_TOKEN  # then the same command again"
 	case http.StatusForbidden:
-		return "lockstep token new --role operator --name YOU # give the line to whoever keeps the tokens file"
+		return "lockstep token new --role operator --name YOU  # give the line to whoever keeps the tokens file"
 	}
-	return ""
+	return "lockstep status"
 }
 
 func write(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		status, body = http.StatusInternalServerError, []byte(`{"code":"internal","error":"the answer could not be encoded"}`)
+		status, body = http.StatusInternalServerError, []byte(`{"code":"internal","error":"the answer could not be encoded","next":"lockstep status"}`)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
@@ -182,6 +190,10 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	list, next, err := s.Engine.List(r.Context(), f, q.Get("cursor"), limit)
+	if te := (*txn.Error)(nil); errors.As(err, &te) && te.Code == txn.CodeInvalid {
+		bad("cursor", te.Text)
+		return
+	}
 	if err != nil {
 		refused(w, "", err)
 		return
@@ -193,8 +205,31 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request) {
 	write(w, http.StatusOK, out)
 }
 
-func (s *Server) show(w http.ResponseWriter, r *http.Request) {
+// gidOf reads the gid of a request; false when it was refused.
+func (s *Server) gidOf(w http.ResponseWriter, r *http.Request) (string, bool) {
 	gid := r.URL.Query().Get("gid")
+	if err := s.checkGid(gid); err != nil {
+		writeError(w, http.StatusBadRequest, &Error{Code: "invalid", Text: err.Error(), Next: "lockstep tx list"})
+		return "", false
+	}
+	return gid, true
+}
+
+func (s *Server) checkGid(gid string) error {
+	if s.CheckGid != nil {
+		return s.CheckGid(gid)
+	}
+	if gid == "" {
+		return errors.New("gid: no gid specified")
+	}
+	return nil
+}
+
+func (s *Server) show(w http.ResponseWriter, r *http.Request) {
+	gid, ok := s.gidOf(w, r)
+	if !ok {
+		return
+	}
 	rep, err := s.Engine.Do(r.Context(), engine.Request{Gid: txn.Gid(gid), Want: engine.WantAccepted})
 	if err == nil && rep.State.Phase == txn.PhaseNone {
 		err = &txn.Error{Code: txn.CodeNotFound, Gid: txn.Gid(gid), Text: "it is unknown: never begun here, or ended longer ago than outcomes are kept"}
@@ -209,7 +244,10 @@ func (s *Server) show(w http.ResponseWriter, r *http.Request) {
 // act makes a handler that does something to one transaction and logs who did it.
 func (s *Server) act(name string, ev txn.Event) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		gid := r.URL.Query().Get("gid")
+		gid, ok := s.gidOf(w, r)
+		if !ok {
+			return
+		}
 		rep, err := s.Engine.Do(r.Context(), engine.Request{Gid: txn.Gid(gid), Event: ev, Want: engine.WantAccepted})
 		Audit(r.Context(), s.Log, name, gid, err)
 		if err != nil {
@@ -231,20 +269,42 @@ func Audit(ctx context.Context, log *slog.Logger, act, gid string, err error) {
 	log.Info("audit", attrs...)
 }
 
-// adoptBytesMax bounds one adopted record.
-const adoptBytesMax = 2 << 20
+// adoptBytesMax bounds one adopted record: it must fit one write of the store.
+const adoptBytesMax = 1 << 20
+
+// adoptable reads the body of an adopt: a JSON string with a base64 record of a transaction that can be driven on.
+func (s *Server) adoptable(r io.Reader) (*record.Tx, error) {
+	var raw []byte
+	dec := json.NewDecoder(r)
+	if err := dec.Decode(&raw); err != nil {
+		return nil, fmt.Errorf("body: a JSON string with a base64 record belongs here: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("body: something follows the record")
+	}
+	if len(raw) > adoptBytesMax {
+		return nil, fmt.Errorf("body: the record has %d bytes; at most %d fit a write of the store", len(raw), adoptBytesMax)
+	}
+	tx, err := record.Decode(raw)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("body: %w", err)
+	case tx.State.Phase.Finished():
+		return nil, fmt.Errorf("body: transaction %q has ended; open ones are adopted", string(tx.State.Gid))
+	case txn.Cycle(tx.State.Branches) >= 0:
+		return nil, fmt.Errorf("body: the branches of transaction %q wait for one another in a circle", string(tx.State.Gid))
+	}
+	if err := s.checkGid(string(tx.State.Gid)); err != nil {
+		return nil, fmt.Errorf("body: %w", err)
+	}
+	return tx, nil
+}
 
 // adopt takes over one transaction of another coordinator: the body is its record.
 func (s *Server) adopt(w http.ResponseWriter, r *http.Request) {
-	var raw []byte
-	body := http.MaxBytesReader(w, r.Body, 2*adoptBytesMax)
-	if err := json.NewDecoder(body).Decode(&raw); err != nil {
-		writeError(w, http.StatusBadRequest, &Error{Code: "invalid", Text: "body: a JSON string with a base64 record belongs here: " + err.Error()})
-		return
-	}
-	tx, err := record.Decode(raw)
+	tx, err := s.adoptable(http.MaxBytesReader(w, r.Body, 2*adoptBytesMax))
 	if err != nil {
-		writeError(w, http.StatusBadRequest, &Error{Code: "invalid", Text: "body: " + err.Error()})
+		writeError(w, http.StatusBadRequest, &Error{Code: "invalid", Text: err.Error(), Next: "lockstep import-dtm --help"})
 		return
 	}
 	gid := tx.State.Gid
@@ -278,7 +338,7 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) advance(w http.ResponseWriter, r *http.Request) {
 	by, err := time.ParseDuration(r.URL.Query().Get("by"))
 	if err != nil || by < 0 {
-		writeError(w, http.StatusBadRequest, &Error{Code: "invalid", Text: "by: a time such as 35s belongs here", Next: "curl -X POST 'http://ADMIN/debug/clock/advance?by=35s'"})
+		writeError(w, http.StatusBadRequest, &Error{Code: "invalid", Text: "by: a time such as 35s belongs here", Next: "curl -X POST " + quote("http://"+r.Host+"/debug/clock/advance?by=35s")})
 		return
 	}
 	gids, err := s.Advance(r.Context(), by)

@@ -97,7 +97,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, getenv fu
 		fmt.Fprintln(stdout, version)
 		return exitOK
 	}
-	return report(stderr, kctx.Run(e))
+	return report(stderr, kctx.Run(e), commandOf(kctx.Command()))
+}
+
+// commandOf is a command as kong names it, without its arguments.
+func commandOf(command string) string {
+	name, _, _ := strings.Cut(command, " <")
+	return name
 }
 
 type exitNow struct{}
@@ -114,16 +120,18 @@ func parse(p *kong.Kong, args []string) (ctx *kong.Context, err error) {
 	return p.Parse(args)
 }
 
-// report prints an error and its next line and gives the exit code.
-func report(stderr io.Writer, err error) int {
+// report prints an error and its next line and gives the exit code. An error that brings no next line gets the help of
+// its command.
+func report(stderr io.Writer, err error, command string) int {
 	if err == nil {
 		return exitOK
 	}
 	fmt.Fprintln(stderr, "lockstep:", err)
-	var f *failure
-	if errors.As(err, &f) && f.next != "" {
-		fmt.Fprintln(stderr, "next:", f.next)
+	next := "lockstep " + command + " --help"
+	if f := (*failure)(nil); errors.As(err, &f) && f.next != "" {
+		next = f.next
 	}
+	fmt.Fprintln(stderr, "next:", next)
 	var u usageError
 	if errors.As(err, &u) {
 		return exitUsage

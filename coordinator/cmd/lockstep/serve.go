@@ -37,7 +37,7 @@ func (c *serveCmd) Run(e *env) error {
 		if e.ctx.Err() != nil && errors.Is(err, context.Canceled) {
 			return nil
 		}
-		return err
+		return &failure{err, "lockstep config check  # with the same flags"}
 	}
 	return s.Run(e.ctx)
 }
