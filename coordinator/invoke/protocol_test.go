@@ -21,6 +21,17 @@ import (
 // grpcServer answers every method with f, or OK; it listens at addr, or anywhere.
 func grpcServer(t *testing.T, addr string, f func(md metadata.MD, body []byte) error) string {
 	t.Helper()
+	return grpcServing(t, addr, []byte("reply"), f)
+}
+
+// grpcServerOf answers every method with reply.
+func grpcServerOf(t *testing.T, reply []byte) string {
+	t.Helper()
+	return grpcServing(t, "", reply, nil)
+}
+
+func grpcServing(t *testing.T, addr string, reply []byte, f func(md metadata.MD, body []byte) error) string {
+	t.Helper()
 	if addr == "" {
 		addr = "127.0.0.1:0"
 	}
@@ -39,8 +50,7 @@ func grpcServer(t *testing.T, addr string, f func(md metadata.MD, body []byte) e
 				return err
 			}
 		}
-		out := []byte("reply")
-		return st.SendMsg(&out)
+		return st.SendMsg(&reply)
 	}))
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.Serve(l) }()
