@@ -53,6 +53,11 @@ func steps(n int, action string) map[string]any {
 	return map[string]any{"steps": repeat(n, map[string]string{"action": action, "compensate": ""}), "payloads": repeat(n, "{}")}
 }
 
+// rpcSteps are steps that are called by JSON-RPC.
+func rpcSteps(payloads ...string) map[string]any {
+	return map[string]any{"protocol": "json-rpc", "payloads": payloads, "steps": repeat(len(payloads), map[string]string{"action": ok + "?method=m", "compensate": ok + "?method=c"})}
+}
+
 const ok = "http://127.0.0.1:1/act"
 
 var badInputs = []bad{
@@ -103,6 +108,10 @@ var badInputs = []bad{
 	{name: "header with a line break", verb: "submit", mode: "saga", g: with(steps(1, ok), "branch_headers", map[string]string{"a": "b\r\nc: d"}), want: invalid, says: "branch_headers"},
 	{name: "header with an odd name", verb: "submit", mode: "saga", g: with(steps(1, ok), "branch_headers", map[string]string{"a b": "c"}), want: invalid, says: "branch_headers"},
 	{name: "headers too large", verb: "submit", mode: "saga", g: with(steps(1, ok), "branch_headers", map[string]string{"a": strings.Repeat("h", 17<<10)}), want: invalid, says: "branch_headers"},
+	{name: "saga step by JSON-RPC without an object", verb: "submit", mode: "saga", g: rpcSteps(`{"a":1}`, `[1]`), want: invalid, says: "payloads: branch 02", noGRPC: true},
+	{name: "saga step by JSON-RPC with a text", verb: "prepare", mode: "saga", g: rpcSteps(`"{}"`), want: invalid, says: "payloads: branch 01", noGRPC: true},
+	{name: "message step by JSON-RPC without an object", verb: "submit", mode: "msg", g: rpcSteps(``, `null`, `7`), want: invalid, says: "payloads: branch 03", noGRPC: true},
+	{name: "prepared message by JSON-RPC without JSON", verb: "prepare", mode: "msg", g: with(rpcSteps(`{"a":`), "query_prepared", ok), want: invalid, says: "payloads: branch 01", noGRPC: true},
 	{name: "submit of a TCC that was never prepared", verb: "submit", mode: "tcc", want: forbidden, says: "no trans with gid"},
 	{name: "submit of an XA that was never prepared", verb: "submit", mode: "xa", want: forbidden, says: "no trans with gid"},
 	{name: "branch of a gid that was never prepared", verb: "registerBranch", mode: "tcc", g: map[string]any{"branch_id": "01", "confirm": ok, "cancel": ok, "data": "{}"}, want: forbidden, says: "status: prepared found"},
@@ -217,6 +226,50 @@ func TestBadInputIsRefusedPreciselyAndStoresNothing(t *testing.T) {
 	}
 	if code, _, _ := r.Get("/newGid"); code != 200 {
 		t.Error("the coordinator answers no more")
+	}
+}
+
+// A branch of a transaction that goes by JSON-RPC is judged when it is registered, over every wire: the transaction's own
+// protocol counts, not that of the request. A submit cannot bring the protocol in afterwards.
+func TestBranchThatJSONRPCCannotCallIsRefused(t *testing.T) {
+	r, _ := start(t)
+	for _, mode := range []string{"tcc", "xa"} {
+		gid := "rpc-" + mode
+		if code, body, _ := r.Post("/prepare", map[string]any{"gid": gid, "trans_type": mode, "protocol": "json-rpc"}); code != 200 {
+			t.Fatalf("prepare answered %d %s", code, body)
+		}
+		b := bad{verb: "registerBranch", mode: mode, g: map[string]any{"branch_id": "01", "data": "[1]", "confirm": ok + "?method=c", "cancel": ok + "?method=x", "url": ok + "?method=u"}}
+		const says = `branch "01": data: `
+		if code, body, _ := r.Post("/registerBranch", b.body(gid)); code != invalid.http || !strings.Contains(string(body), `branch \"01\": data: `) {
+			t.Errorf("%s over HTTP answered %d %s", mode, code, body)
+		}
+		if a := r.RPC("registerBranch", b.body(gid)); a.Code != invalid.rpc || a.HasResult || !strings.Contains(a.Message, says) {
+			t.Errorf("%s over JSON-RPC answered %+v", mode, a)
+		}
+		if s := status.Convert(b.call(r, gid)); s.Code() != invalid.grpc || !strings.Contains(s.Message(), says) {
+			t.Errorf("%s over gRPC answered %v", mode, s)
+		}
+		if _, body, _ := r.Get("/query?gid=" + gid); !strings.Contains(string(body), `"branches":[]`) {
+			t.Errorf("%s: something was stored: %s", mode, body)
+		}
+		for i, data := range []string{`{"a":1}`, ` {} `, "null", ""} { // what can be called
+			if code, body, _ := r.Post("/registerBranch", with(with(b.body(gid), "branch_id", fmt.Sprint("0", i+2)), "data", data)); code != 200 {
+				t.Errorf("%s: %q answered %d %s", mode, data, code, body)
+			}
+		}
+	}
+	if code, body, _ := r.Post("/prepare", map[string]any{"gid": "late", "trans_type": "tcc"}); code != 200 {
+		t.Fatalf("prepare answered %d %s", code, body)
+	}
+	branch := map[string]any{"gid": "late", "trans_type": "tcc", "branch_id": "01", "data": "text", "confirm": ok + "?method=c", "cancel": ok + "?method=x"}
+	if code, body, _ := r.Post("/registerBranch", branch); code != 200 {
+		t.Fatalf("an HTTP branch answered %d %s", code, body)
+	}
+	if code, body, _ := r.Post("/submit", map[string]any{"gid": "late", "trans_type": "tcc", "protocol": "json-rpc"}); code != 400 || !strings.Contains(string(body), "protocol: branch") {
+		t.Errorf("a submit by JSON-RPC answered %d %s", code, body)
+	}
+	if _, body, _ := r.Get("/query?gid=late"); !strings.Contains(string(body), `"status":"prepared"`) {
+		t.Errorf("the refused submit was stored: %s", body)
 	}
 }
 

@@ -236,6 +236,9 @@ func (s *Server) spec(ctx context.Context, g *global, submit bool) (txn.Spec, er
 	if err != nil {
 		return sp, err
 	}
+	if i := txn.UncallableByRPC(sp.Opt.Protocol, sp.Branches); i >= 0 {
+		return sp, invalid("payloads", "branch %s is called by JSON-RPC, so its payload is a JSON object, whose fields become the call's params; send {…} or nothing", sp.Branches[i].ID)
+	}
 	return sp, s.checkBranches(g.Gid, sp.Branches)
 }
 

@@ -1,6 +1,7 @@
 package invoke
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/http"
 	"net/url"
@@ -103,6 +104,32 @@ func FuzzCheckURLOfAllow(f *testing.F) {
 		err := a.CheckURL(raw)
 		if u, perr := url.Parse(raw); perr == nil && u.Hostname() == "169.254.169.254" && err == nil && (u.Scheme == "http" || u.Scheme == "https") {
 			t.Errorf("%q was let through", raw)
+		}
+	})
+}
+
+// FuzzProtocolIsOneRule: what the door takes for a JSON-RPC call is what is called by JSON-RPC, and a payload that the door
+// lets through can be sent.
+func FuzzProtocolIsOneRule(f *testing.F) {
+	for _, s := range []string{"http://a/x?method=m", "https://a/method", "http://a/x", "a:1/p.S/method", "HTTP://a?method=m", "method"} {
+		f.Add(s, uint8(2), []byte(`{}`))
+		f.Add(s, uint8(0), []byte(`[1]`))
+	}
+	f.Add("http://a/?method=m", uint8(2), []byte("\u00a0{}"))
+	f.Add("http://a/?method=m", uint8(2), []byte("\xff"))
+	f.Fuzz(func(t *testing.T, url string, protocol uint8, payload []byte) {
+		p := txn.Protocol(protocol % 3)
+		if got, want := p.JSONRPC(url), kindOf(&engine.Call{Protocol: p, URL: url}) == kindJSONRPC; got != want {
+			t.Errorf("%v %q: the door says %v, the call %v", p, url, got, want)
+		}
+		if !p.JSONRPC(url) || txn.UncallableByRPC(p, []txn.Branch{{ID: "a", Confirm: url, Payload: payload}}) >= 0 {
+			return
+		}
+		if text := bytes.TrimSpace(payload); len(text) > 0 && string(text) != "null" {
+			var params map[string]json.RawMessage
+			if err := json.Unmarshal(text, &params); err != nil {
+				t.Errorf("%q was let through: %v", payload, err)
+			}
 		}
 	})
 }

@@ -148,6 +148,9 @@ func (w *work) register(e Register) error {
 	if err := w.hasRoom(len(e.Branch.ID) + len(e.Branch.Confirm) + len(e.Branch.Cancel) + len(e.Branch.Payload)); err != nil {
 		return err
 	}
+	if UncallableByRPC(w.s.Opt.Protocol, []Branch{e.Branch}) >= 0 {
+		return w.s.refuse(CodeInvalid, "branch %q: data: %s", string(e.Branch.ID), noObject)
+	}
 	w.own()
 	b := e.Branch
 	b.One, b.Two = OpState{}, OpState{}
@@ -157,6 +160,9 @@ func (w *work) register(e Register) error {
 	w.wake()
 	return nil
 }
+
+// noObject is why a payload is refused.
+const noObject = "the payload of a JSON-RPC call is a JSON object, for its fields become the call's params; send {…} or nothing"
 
 // hasRoom refuses what would make the record outgrow what a store takes: it could never be saved again.
 func (w *work) hasRoom(more int) error {
@@ -246,7 +252,11 @@ func (w *work) submit(e Submit) error {
 		if err := w.mayCommit(); err != nil {
 			return err
 		}
-		w.s.Opt = w.s.Opt.Merge(e.Spec.Opt)
+		opt := w.s.Opt.Merge(e.Spec.Opt)
+		if i := UncallableByRPC(opt.Protocol, w.s.Branches); i >= 0 {
+			return w.s.refuse(CodeInvalid, "protocol: branch %q was registered for another, its data cannot go by %s: %s", string(w.s.Branches[i].ID), opt.Protocol, noObject)
+		}
+		w.s.Opt = opt
 		if w.s.Mode == ModeSaga {
 			w.s.Phase = PhaseRunning
 			w.touch()
