@@ -136,9 +136,9 @@ func (g grpcServer) Subscribe(ctx context.Context, r *dtmgpb.DtmTopicRequest) (*
 }
 
 func (g grpcServer) Unsubscribe(ctx context.Context, r *dtmgpb.DtmTopicRequest) (*emptypb.Empty, error) {
-	return reply(ctx, empty, g.s.topics.Unsubscribe(ctx, r.GetTopic(), r.GetURL()))
+	return reply(ctx, empty, g.s.unsubscribe(ctx, r.GetTopic(), r.GetURL()))
 }
 
 func (g grpcServer) DeleteTopic(ctx context.Context, r *dtmgpb.DtmTopicRequest) (*emptypb.Empty, error) {
-	return reply(ctx, empty, g.s.topics.Delete(ctx, r.GetTopic()))
+	return reply(ctx, empty, g.s.deleteTopic(ctx, r.GetTopic()))
 }

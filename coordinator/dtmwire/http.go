@@ -93,10 +93,10 @@ func (s *Server) Handler() http.Handler {
 	})
 	get("GET", Prefix+"/unsubscribe", func(w http.ResponseWriter, r *http.Request) error {
 		q := r.URL.Query()
-		return okay(w, s.topics.Unsubscribe(r.Context(), q.Get("topic"), q.Get("url")))
+		return okay(w, s.unsubscribe(r.Context(), q.Get("topic"), q.Get("url")))
 	})
 	get("DELETE", Prefix+"/topic/{name}", func(w http.ResponseWriter, r *http.Request) error {
-		return okay(w, s.topics.Delete(r.Context(), r.PathValue("name")))
+		return okay(w, s.deleteTopic(r.Context(), r.PathValue("name")))
 	})
 	get("GET", Prefix+"/scanKV", s.httpScanKV)
 	get("GET", Prefix+"/queryKV", s.httpQueryKV)

@@ -325,12 +325,30 @@ func (s *Server) httpResetCronTime(w http.ResponseWriter, r *http.Request) error
 }
 
 func (s *Server) subscribe(ctx context.Context, topic, url, remark string) error {
+	var err error
 	if url != "" {
-		if err := s.checkURL("url", url); err != nil {
-			return err
-		}
+		err = s.checkURL("url", url)
 	}
-	return s.topics.Subscribe(ctx, topic, toValid(url), toValid(remark))
+	if err == nil {
+		err = s.topics.Subscribe(ctx, topic, toValid(url), toValid(remark))
+	}
+	return s.changed(ctx, "subscribe", topic, url, err)
+}
+
+func (s *Server) unsubscribe(ctx context.Context, topic, url string) error {
+	return s.changed(ctx, "unsubscribe", topic, url, s.topics.Unsubscribe(ctx, topic, url))
+}
+
+func (s *Server) deleteTopic(ctx context.Context, topic string) error {
+	return s.changed(ctx, "delete topic", topic, "", s.topics.Delete(ctx, topic))
+}
+
+// changed tells the audit of a topic's change; it gives err back.
+func (s *Server) changed(ctx context.Context, act, topic, url string, err error) error {
+	if s.AuditTopic != nil {
+		s.AuditTopic(ctx, act, topic, url, err)
+	}
+	return err
 }
 
 type kvRow struct {

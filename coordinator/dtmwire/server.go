@@ -75,6 +75,10 @@ type Server struct {
 	lim    Limits
 	log    *slog.Logger
 	now    func() time.Time
+
+	// AuditTopic is told of every request to change a topic and how it ended: act is subscribe, unsubscribe or delete
+	// topic; url is empty at a delete. nil tells nobody. Set it before the first request.
+	AuditTopic func(ctx context.Context, act, topic, url string, err error)
 }
 
 // New makes a Server. now is the coordinator's clock; log may be nil.

@@ -308,6 +308,54 @@ func TestNobodyGetsInWithoutAName(t *testing.T) {
 		}
 	})
 
+	t.Run("changes of topics are logged with who made them", func(t *testing.T) {
+		for _, path := range []string{"/subscribe?topic=orders&url=http://joe:s3cret@127.0.0.1:1/on%3Fkey=s3cret", "/unsubscribe?topic=orders&url=http://127.0.0.1:1/none", "/subscribe?topic=orders&url=nothing"} {
+			ask(t, nameless, "GET", g.http+dtm+path, operator, "")
+		}
+		rpc := dtmgpb.NewDtmClient(g.dial(t, g.ca.client(), ""))
+		ctx := metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+admin)
+		for _, f := range []func() error{
+			func() error {
+				_, err := rpc.Subscribe(ctx, &dtmgpb.DtmTopicRequest{Topic: "orders", URL: "127.0.0.1:1/p.S/On"})
+				return err
+			},
+			func() error {
+				_, err := rpc.Unsubscribe(ctx, &dtmgpb.DtmTopicRequest{Topic: "orders", URL: "127.0.0.1:1/p.S/On"})
+				return err
+			},
+			func() error {
+				_, err := rpc.DeleteTopic(ctx, &dtmgpb.DtmTopicRequest{Topic: "orders"})
+				return err
+			},
+		} {
+			if err := f(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if code, _, body := ask(t, nameless, "DELETE", g.http+dtm+"/topic/orders", operator, ""); code != 500 {
+			t.Fatalf("a topic that is gone: %d %s", code, body)
+		}
+		ask(t, nameless, "GET", g.http+dtm+"/subscribe?topic=theirs&url=http://127.0.0.1:1/on", viewer, "")
+		log := g.log.String()
+		const joe, root = "who=operator-person role=operator how=token", "who=admin-person role=admin how=token"
+		for _, line := range []string{
+			"msg=audit act=subscribe topic=orders url=http://127.0.0.1:1/on " + joe,
+			`msg="audit: refused" act=unsubscribe topic=orders url=http://127.0.0.1:1/none ` + joe + " err=",
+			`msg="audit: refused" act=subscribe topic=orders url=nothing ` + joe + " err=",
+			"msg=audit act=subscribe topic=orders url=127.0.0.1:1/p.S/On " + root,
+			"msg=audit act=unsubscribe topic=orders url=127.0.0.1:1/p.S/On " + root,
+			`msg=audit act="delete topic" topic=orders url="" ` + root,
+			`msg="audit: refused" act="delete topic" topic=orders url="" ` + joe + " err=",
+		} {
+			if got := strings.Count(log, line); got != 1 {
+				t.Errorf("%d times in the log, want once: %s", got, line)
+			}
+		}
+		if strings.Contains(log, "s3cret") || strings.Contains(log, "topic=theirs") {
+			t.Error("the log holds an address's secret, or an act that the role did not allow")
+		}
+	})
+
 	t.Run("files are read again", func(t *testing.T) {
 		fresh, line := auth.NewToken(auth.RoleViewer, "newcomer")
 		put(t, g.tokensFile, strings.Join(append(g.lines[1:], line), "\n"))

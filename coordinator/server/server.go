@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -56,6 +57,7 @@ type Server struct {
 	native   *api.Server
 	admin    *admin.Server
 	listen   listeners
+	front    *front
 	stops    []func() error
 	stopping atomic.Bool
 }
@@ -63,7 +65,7 @@ type Server struct {
 // startTimeout bounds the start of the embedded member and the first answer of an external cluster.
 const startTimeout = 20 * time.Second
 
-// New opens everything that a coordinator needs, and listens. On an error everything is closed again.
+// New opens everything that a coordinator needs, and listens; the admin address answers probes meanwhile. On an error everything is closed again.
 func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) (*Server, error) {
 	if err := cfg.Check(); err != nil {
 		return nil, err
@@ -71,7 +73,7 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	s := &Server{cfg: cfg, version: version, log: log, clock: clock.New()}
 	sctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.New("it did not start within 20 s"))
 	defer cancel()
-	for _, step := range []func(context.Context) error{s.openSecurity, s.openListeners, s.openStore, s.openJournal, s.build} {
+	for _, step := range []func(context.Context) error{s.openSecurity, s.openListeners, s.openFront, s.openStore, s.openJournal, s.build} {
 		if err := step(sctx); err != nil {
 			return nil, errors.Join(err, s.Close())
 		}
@@ -106,6 +108,7 @@ func (s *Server) openSecurity(context.Context) error {
 func (s *Server) openStore(ctx context.Context) error {
 	c := s.cfg
 	if c.Embedded {
+		s.front.say("the embedded etcd is opened, in " + c.DataDir)
 		if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 			return fmt.Errorf("data-dir: %w", err)
 		}
@@ -116,6 +119,7 @@ func (s *Server) openStore(ctx context.Context) error {
 		s.embedded, s.etcd = e, e.Client()
 		s.onClose(e.Close)
 	} else {
+		s.front.say("the etcd cluster is asked for the first time")
 		cli, err := etcdstore.Connect(ctx, etcdstore.Cluster{Endpoints: c.EtcdEndpoints, CAFile: c.EtcdCa, CertFile: c.EtcdCert, KeyFile: c.EtcdKey})
 		if err != nil {
 			return fmt.Errorf("etcd-endpoints: %w", err)
@@ -131,6 +135,7 @@ func (s *Server) openStore(ctx context.Context) error {
 }
 
 func (s *Server) openJournal(ctx context.Context) error {
+	s.front.say("the journal is opened")
 	j, err := journal.Open(ctx, s.cfg.JournalAddress())
 	if err != nil {
 		return fmt.Errorf("journal-url: %w", err)
@@ -177,6 +182,9 @@ func (s *Server) build(context.Context) error {
 	}, s.store, s.journal, s.calls(), s.peers, s.clock)
 	guarded := &limited{Runner: s.runner, rates: newRates(c.BeginsPerSecond), log: s.log}
 	s.wire = dtmwire.New(guarded, s.store.KV(), allow, dtmwire.Limits{BodyBytes: c.BodyBytesMax, Branches: c.BranchesMax, PayloadBytes: c.PayloadBytesMax, Wait: c.WaitMax}, s.clock.Now, s.log)
+	s.wire.AuditTopic = func(ctx context.Context, act, topic, url string, err error) {
+		admin.AuditOf(ctx, s.log, act, err, "topic", topic, "url", bare(url))
+	}
 	s.native = api.New(api.Config{
 		Engine: guarded, Rules: s.wire, CheckGid: dtmwire.CheckGid, NewGid: s.wire.NewGid, WaitMax: c.WaitMax,
 		Tenant: func(ctx context.Context) string { return auth.From(ctx).Name },
@@ -188,6 +196,23 @@ func (s *Server) build(context.Context) error {
 		}
 	}
 	return nil
+}
+
+// bare is an address for the log: without what may hold a secret, its query and the part before an @.
+func bare(address string) string {
+	address, _, _ = strings.Cut(address, "?")
+	scheme, rest, ok := strings.Cut(address, "://")
+	if !ok {
+		scheme, rest = "", address
+	} else {
+		scheme += "://"
+	}
+	host, path, slash := strings.Cut(rest, "/")
+	host = host[strings.LastIndexByte(host, '@')+1:]
+	if slash {
+		path = "/" + path
+	}
+	return scheme + host + path
 }
 
 // warn says loudly what an operator should not overlook.

@@ -258,10 +258,15 @@ func (s *Server) act(name string, ev txn.Event) http.HandlerFunc {
 	}
 }
 
-// Audit logs an administrative act with who did it.
+// Audit logs an act on one transaction with who did it.
 func Audit(ctx context.Context, log *slog.Logger, act, gid string, err error) {
+	AuditOf(ctx, log, act, err, "gid", gid)
+}
+
+// AuditOf logs an administrative act with who did it; on names what it was done to, as pairs of key and value.
+func AuditOf(ctx context.Context, log *slog.Logger, act string, err error, on ...any) {
 	id := auth.From(ctx)
-	attrs := []any{"act", act, "gid", gid, "who", id.Name, "role", id.Role.String(), "how", id.How}
+	attrs := append(append([]any{"act", act}, on...), "who", id.Name, "role", id.Role.String(), "how", id.How)
 	if err != nil {
 		log.Warn("audit: refused", append(attrs, "err", err)...)
 		return
