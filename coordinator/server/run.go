@@ -64,7 +64,7 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		})
 	}
-	dtmHTTP, adminHTTP, rpc := s.httpServer(), s.adminServer(), s.grpcServer()
+	dtmHTTP, rpc := s.httpServer(), s.grpcServer()
 	serve := func(f func() error) {
 		g.Go(func() error {
 			if err := f(); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
@@ -74,7 +74,8 @@ func (s *Server) Run(ctx context.Context) error {
 		})
 	}
 	serve(func() error { return dtmHTTP.Serve(s.secure(s.listen.http)) })
-	serve(func() error { return adminHTTP.Serve(s.secure(s.listen.admin)) })
+	s.front.open(s.adminServer().Handler)
+	g.Go(s.front.wait)
 	serve(func() error { return rpc.Serve(s.listen.grpc) })
 	if err := s.writeAddrFile(); err != nil {
 		stopBack()
@@ -94,7 +95,7 @@ func (s *Server) Run(ctx context.Context) error {
 		s.drain(dctx, dtmHTTP, rpc.GracefulStop, rpc.Stop)
 		stopEngine()
 		<-s.runner.Done()
-		err := adminHTTP.Shutdown(dctx)
+		err := s.front.srv.Shutdown(dctx)
 		stopBack()
 		return err
 	})

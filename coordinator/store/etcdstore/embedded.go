@@ -39,7 +39,7 @@ func StartEmbedded(ctx context.Context, dir string) (*Embedded, error) {
 	cfg.LogLevel, cfg.LogOutputs = "fatal", []string{"stderr"}
 	cfg.QuotaBackendBytes = EmbeddedQuotaBytes
 	cfg.TickMs, cfg.ElectionMs = 50, 500 // one member: nobody else's link is measured by it
-	e, err := embed.StartEtcd(cfg)
+	e, err := startEtcd(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("start embedded etcd in %s: %w", cfg.Dir, err)
 	}
@@ -56,6 +56,31 @@ func StartEmbedded(ctx context.Context, dir string) (*Embedded, error) {
 		return nil, fmt.Errorf("embedded etcd in %s: %w", cfg.Dir, context.Cause(ctx))
 	}
 	return &Embedded{etcd: e, cli: v3client.New(e.Server)}, nil
+}
+
+// startEtcd is embed.StartEtcd for a caller who may lose patience: it waits without end for a directory that another
+// process uses. A member that comes up afterwards is stopped again.
+func startEtcd(ctx context.Context, cfg *embed.Config) (*embed.Etcd, error) {
+	type result struct {
+		e   *embed.Etcd
+		err error
+	}
+	started := make(chan result, 1)
+	go func() {
+		e, err := embed.StartEtcd(cfg)
+		started <- result{e, err}
+	}()
+	select {
+	case r := <-started:
+		return r.e, r.err
+	case <-ctx.Done():
+		go func() {
+			if r := <-started; r.err == nil {
+				r.e.Close()
+			}
+		}()
+		return nil, fmt.Errorf("%w; does another process use the directory?", context.Cause(ctx))
+	}
 }
 
 // Client talks to the member in this process.
