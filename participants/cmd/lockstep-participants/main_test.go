@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,8 +16,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
+	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
 const asProgram = "LOCKSTEP_PARTICIPANTS_AS_PROGRAM"
@@ -165,6 +168,50 @@ func TestPaymentsAcrossAKill(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "port")); !os.IsNotExist(err) {
 		t.Errorf("the port file is still there: %v", err)
+	}
+}
+
+// Once a slot's barrier rows up to a time were cleaned away, a try of a gid from before is refused: nobody could tell it
+// from a repeat. One from after runs, and so does one whose gid carries no time.
+func TestATryFromBeforeTheFloorIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	p := start(t, dir)
+	if got := p.create(t, `{"kind":"buyer","id":"alice","balance":100}`); got != 204 {
+		t.Fatal(got)
+	}
+	const mine = 7 // the slot
+	gid := func(at time.Time) string { return slot.NewGid(at, func(n int) bool { return n == mine }) }
+	dtms := "VmF5cTkzNGNjYTY3NGQ"
+	for n := 0; barrier.SlotOf(dtms) != mine; n++ {
+		dtms = fmt.Sprintf("VmF5cTkzNGNj%06d", n)
+	}
+	floor := time.Now().Add(-time.Hour)
+	const body = `{"account":"alice","amount":1}`
+	if got := p.call(t, "/buyer/try", gid(floor), "01", "try", body); got != http.StatusOK {
+		t.Fatalf("before there was a floor: %d", got)
+	}
+	db, err := barrier.OpenSQLite(t.Context(), filepath.Join(dir, "buyer.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := db.Exec(`UPDATE lockstep_fence SET floor_ms = ? WHERE slot = ?`, floor.UnixMilli(), mine)
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := res.RowsAffected(); n != 1 || err != nil {
+		t.Fatalf("%d floors, %v", n, err)
+	}
+	for name, c := range map[string]struct {
+		gid  string
+		want int
+	}{
+		"old":   {gid(floor.Add(-time.Minute)), http.StatusConflict},
+		"new":   {gid(floor.Add(time.Minute)), http.StatusOK},
+		"DTM's": {dtms, http.StatusOK},
+	} {
+		if got := p.call(t, "/buyer/try", c.gid, "01", "try", body); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/lockstep-tx/lockstep/participants/merchant"
 	"github.com/lockstep-tx/lockstep/participants/money"
 	"github.com/lockstep-tx/lockstep/participants/points"
+	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
 type service struct {
@@ -52,7 +53,14 @@ func database(ctx context.Context, file string, allowUnfenced bool, migrations .
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	return barrier.New(db, barrier.SQLite, barrier.Options{AllowUnfenced: allowUnfenced})
+	return barrier.New(db, barrier.SQLite, barrier.Options{AllowUnfenced: allowUnfenced, GidTime: gidTime})
+}
+
+// gidTime is the time in a gid that a coordinator made: below the floor such a try is refused. The gids of other makers
+// carry none.
+func gidTime(gid string) (ms int64, ok bool) {
+	t, ok := slot.TimeOf(gid)
+	return t.UnixMilli(), ok
 }
 
 func (s *service) Close() error { return errors.Join(s.buyer.DB().Close(), s.merchant.DB().Close()) }
