@@ -19,7 +19,7 @@ const module = "github.com/lockstep-tx/lockstep/"
 
 // pkg is what go list tells of a package.
 type pkg struct {
-	ImportPath, Dir           string
+	ImportPath, Dir, Doc      string
 	GoFiles                   []string
 	Imports, Deps             []string
 	TestImports, XTestImports []string
@@ -28,7 +28,7 @@ type pkg struct {
 // listed asks go list for every package of the module, by import path.
 func listed(t *testing.T) map[string]*pkg {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-deps=false", "-json=ImportPath,Dir,GoFiles,Imports,Deps,TestImports,XTestImports", "./...")
+	cmd := exec.Command("go", "list", "-deps=false", "-json=ImportPath,Dir,Doc,GoFiles,Imports,Deps,TestImports,XTestImports", "./...")
 	cmd.Dir = ".."
 	out, err := cmd.Output()
 	if err != nil {
@@ -142,6 +142,15 @@ func TestImportRules(t *testing.T) {
 	for _, d := range all["coordinator/cmd/lockstep"].Deps {
 		if isChaos(strings.TrimPrefix(d, module)) || d == "testing" {
 			t.Errorf("the program needs %s", d)
+		}
+	}
+}
+
+// TestEveryPackageSaysWhatItIs: a package comment stands in each package that is built (style, rule 35).
+func TestEveryPackageSaysWhatItIs(t *testing.T) {
+	for path, p := range listed(t) {
+		if len(p.GoFiles) > 0 && !strings.HasPrefix(p.Doc, "Package ") && !strings.HasPrefix(p.Doc, "Command ") {
+			t.Errorf("%s has no package comment: begin one of its files with \"// Package …\" or \"// Command …\"", path)
 		}
 	}
 }

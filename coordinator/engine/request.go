@@ -186,6 +186,12 @@ func stamp(ev txn.Event, at int64, epoch uint64) txn.Event {
 	return ev
 }
 
+// Begins says that an event creates the transaction where it is absent: limits on begins count these.
+func Begins(ev txn.Event) bool {
+	_, ok := begins(ev)
+	return ok
+}
+
 // begins says that the event creates a transaction that is absent.
 func begins(ev txn.Event) (mode txn.Mode, ok bool) {
 	switch e := ev.(type) {

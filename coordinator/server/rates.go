@@ -24,7 +24,7 @@ type limited struct {
 
 // Do is engine.Runner's, behind the limit.
 func (l *limited) Do(ctx context.Context, req engine.Request) (engine.Reply, error) {
-	if l.rates != nil && begins(req.Event) {
+	if l.rates != nil && engine.Begins(req.Event) {
 		if wait := l.rates.take(auth.From(ctx).Name); wait > 0 {
 			return engine.Reply{}, &engine.OverloadedError{Why: "this tenant begins more transactions than its limit", RetryAfter: wait}
 		}
@@ -37,16 +37,6 @@ func (l *limited) Do(ctx context.Context, req engine.Request) (engine.Reply, err
 		admin.Audit(ctx, l.log, "retry", string(req.Gid), err)
 	}
 	return rep, err
-}
-
-func begins(ev txn.Event) bool {
-	switch e := ev.(type) {
-	case txn.Prepare, txn.Execute:
-		return true
-	case txn.Submit:
-		return e.Spec.Mode == txn.ModeSaga || e.Spec.Mode == txn.ModeMsg
-	}
-	return false
 }
 
 // rates are token buckets by tenant.

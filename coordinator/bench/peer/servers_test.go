@@ -1,3 +1,5 @@
+//go:build servers
+
 package peer
 
 import (
@@ -12,9 +14,6 @@ import (
 // TestDTMSurvivesAKill starts DTM on every store that the environment names, and on boltdb, kills it and finds what was
 // prepared before. It builds DTM, which takes a minute the first time.
 func TestDTMSurvivesAKill(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds and starts DTM")
-	}
 	stores := map[string]string{"boltdb": "boltdb"}
 	for _, v := range []string{"LOCKSTEP_TEST_POSTGRES_URL", "LOCKSTEP_TEST_MYSQL_URL", "LOCKSTEP_TEST_REDIS_URL"} {
 		if u := os.Getenv(v); u != "" {
