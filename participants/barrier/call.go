@@ -40,7 +40,16 @@ func undoes(op string) string {
 	return ""
 }
 
-func confirms(op string) bool { return op == OpConfirm || op == OpCommit }
+// rivalOf returns the operation on whose row op and its opposite take turns: for those that confirm; "" for others.
+func rivalOf(op string) string {
+	switch op {
+	case OpConfirm:
+		return OpTry
+	case OpCommit:
+		return OpAction
+	}
+	return ""
+}
 
 // coordinatorOnly says whether nobody but a coordinator makes such a call. DTM's clients make tries, a workflow's steps
 // in both directions, and a message's local part themselves, and know no epoch.

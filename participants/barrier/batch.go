@@ -1,0 +1,139 @@
+package barrier
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+)
+
+// Result of one member of a batch: as Do returns it.
+type Result struct {
+	Outcome Outcome
+	Err     error
+}
+
+// errAlone says that a batch failed as a whole: its members are done one by one.
+var errAlone = errors.New("the batch failed as a whole")
+
+// DoAll runs many branch calls in one local transaction: all fences, then all barrier rows, then the business of each
+// member that is new, each under a savepoint, so that a member that fails leaves nothing and the others stand. business
+// gets the member's index. Where the transaction as a whole fails (the connection, a deadlock, the commit) every member
+// is done again by itself: business may then run a second time for it, never after it was committed.
+//
+// The results are in the order of calls, each as Do gives it; what is durable is what it says. Calls for the same branch
+// are done one after another. Source: DESIGN section 6; serves guarantee G5.
+func (b *Barrier) DoAll(ctx context.Context, calls []*Call, business func(i int, tx *sql.Tx) error) []Result {
+	results := make([]Result, len(calls))
+	var together, later []int
+	type branchKey struct{ gid, branch string }
+	taken := make(map[branchKey]bool, len(calls))
+	for i, c := range calls {
+		c.calls++
+		if results[i].Err = b.admit(c); results[i].Err != nil {
+			continue
+		}
+		if k := (branchKey{c.Gid, c.BranchID}); taken[k] {
+			later = append(later, i)
+		} else {
+			taken[k] = true
+			together = append(together, i)
+		}
+	}
+	if len(together) > 1 {
+		if err := b.batch(ctx, calls, together, results, business); err != nil {
+			later = append(together, later...)
+		}
+	} else {
+		later = append(together, later...)
+	}
+	for _, i := range later {
+		calls[i].calls--
+		results[i].Outcome, results[i].Err = b.Do(ctx, calls[i], func(tx *sql.Tx) error { return business(i, tx) })
+	}
+	return results
+}
+
+// batch does the calls at the indexes in together; an error means that nothing of it stands, or nobody knows.
+func (b *Barrier) batch(ctx context.Context, calls []*Call, together []int, results []Result, business func(i int, tx *sql.Tx) error) error {
+	tx, err := b.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	own := make([]*Call, len(together))
+	members := make([]member, len(together))
+	for n, i := range together {
+		own[n] = calls[i]
+		members[n] = b.member(calls[i])
+	}
+	locks := b.locks(own...)
+	f, err := b.dialect.enter(ctx, tx, locks, members)
+	if err != nil {
+		return err
+	}
+	w := &batchWork{b: b, tx: tx}
+	for n, i := range together {
+		r := &results[i]
+		r.Outcome, r.Err = b.judge(own[n], &members[n], f, &f.members[n])
+		if r.Err == nil && r.Outcome == Done {
+			if r.Err, err = w.run(ctx, func() error { return business(i, tx) }); err != nil {
+				return err
+			}
+		}
+		if r.Err != nil {
+			r.Outcome = Unknown
+			if err := b.forget(ctx, tx, &members[n], &f.members[n]); err != nil {
+				return err
+			}
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	b.saw(locks, f)
+	return nil
+}
+
+// batchWork keeps the savepoint of a batch.
+type batchWork struct {
+	b    *Barrier
+	tx   *sql.Tx
+	open bool
+}
+
+// run runs one member's business under a savepoint; failed is the member's own error, err the batch's.
+func (w *batchWork) run(ctx context.Context, business func() error) (failed, err error) {
+	next := "SAVEPOINT member"
+	if w.open {
+		next = "RELEASE SAVEPOINT member; SAVEPOINT member"
+	}
+	if err := w.b.dialect.savepoint(ctx, w.tx, next); err != nil {
+		return nil, err
+	}
+	w.open = true
+	failed = business()
+	if failed == nil {
+		return nil, nil
+	}
+	if w.b.dialect.retryable(failed) {
+		return nil, fmt.Errorf("%w: %w", errAlone, failed)
+	}
+	if err := w.b.dialect.savepoint(ctx, w.tx, "ROLLBACK TO SAVEPOINT member"); err != nil {
+		return nil, err
+	}
+	return failed, nil
+}
+
+// forget takes back the rows that a member has written, where it came to nothing.
+func (b *Barrier) forget(ctx context.Context, tx *sql.Tx, m *member, own *found) error {
+	if own.first {
+		if err := b.dialect.forget(ctx, tx, m.key, m.op); err != nil {
+			return err
+		}
+	}
+	if own.tombstone {
+		return b.dialect.forget(ctx, tx, m.key, m.undone)
+	}
+	return nil
+}
