@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // locks are held until the process ends where nobody frees them: an etcd that nobody waits for any more must not come up
@@ -118,5 +119,24 @@ func TestItCanBeStoppedWhileTheStoreStarts(t *testing.T) {
 	if resp, err := http.Get(base + "/healthz"); err == nil {
 		resp.Body.Close()
 		t.Error("its admin address still answers")
+	}
+}
+
+// A coordinator that cannot tell its addresses ends and says so; it does not stay behind unreachable.
+func TestAnAddrFileThatCannotBeWrittenEndsIt(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "missing", "addr.json")
+	s, err := New(context.Background(), parse(t, "--embedded", "--data-dir", t.TempDir(), "--http-addr=127.0.0.1:0", "--grpc-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0", "--addr-file", file), "test", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := make(chan error, 1)
+	go func() { ran <- s.Run(context.Background()) }()
+	select {
+	case err := <-ran:
+		if !errors.Is(err, os.ErrNotExist) || !strings.HasPrefix(err.Error(), "addr-file: ") {
+			t.Errorf("Run: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it is still there")
 	}
 }

@@ -78,6 +78,9 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(s.front.wait)
 	serve(func() error { return rpc.Serve(s.listen.grpc) })
 	if err := s.writeAddrFile(); err != nil {
+		_, _ = dtmHTTP.Close(), s.front.srv.Close() // nobody was told the addresses
+		rpc.Stop()
+		stopEngine()
 		stopBack()
 		return errors.Join(err, g.Wait())
 	}
