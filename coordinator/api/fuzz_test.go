@@ -74,7 +74,7 @@ func (s *strict) callable(gid txn.Gid, sp *txn.Spec) {
 		}
 		seen[b.ID] = true
 		for _, u := range []string{b.Try, b.Confirm, b.Cancel} {
-			if u == "" || strings.Contains(u, "://") {
+			if u == "" || strings.HasPrefix(u, "http") && strings.Contains(u, "://") {
 				continue
 			}
 			overGRPC = true
@@ -116,7 +116,7 @@ var namesAField = regexp.MustCompile(`^[a-z_]+(\.[a-z_]+)?: .`)
 func FuzzRequest(f *testing.F) {
 	branch := &apipb.Branch{Id: "a", ConfirmUrl: "http://a/c", CancelUrl: "http://a/x", Payload: []byte("{}")}
 	tried := &apipb.Branch{Id: "b", TryUrl: "a:1/p.S/T", ConfirmUrl: "a:1/p.S/C", CancelUrl: "a:1/p.S/X", After: []string{"a"}, UseResults: true}
-	odd := &apipb.Branch{Id: "ä", ConfirmUrl: "a:1/p.S/C", CancelUrl: "a:1/p.S/X"}
+	odd := &apipb.Branch{Id: "ä", ConfirmUrl: "a:1/p.S/C", CancelUrl: "grpcs://a:1/p.S/X"}
 	header := &apipb.Options{TimeoutMs: 1, RetryLimit: 3, Headers: map[string]string{"a b": "c"}}
 	for kind, m := range []proto.Message{
 		&apipb.BeginRequest{Gid: "g", Branches: []*apipb.Branch{branch, branch}}, &apipb.ExecuteRequest{IdempotencyKey: "k", HashTag: "t", Branches: []*apipb.Branch{branch, tried}, Messages: []*apipb.Message{{Id: "m", Url: "http://a/m"}}, Wait: 4},

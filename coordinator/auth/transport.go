@@ -147,6 +147,7 @@ func (n named) Context() context.Context { return n.ctx }
 // Certificates keeps a certificate and its key as they are in their files, reloaded when they change. Safe for
 // concurrent use.
 type Certificates struct {
+	field                     string // the configuration key that errors begin with
 	certFile, keyFile, caFile string
 	log                       *slog.Logger
 	mu                        sync.Mutex
@@ -158,7 +159,16 @@ type Certificates struct {
 
 // LoadCertificates reads the files; ca may be "", then client certificates are not asked for.
 func LoadCertificates(cert, key, ca string, log *slog.Logger) (*Certificates, error) {
-	c := &Certificates{certFile: cert, keyFile: key, caFile: ca, log: log}
+	return loadCertificates("tls-cert", cert, key, ca, log)
+}
+
+// LoadBranchCertificate reads the certificate that participants are shown. Errors begin with branch-cert.
+func LoadBranchCertificate(cert, key string, log *slog.Logger) (*Certificates, error) {
+	return loadCertificates("branch-cert", cert, key, "", log)
+}
+
+func loadCertificates(field, cert, key, ca string, log *slog.Logger) (*Certificates, error) {
+	c := &Certificates{field: field, certFile: cert, keyFile: key, caFile: ca, log: log}
 	if err := c.load(); err != nil {
 		return nil, err
 	}
@@ -168,11 +178,11 @@ func LoadCertificates(cert, key, ca string, log *slog.Logger) (*Certificates, er
 func (c *Certificates) load() error {
 	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
 	if err != nil {
-		return fmt.Errorf("tls-cert: %w", err)
+		return fmt.Errorf("%s: %w", c.field, err)
 	}
 	if pair.Leaf == nil {
 		if pair.Leaf, err = x509.ParseCertificate(pair.Certificate[0]); err != nil {
-			return fmt.Errorf("tls-cert: %w", err)
+			return fmt.Errorf("%s: %w", c.field, err)
 		}
 	}
 	var pool *x509.CertPool
@@ -183,7 +193,7 @@ func (c *Certificates) load() error {
 	}
 	st, err := os.Stat(c.certFile)
 	if err != nil {
-		return fmt.Errorf("tls-cert: %w", err)
+		return fmt.Errorf("%s: %w", c.field, err)
 	}
 	c.cert, c.pool, c.mtime, c.looked = &pair, pool, st.ModTime(), time.Now()
 	return nil
@@ -250,6 +260,25 @@ func (c *Certificates) Peer() *tls.Config {
 			return cert, nil
 		},
 	}
+}
+
+// Branches is the TLS configuration towards participants: ca signed their certificates, "" means the system's
+// authorities; own is shown to those that ask for a certificate, nil shows none. Errors begin with branch-ca.
+func Branches(ca string, own *Certificates) (*tls.Config, error) {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	if ca != "" {
+		var err error
+		if cfg.RootCAs, err = LoadPool(ca); err != nil {
+			return nil, fmt.Errorf("branch-ca: %w", err)
+		}
+	}
+	if own != nil {
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			cert, _ := own.current()
+			return cert, nil
+		}
+	}
+	return cfg, nil
 }
 
 // PeerOnly gives an interceptor's check that lets only coordinators in: callers with a verified certificate of the

@@ -58,6 +58,10 @@ type Config struct {
 
 	BranchAllow []string `help:"Where branches may be called: networks, addresses, host names, *.domain. Without it all but link-local and cloud metadata addresses." placeholder:"PATTERN" group:"Branches"`
 
+	BranchCa   string `name:"branch-ca" help:"CA that signed the participants' certificates, instead of the system's: for https:// and grpcs:// branches." placeholder:"FILE" group:"Branches"`
+	BranchCert string `help:"Client certificate towards participants. Reloaded when the file changes." placeholder:"FILE" group:"Branches"`
+	BranchKey  string `help:"Key of --branch-cert." placeholder:"FILE" group:"Branches"`
+
 	BranchesMax       int           `help:"Branches of one transaction." default:"500" group:"Limits"`
 	BodyBytesMax      int64         `help:"Bytes of one request." default:"1048576" group:"Limits"`
 	PayloadBytesMax   int           `help:"Bytes of all payloads of one transaction together." default:"524288" group:"Limits"`
@@ -255,12 +259,12 @@ func (c *Config) Check() error {
 			bad("advertise-grpc", "%q is no HOST:PORT", c.AdvertiseGrpc)
 		}
 	}
-	for _, pair := range [][4]string{{"tls-cert", c.TlsCert, "tls-key", c.TlsKey}, {"etcd-cert", c.EtcdCert, "etcd-key", c.EtcdKey}} {
+	for _, pair := range [][4]string{{"tls-cert", c.TlsCert, "tls-key", c.TlsKey}, {"etcd-cert", c.EtcdCert, "etcd-key", c.EtcdKey}, {"branch-cert", c.BranchCert, "branch-key", c.BranchKey}} {
 		if (pair[1] == "") != (pair[3] == "") {
 			bad(pair[0], "%s and %s belong together", pair[0], pair[2])
 		}
 	}
-	for key, file := range map[string]string{"tls-cert": c.TlsCert, "tls-key": c.TlsKey, "tls-client-ca": c.TlsClientCa, "tokens": c.Tokens, "etcd-ca": c.EtcdCa, "etcd-cert": c.EtcdCert, "etcd-key": c.EtcdKey} {
+	for key, file := range map[string]string{"tls-cert": c.TlsCert, "tls-key": c.TlsKey, "tls-client-ca": c.TlsClientCa, "tokens": c.Tokens, "etcd-ca": c.EtcdCa, "etcd-cert": c.EtcdCert, "etcd-key": c.EtcdKey, "branch-ca": c.BranchCa, "branch-cert": c.BranchCert, "branch-key": c.BranchKey} {
 		if file == "" {
 			continue
 		}

@@ -226,7 +226,7 @@ func FuzzJSONRPC(f *testing.F) {
 
 // FuzzCheckURL: what is let through has a host, and is no address that is refused by default.
 func FuzzCheckURL(f *testing.F) {
-	for _, s := range []string{"", "http://a/x", "https://[::1]:1/", "a:1/p.S/M", "topic://t", "http://169.254.169.254", "[fe80::1%25eth0]:1/p.S/M", "http://a@169.254.169.254/", "http://169.254.169.254:80@a/"} {
+	for _, s := range []string{"", "http://a/x", "https://[::1]:1/", "a:1/p.S/M", "grpcs://a:1/p.S/M", "grpcs://grpcs://a:1/p.S/M", "topic://t", "http://169.254.169.254", "[fe80::1%25eth0]:1/p.S/M", "http://a@169.254.169.254/", "http://169.254.169.254:80@a/"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {

@@ -411,6 +411,9 @@ func (s *Server) checkBranches(gid string, bs []txn.Branch) error {
 // urlBytesMax bounds an address.
 const urlBytesMax = 4096
 
+// grpcsScheme begins the address of a gRPC server that is called over TLS.
+const grpcsScheme = "grpcs://"
+
 func isHTTP(raw string) bool {
 	return strings.HasPrefix(raw, "http://") || strings.HasPrefix(raw, "https://")
 }
@@ -426,15 +429,17 @@ func (s *Server) checkURL(field, raw string, ids ...string) error {
 		if err != nil || u.Host == "" || u.Hostname() == "" {
 			return invalid(field, "%.200q is no http address: write http://host:port/path", raw)
 		}
-	} else if strings.Contains(raw, "://") {
-		return invalid(field, "call dtmdriver.Use() before you use custom scheme for '%.200s'; http, https and host:port/package.Service/Method are spoken here", raw)
 	} else {
-		target, method, ok := strings.Cut(raw, "/")
+		plain := strings.TrimPrefix(raw, grpcsScheme)
+		if strings.Contains(plain, "://") {
+			return invalid(field, "call dtmdriver.Use() before you use custom scheme for '%.200s'; http, https, host:port/package.Service/Method and the same behind grpcs:// are spoken here", raw)
+		}
+		target, method, ok := strings.Cut(plain, "/")
 		if !ok {
 			return invalid(field, "bad url: '%.200s'. no '/' found", raw)
 		}
 		if host, _, err := net.SplitHostPort(target); err != nil || host == "" || method == "" {
-			return invalid(field, "%.200q is no gRPC address: write host:port/package.Service/Method", raw)
+			return invalid(field, "%.200q is no gRPC address: write host:port/package.Service/Method, behind grpcs:// over TLS", raw)
 		}
 		for _, id := range ids {
 			if !printable(id) {

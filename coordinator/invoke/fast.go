@@ -26,11 +26,11 @@ type caller struct {
 	conns  *openConns
 }
 
-func newCaller(dial dialFunc, inFlight int) *caller {
+func newCaller(dial dialFunc, inFlight int, secure *tls.Config) *caller {
 	c := &caller{conns: &openConns{open: map[net.Conn]struct{}{}}}
 	c.client = &fasthttp.Client{
 		NoDefaultUserAgentHeader: true, DisablePathNormalizing: true, MaxConnsPerHost: 4 * inFlight, MaxIdleConnDuration: 50 * time.Second,
-		MaxResponseBodySize: answerBytesMax, ReadBufferSize: 16 << 10, WriteBufferSize: 2 << 10, TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12},
+		MaxResponseBodySize: answerBytesMax, ReadBufferSize: 16 << 10, WriteBufferSize: 2 << 10, TLSConfig: secure,
 		DialTimeout: func(addr string, timeout time.Duration) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(context.Background(), max(timeout, dialTimeoutMin))
 			defer cancel()

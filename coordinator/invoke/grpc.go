@@ -2,6 +2,7 @@ package invoke
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
@@ -46,25 +48,37 @@ func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	return nil
 }
 
-// grpcPool keeps one connection per server.
+// grpcPool keeps one connection per server and way to reach it.
 type grpcPool struct {
 	dial  dialFunc
+	tls   credentials.TransportCredentials
 	mu    sync.Mutex
-	conns map[string]*grpc.ClientConn
+	conns map[endpoint]*grpc.ClientConn
 }
 
-func newGRPCPool(d dialFunc) *grpcPool {
-	return &grpcPool{dial: d, conns: map[string]*grpc.ClientConn{}}
+// endpoint is a server as an address names it: over TLS, or in the clear.
+type endpoint struct {
+	target string // host:port
+	tls    bool
 }
 
-func (p *grpcPool) get(target string) (*grpc.ClientConn, error) {
+func newGRPCPool(d dialFunc, c *tls.Config) *grpcPool {
+	return &grpcPool{dial: d, tls: credentials.NewTLS(c), conns: map[endpoint]*grpc.ClientConn{}}
+}
+
+func (p *grpcPool) get(s endpoint) (*grpc.ClientConn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if c := p.conns[target]; c != nil {
+	if c := p.conns[s]; c != nil {
 		return c, nil
 	}
+	creds := insecure.NewCredentials()
+	if s.tls {
+		creds = p.tls
+	}
+	target := s.target
 	c, err := grpc.NewClient("dns:///"+target,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{}), grpc.MaxCallRecvMsgSize(bodyMax)),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
@@ -77,7 +91,7 @@ func (p *grpcPool) get(target string) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.conns[target] = c
+	p.conns[s] = c
 	return c, nil
 }
 
@@ -90,25 +104,30 @@ func (p *grpcPool) close() {
 	clear(p.conns)
 }
 
-// SplitGRPC splits host:port/pkg.Service/Method at the first slash.
-func SplitGRPC(url string) (target, method string, err error) {
-	if i := strings.Index(url, "://"); i >= 0 {
-		return "", "", fmt.Errorf("no driver for the scheme of %q: give host:port/pkg.Service/Method", url)
+// grpcsScheme begins the address of a gRPC server that is called over TLS.
+const grpcsScheme = "grpcs://"
+
+// splitGRPC splits host:port/pkg.Service/Method, or the same behind grpcs://, at the first slash behind the host.
+func splitGRPC(url string) (s endpoint, method string, err error) {
+	url, s.tls = strings.CutPrefix(url, grpcsScheme)
+	if strings.Contains(url, "://") {
+		return s, "", fmt.Errorf("no driver for the scheme of %q: give host:port/pkg.Service/Method, behind grpcs:// over TLS", url)
 	}
 	i := strings.IndexByte(url, '/')
 	if i <= 0 {
-		return "", "", fmt.Errorf("bad url: '%s'. no '/' found", url)
+		return s, "", fmt.Errorf("bad url: '%s'. no '/' found", url)
 	}
-	return url[:i], url[i:], nil
+	s.target = url[:i]
+	return s, url[i:], nil
 }
 
 func (v *Invoker) callGRPC(ctx context.Context, c *engine.Call, res *engine.CallResult) {
-	target, method, err := SplitGRPC(c.URL)
+	server, method, err := splitGRPC(c.URL)
 	if err != nil {
 		unknown(res, err)
 		return
 	}
-	conn, err := v.grpc.get(target)
+	conn, err := v.grpc.get(server)
 	if err != nil {
 		unknown(res, err)
 		return

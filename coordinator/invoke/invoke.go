@@ -9,6 +9,7 @@ package invoke
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,6 +38,9 @@ type Config struct {
 	ResultBytesMax int
 	// Allow says which destinations may be called; nil is DefaultAllow.
 	Allow *Allow
+	// TLS is how https:// and grpcs:// addresses are called; nil means by the system's certificate authorities, without a
+	// client certificate, from TLS 1.2 on.
+	TLS *tls.Config
 	// Log gets Debug for each call; nil discards.
 	Log *slog.Logger
 }
@@ -59,6 +63,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Allow == nil {
 		c.Allow = DefaultAllow()
+	}
+	if c.TLS == nil {
+		c.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -100,7 +107,7 @@ func New(cfg Config) *Invoker {
 	}
 	dial := cfg.Allow.dialer(net.Dialer{Timeout: 3 * time.Second, KeepAlive: 15 * time.Second})
 	return &Invoker{
-		cfg: cfg, http: newCaller(dial, cfg.InFlightMax), grpc: newGRPCPool(dial), dests: map[string]*destination{}, lives: lives, cancel: cancel,
+		cfg: cfg, http: newCaller(dial, cfg.InFlightMax, cfg.TLS), grpc: newGRPCPool(dial, cfg.TLS), dests: map[string]*destination{}, lives: lives, cancel: cancel,
 		idle: make(chan task), ended: make(chan struct{}),
 	}
 }
@@ -326,7 +333,7 @@ const (
 )
 
 // kindOf follows DTM's rule: an http url is HTTP, or JSON-RPC where the protocol says so and the url names a method;
-// all else is gRPC, so that protocols may be mixed in one transaction.
+// all else is gRPC, over TLS behind grpcs://, so that protocols may be mixed in one transaction.
 func kindOf(c *engine.Call) kind {
 	isHTTP := strings.HasPrefix(c.URL, "http://") || strings.HasPrefix(c.URL, "https://")
 	switch {

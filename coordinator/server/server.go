@@ -7,6 +7,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -65,7 +66,8 @@ type Server struct {
 // startTimeout bounds the start of the embedded member and the first answer of an external cluster.
 const startTimeout = 20 * time.Second
 
-// New opens everything that a coordinator needs, and listens; the admin address answers probes meanwhile. On an error everything is closed again.
+// New opens everything that a coordinator needs, and listens; the admin address answers probes from then on. On an error
+// everything is closed again.
 func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) (*Server, error) {
 	if err := cfg.Check(); err != nil {
 		return nil, err
@@ -164,7 +166,11 @@ func (s *Server) build(context.Context) error {
 	if s.alerts != nil {
 		s.alerts.Count(s.metrics)
 	}
-	s.invoker = invoke.New(invoke.Config{InFlightMax: c.BranchInflightMax, BreakerFails: c.BreakerFails, BreakerPause: c.BreakerPause, Allow: allow, Log: s.log})
+	secure, err := s.branchTLS()
+	if err != nil {
+		return err
+	}
+	s.invoker = invoke.New(invoke.Config{InFlightMax: c.BranchInflightMax, BreakerFails: c.BreakerFails, BreakerPause: c.BreakerPause, Allow: allow, TLS: secure, Log: s.log})
 	s.onClose(func() error { s.invoker.Close(); return nil })
 	var creds credentials.TransportCredentials
 	if s.certs != nil {
@@ -196,6 +202,19 @@ func (s *Server) build(context.Context) error {
 		}
 	}
 	return nil
+}
+
+// branchTLS is how participants are called over TLS.
+func (s *Server) branchTLS() (*tls.Config, error) {
+	c := s.cfg
+	if c.BranchCert == "" {
+		return auth.Branches(c.BranchCa, nil)
+	}
+	own, err := auth.LoadBranchCertificate(c.BranchCert, c.BranchKey, s.log)
+	if err != nil {
+		return nil, err
+	}
+	return auth.Branches(c.BranchCa, own)
 }
 
 // bare is an address for the log: without what may hold a secret, its query and the part before an @.

@@ -140,7 +140,8 @@ func (Phase) EnumDescriptor() ([]byte, []int) {
 	return file_coordinator_api_apipb_lockstep_proto_rawDescGZIP(), []int{1}
 }
 
-// Branch is one participant's part. URLs are http(s)://host:port/path or host:port/package.Service/Method (gRPC).
+// Branch is one participant's part. URLs are http(s)://host:port/path or host:port/package.Service/Method (gRPC; behind
+// grpcs:// over TLS).
 type Branch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                       // unique in the transaction
