@@ -146,6 +146,32 @@ func TestMissingNamesExactlyThePackages(t *testing.T) {
 	}
 }
 
+// Without the right to install, make test stops before anything starts, and says all that is missing in a line to paste.
+func TestWhoMayNotInstallIsToldTheExactPackages(t *testing.T) {
+	no := errors.New("neither root nor sudo without a password")
+	two := []string{"postgresql", "redis-server"}
+	for _, tc := range []struct {
+		name      string
+		pkgs      []string
+		root, apt error
+		want      string
+	}{
+		{"nothing is missing", nil, no, no, ""},
+		{"root with apt", two, nil, nil, ""},
+		{"no right", two, no, nil, "missing: postgresql redis-server (neither root nor sudo without a password)\nnext: apt-get install --no-install-recommends postgresql redis-server"},
+		{"no apt", two[:1], nil, exec.ErrNotFound, "missing: postgresql (no apt-get here)\nnext: apt-get install --no-install-recommends postgresql"},
+		{"neither", two[:1], no, exec.ErrNotFound, "missing: postgresql (no apt-get here)\nnext: apt-get install --no-install-recommends postgresql"},
+	} {
+		got := ""
+		if err := refusal(tc.pkgs, tc.root, tc.apt); err != nil {
+			got = err.Error()
+		}
+		if got != tc.want {
+			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
+		}
+	}
+}
+
 func TestExitCodes(t *testing.T) {
 	for want, args := range map[int][]string{2: {"nonsense"}, 0: {"--help"}} {
 		if got := run(t.Context(), args, &bytes.Buffer{}, &bytes.Buffer{}); got != want {

@@ -81,7 +81,8 @@ func (h installed) missing() []string {
 	return pkgs
 }
 
-func (h installed) describe(w io.Writer) {
+// describe says what is there and, unless that is refused, what will be done.
+func (h installed) describe(w io.Writer, refused error) {
 	for _, p := range []struct{ name, path string }{{"PostgreSQL", h.postgres}, {"MariaDB", h.mariadbd}, {"Redis", h.redis}} {
 		if p.path == "" {
 			p.path = "missing"
@@ -89,6 +90,9 @@ func (h installed) describe(w io.Writer) {
 		fmt.Fprintf(w, "  %-11s %s\n", p.name, p.path)
 	}
 	fmt.Fprintf(w, "  %-11s three members, built from go.mod\n", "etcd")
+	if refused != nil {
+		return // the error says it all
+	}
 	if pkgs := h.missing(); len(pkgs) > 0 {
 		fmt.Fprintf(w, "will install Debian packages: %s\n", strings.Join(pkgs, " "))
 	} else {
@@ -114,14 +118,23 @@ func (h installed) mayInstall(ctx context.Context) error {
 	if len(pkgs) == 0 {
 		return nil
 	}
-	_, err := asRoot(ctx)
-	if _, lerr := exec.LookPath("apt-get"); lerr != nil {
-		err = errors.New("no apt-get here")
+	_, root := asRoot(ctx)
+	_, apt := exec.LookPath("apt-get")
+	return refusal(pkgs, root, apt)
+}
+
+// refusal is nil if the packages may be installed; root and apt say why not, or nil. It names every package, in the
+// command that somebody who may can paste.
+func refusal(pkgs []string, root, apt error) error {
+	why := root
+	if apt != nil {
+		why = errors.New("no apt-get here")
 	}
-	if err != nil {
-		return fmt.Errorf("missing: %s (%w)\nnext: apt-get install --no-install-recommends %s", strings.Join(pkgs, " "), err, strings.Join(pkgs, " "))
+	if len(pkgs) == 0 || why == nil {
+		return nil
 	}
-	return nil
+	list := strings.Join(pkgs, " ")
+	return fmt.Errorf("missing: %s (%w)\nnext: apt-get install --no-install-recommends %s", list, why, list)
 }
 
 // installScript installs "$@" without letting a package start a service or create a cluster, and takes its own

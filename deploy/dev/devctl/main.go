@@ -113,8 +113,9 @@ type planCmd struct{}
 
 func (c *planCmd) Run(ctx context.Context, o out) error {
 	have := find()
-	have.describe(o.stdout)
-	return have.mayInstall(ctx)
+	err := have.mayInstall(ctx)
+	have.describe(o.stdout, err)
+	return err
 }
 
 type runCmd struct {

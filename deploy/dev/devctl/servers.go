@@ -157,6 +157,9 @@ func (s *serverSet) bring(ctx context.Context, sv *server) error {
 	if err := r.stop(sv.stopSignal(), 5*time.Second); err != nil { // runs, but does not answer
 		return err
 	}
+	if err := s.clearLeftovers(ctx, sv, r); err != nil {
+		return fmt.Errorf("%s: %w", sv.Name, err)
+	}
 	argv, err := s.prepare(ctx, sv)
 	if err != nil {
 		return fmt.Errorf("%s: %w", sv.Name, err)

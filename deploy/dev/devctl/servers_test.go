@@ -12,6 +12,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 func up(t *testing.T, dir string) *serverSet {
@@ -54,6 +57,67 @@ func mentions(t *testing.T, dir string) (found []string) {
 		}
 	}
 	return found
+}
+
+// Servers that were killed outright come back at the first up, at once, whatever they left: a pid file, one whose pid
+// means another process by now, children in the middle of a query who hold the shared memory.
+func TestKilledServersComeBackAtOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "dev")
+	s := up(t, dir)
+	var pg *server
+	for _, sv := range s.Servers {
+		if sv.Kind == postgres {
+			pg = sv
+		}
+	}
+	for round := range 6 {
+		if round >= 3 {
+			// A backend that does not look up from its work.
+			conn, err := pgx.Connect(t.Context(), pg.url(s))
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				_, _ = conn.Exec(t.Context(), "SELECT count(*) FROM generate_series(1, 100000000000) a WHERE a % 7 = 8") // ends with its server
+			}()
+			probe := func() bool {
+				var busy int
+				c, err := pgx.Connect(t.Context(), pg.url(s))
+				if err == nil {
+					err = c.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%generate_series%' AND pid <> pg_backend_pid()").Scan(&busy)
+					c.Close(t.Context())
+				}
+				return err == nil && busy == 1
+			}
+			for end := time.Now().Add(10 * time.Second); !probe(); {
+				if time.Now().After(end) {
+					t.Fatal("the query does not run")
+				}
+			}
+		}
+		for name, r := range s.pids(t) {
+			p, err := os.FindProcess(r.Pid)
+			if err != nil || p.Kill() != nil {
+				t.Fatalf("kill %s: %v", name, err)
+			}
+		}
+		if round == 5 {
+			// The pid in the file means somebody else by now, here this test.
+			file := filepath.Join(s.dataPath("postgres"), "postmaster.pid")
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, rest, _ := strings.Cut(string(b), "\n")
+			if err := os.WriteFile(file, []byte(fmt.Sprint(os.Getpid(), "\n", rest)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var err error
+		if s, err = ensure(t.Context(), dir, false, t.Output()); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+	}
 }
 
 // The whole life: up, up again, members killed, up, down, nothing left.

@@ -322,7 +322,10 @@ func down(dir string) error {
 			if err != nil {
 				return err
 			}
-			return r.stop(sv.stopSignal(), 10*time.Second)
+			if err := r.stop(sv.stopSignal(), 10*time.Second); err != nil {
+				return err
+			}
+			return s.clearLeftovers(context.Background(), sv, r)
 		})
 	}
 	if err := g.Wait(); err != nil {
