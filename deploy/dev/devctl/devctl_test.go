@@ -140,7 +140,7 @@ func TestMissingNamesExactlyThePackages(t *testing.T) {
 		t.Errorf("missing %q", got)
 	}
 	var w bytes.Buffer
-	none.describe(&w)
+	none.describe(&w, nil)
 	if !strings.Contains(w.String(), "will install Debian packages: postgresql mariadb-server-core mariadb-client-core redis-server\n") {
 		t.Errorf("%s", w.String())
 	}
