@@ -40,7 +40,8 @@ generate: ## regenerate what is generated from the code
 .PHONY: proto
 proto: ## regenerate the protobuf code (needs protoc, protoc-gen-go, protoc-gen-go-grpc)
 	protoc --go_out=. --go_opt=module=github.com/lockstep-tx/lockstep --go-grpc_out=. --go-grpc_opt=module=github.com/lockstep-tx/lockstep \
-	  coordinator/record/recordpb/record.proto coordinator/peer/peerpb/peer.proto coordinator/api/apipb/lockstep.proto
+	  coordinator/record/recordpb/record.proto coordinator/peer/peerpb/peer.proto coordinator/api/apipb/lockstep.proto \
+	  participants/branch/batchpb/batch.proto
 
 .PHONY: verify
 verify: ## fail if a generated file is not up to date (on a clean checkout)

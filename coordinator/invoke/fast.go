@@ -95,6 +95,9 @@ func (v *Invoker) roundTrip(ctx context.Context, c *engine.Call, method, target 
 		next := resp.Header.Peek("Location")
 		follow := status == http.StatusTemporaryRedirect || status == http.StatusPermanentRedirect || (status == http.StatusMovedPermanently && method == http.MethodGet)
 		if !follow || len(next) == 0 {
+			if offer := resp.Header.Peek(offerHeader); len(offer) > 0 && hops == 0 {
+				v.offered(c, string(offer))
+			}
 			answer, err := resp.BodyUncompressed()
 			if err != nil {
 				return nil, 0, err

@@ -149,7 +149,11 @@ func (v *Invoker) callGRPC(ctx context.Context, c *engine.Call, res *engine.Call
 		// A workflow's callback is a message of its own: WorkflowData{bytes Data = 1}.
 		in = workflowData(c.Payload)
 	}
-	err = conn.Invoke(metadata.NewOutgoingContext(ctx, metadata.Pairs(kv...)), method, &in, &out)
+	var answered metadata.MD
+	err = conn.Invoke(metadata.NewOutgoingContext(ctx, metadata.Pairs(kv...)), method, &in, &out, v.askOffer(c, &answered)...)
+	if offer := answered.Get(offerHeader); len(offer) > 0 {
+		v.offered(c, offer[0])
+	}
 	res.Outcome, res.Text = judgeGRPC(err)
 	if res.Outcome == txn.Done && c.WantResult {
 		keep(res, out, v.cfg.ResultBytesMax)

@@ -129,7 +129,7 @@ type destination struct {
 	queue    []job
 	fails    int
 	openTill time.Time
-	probing  bool
+	lanes    map[string]*lane // of a participant that takes batches
 }
 
 type job struct {
@@ -155,30 +155,58 @@ func (v *Invoker) Start(c *engine.Call, done func(engine.CallResult)) {
 		// Half open: this call probes, the others wait for what it finds.
 		d.openTill = now.Add(v.cfg.BreakerPause)
 	}
+	if ln := d.lane(c); ln != nil {
+		if len(ln.waiting) >= v.cfg.QueueMax {
+			d.mu.Unlock()
+			done(queueFull(c, now))
+			return
+		}
+		ln.waiting = append(ln.waiting, job{c, done})
+		v.launch(d, ln)
+		d.mu.Unlock()
+		return
+	}
+	d.mu.Unlock()
+	v.startAlone(d, job{c, done})
+}
+
+// startAlone makes a call by itself, when the destination has room for it.
+func (v *Invoker) startAlone(d *destination, j job) {
+	d.mu.Lock()
 	if d.running >= v.cfg.InFlightMax {
 		if len(d.queue) >= v.cfg.QueueMax {
 			d.mu.Unlock()
-			done(engine.CallResult{Call: c, Outcome: txn.Deferred, Text: "the destination's queue is full", StartedAt: now, RetryAfter: time.Second + spread(c)})
+			j.done(queueFull(j.call, time.Now()))
 			return
 		}
-		d.queue = append(d.queue, job{c, done})
+		d.queue = append(d.queue, j)
 		d.mu.Unlock()
 		return
 	}
 	d.running++
 	d.mu.Unlock()
+	v.hand(task{d: d, j: j})
+}
+
+func queueFull(c *engine.Call, now time.Time) engine.CallResult {
+	return engine.CallResult{Call: c, Outcome: txn.Deferred, Text: "the destination's queue is full", StartedAt: now, RetryAfter: time.Second + spread(c)}
+}
+
+// hand gives a task to a worker that has nothing to do, or to a new one.
+func (v *Invoker) hand(t task) {
 	v.wg.Add(1)
 	select {
-	case v.idle <- task{d, job{c, done}}: // a worker that has nothing to do takes it
+	case v.idle <- t:
 	default:
-		go v.worker(task{d, job{c, done}})
+		go v.worker(t)
 	}
 }
 
-// task is a job and where it goes.
+// task is a job and where it goes, or the batches of a lane.
 type task struct {
-	d *destination
-	j job
+	d    *destination
+	j    job
+	lane *lane
 }
 
 // idleMax bounds the workers that wait for a task. One that waits keeps the stack that its calls have grown, which is a
@@ -188,7 +216,11 @@ const idleMax = 256
 // worker works at tasks until enough others wait for the next one.
 func (v *Invoker) worker(t task) {
 	for {
-		v.work(t.d, t.j)
+		if t.lane != nil {
+			v.workBatches(t.d, t.lane)
+		} else {
+			v.work(t.d, t.j)
+		}
 		if v.idling.Add(1) > idleMax {
 			v.idling.Add(-1)
 			return
@@ -264,14 +296,7 @@ func (v *Invoker) work(d *destination, j job) {
 		res := v.call(j.call)
 		j.done(res)
 		d.mu.Lock()
-		if res.Outcome == txn.Unknown {
-			d.fails++
-			if d.fails >= v.cfg.BreakerFails {
-				d.openTill = time.Now().Add(v.cfg.BreakerPause)
-			}
-		} else {
-			d.fails = 0
-		}
+		d.book(v, res.Outcome == txn.Unknown)
 		var deferred []job
 		if d.fails >= v.cfg.BreakerFails {
 			// What waits would wait for nothing: it comes back by its own timer.
@@ -281,7 +306,7 @@ func (v *Invoker) work(d *destination, j job) {
 			d.running--
 			d.mu.Unlock()
 			for _, q := range deferred {
-				q.done(engine.CallResult{Call: q.call, Outcome: txn.Deferred, Text: "the destination's breaker is open", StartedAt: time.Now(), RetryAfter: v.cfg.BreakerPause + spread(q.call)})
+				q.done(v.breakerOpen(q.call))
 			}
 			return
 		}
@@ -289,6 +314,22 @@ func (v *Invoker) work(d *destination, j job) {
 		d.queue[0] = job{}
 		d.queue = d.queue[1:]
 		d.mu.Unlock()
+	}
+}
+
+func (v *Invoker) breakerOpen(c *engine.Call) engine.CallResult {
+	return engine.CallResult{Call: c, Outcome: txn.Deferred, Text: "the destination's breaker is open", StartedAt: time.Now(), RetryAfter: v.cfg.BreakerPause + spread(c)}
+}
+
+// book counts a call or a batch for the breaker; d.mu is held.
+func (d *destination) book(v *Invoker, failed bool) {
+	if !failed {
+		d.fails = 0
+		return
+	}
+	d.fails++
+	if d.fails >= v.cfg.BreakerFails {
+		d.openTill = time.Now().Add(v.cfg.BreakerPause)
 	}
 }
 

@@ -159,7 +159,7 @@ func (s *Server) grpcServer() *grpc.Server {
 		peerName = s.certs.Name()
 	}
 	opts := []grpc.ServerOption{
-		grpc.NumStreamWorkers(64), // handlers keep their grown stacks
+		grpc.NumStreamWorkers(256), // handlers keep their grown stacks
 		grpc.MaxRecvMsgSize(int(s.cfg.BodyBytesMax) + 64<<10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(s.countUnary, s.peersOnly(peerName), unary),

@@ -13,8 +13,10 @@ type Result struct {
 	Err     error
 }
 
-// errAlone says that a batch failed as a whole: its members are done one by one.
-var errAlone = errors.New("the batch failed as a whole")
+// ErrAlone says that a batch failed as a whole: its members are done one by one.
+// ErrAlone is for a business function that must not share its transaction any longer, as one that was cut off and may
+// still be writing: returned, wrapped, it has the batch rolled back and every member done by itself.
+var ErrAlone = errors.New("the batch failed as a whole")
 
 // DoAll runs many branch calls in one local transaction: all fences, then all barrier rows, then the business of each
 // member that is new, each under a savepoint, so that a member that fails leaves nothing and the others stand. business
@@ -116,8 +118,8 @@ func (w *batchWork) run(ctx context.Context, business func() error) (failed, err
 	if failed == nil {
 		return nil, nil
 	}
-	if w.b.dialect.retryable(failed) {
-		return nil, fmt.Errorf("%w: %w", errAlone, failed)
+	if errors.Is(failed, ErrAlone) || w.b.dialect.retryable(failed) {
+		return nil, fmt.Errorf("%w: %w", ErrAlone, failed)
 	}
 	if err := w.b.dialect.savepoint(ctx, w.tx, "ROLLBACK TO SAVEPOINT member"); err != nil {
 		return nil, err

@@ -97,6 +97,8 @@ func Status(err error) int {
 		return http.StatusConflict
 	case errors.Is(err, barrier.ErrInvalid):
 		return http.StatusBadRequest
+	case errors.Is(err, errBusy), errors.Is(err, errClosed):
+		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError
 }

@@ -1,0 +1,128 @@
+package branch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lockstep-tx/lockstep/participants/barrier"
+	"github.com/lockstep-tx/lockstep/participants/branch/batchpb"
+)
+
+const (
+	// BatchPath takes native batches over HTTP.
+	BatchPath = "/lockstep/v1/batch"
+	// BatchMethod takes them over gRPC.
+	BatchMethod = "/lockstep.participant.v1.Participant/Batch"
+	// OfferHeader in an answer to a single call says where batches are taken (HTTP header; in lower case as gRPC header
+	// metadata).
+	OfferHeader = "Lockstep-Batch"
+	// BatchContentType is that of a batch and its reply over HTTP.
+	BatchContentType = "application/protobuf"
+	// BatchBytesMax bounds a batch, BatchCallsMax its members.
+	BatchBytesMax = 8 << 20
+	BatchCallsMax = 1024
+)
+
+func (p *Participant) serveBatch(w http.ResponseWriter, r *http.Request) {
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, BatchBytesMax))
+	if err != nil {
+		status := http.StatusBadRequest
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			status = http.StatusRequestEntityTooLarge
+		}
+		http.Error(w, fmt.Sprintf("read the batch: %v", err), status)
+		return
+	}
+	reply, err := p.batch(r.Context(), raw, false)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.Header().Set("Content-Type", BatchContentType)
+	_, _ = w.Write(reply)
+}
+
+// batch carries out an encoded BatchRequest and gives the encoded reply. An error means that it is none, and that nothing
+// was done.
+func (p *Participant) batch(ctx context.Context, raw []byte, overGRPC bool) ([]byte, error) {
+	req := &batchpb.BatchRequest{}
+	if err := proto.Unmarshal(raw, req); err != nil {
+		return nil, fmt.Errorf("the batch is no BatchRequest: %w", err)
+	}
+	if n := len(req.Calls); n > BatchCallsMax {
+		return nil, fmt.Errorf("the batch has %d calls; %d are possible", n, BatchCallsMax)
+	}
+	reply := &batchpb.BatchReply{Answers: make([]*batchpb.BranchAnswer, len(req.Calls))}
+	var wg sync.WaitGroup
+	jobs := make([]*job, 0, len(req.Calls))
+	for i, c := range req.Calls {
+		jctx, cancel := ctx, context.CancelFunc(func() {})
+		if c.GetTimeoutMs() > 0 {
+			jctx, cancel = context.WithTimeout(ctx, time.Duration(c.GetTimeoutMs())*time.Millisecond)
+		}
+		j, err := p.jobOf(jctx, c, overGRPC)
+		if err != nil {
+			cancel()
+			reply.Answers[i] = answerOf(err)
+			continue
+		}
+		wg.Add(1)
+		j.done = func(err error) {
+			cancel()
+			reply.Answers[i] = answerOf(err)
+			wg.Done()
+		}
+		jobs = append(jobs, j)
+	}
+	p.exec.start(jobs)
+	wg.Wait()
+	for i, a := range reply.Answers {
+		if a.Status >= http.StatusInternalServerError {
+			p.options.Log.Error("branch call", "gid", req.Calls[i].GetGid(), "branch", req.Calls[i].GetBranchId(), "op", req.Calls[i].GetOp(), "err", a.Message)
+		}
+	}
+	return proto.Marshal(reply)
+}
+
+// jobOf finds the function of a member.
+func (p *Participant) jobOf(ctx context.Context, c *batchpb.BranchCall, overGRPC bool) (*job, error) {
+	path, _, _ := strings.Cut(c.GetTarget(), "?")
+	op, ok := p.branches[path]
+	if !ok {
+		return nil, fmt.Errorf("%w: no branch is served at %q", errNoBranch, path)
+	}
+	if c.GetOp() != op.op {
+		return nil, fmt.Errorf("%w: %s serves op %s, the call has %s", barrier.ErrInvalid, path, op.op, c.GetOp())
+	}
+	if len(c.GetPayload()) > PayloadBytesMax {
+		return nil, fmt.Errorf("%w: the payload is over %d bytes", barrier.ErrInvalid, PayloadBytesMax)
+	}
+	call := &barrier.Call{
+		TransType: c.GetTransType(), Gid: c.GetGid(), BranchID: c.GetBranchId(), Op: c.GetOp(),
+		Fence:   barrier.Fence{Slot: int(c.GetSlot()), Epoch: int64(c.GetEpoch())},
+		Account: barrier.Fence{Slot: int(c.GetAccountSlot()), Epoch: int64(c.GetAccountEpoch())},
+	}
+	return &job{ctx: ctx, op: op, call: call, payload: c.GetPayload(), overGRPC: overGRPC}, nil
+}
+
+var errNoBranch = errors.New("not found")
+
+func answerOf(err error) *batchpb.BranchAnswer {
+	if err == nil {
+		return &batchpb.BranchAnswer{}
+	}
+	a := &batchpb.BranchAnswer{Status: uint32(Status(err)), Message: strings.ToValidUTF8(err.Error(), "?")}
+	if errors.Is(err, errNoBranch) {
+		a.Status = http.StatusNotFound
+	}
+	return a
+}

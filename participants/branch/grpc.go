@@ -1,0 +1,138 @@
+package branch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/lockstep-tx/lockstep/participants/barrier"
+)
+
+// rawCodec passes message bytes through: each branch decodes its own payload.
+type rawCodec struct{}
+
+// Name is encoding.CodecV2's.
+func (rawCodec) Name() string { return "proto" }
+
+// Marshal is encoding.CodecV2's.
+func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
+	b, ok := v.(*[]byte)
+	if !ok {
+		return nil, fmt.Errorf("raw codec got %T", v)
+	}
+	return mem.BufferSlice{mem.SliceBuffer(*b)}, nil
+}
+
+// Unmarshal is encoding.CodecV2's.
+func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	b, ok := v.(*[]byte)
+	if !ok {
+		return fmt.Errorf("raw codec got %T", v)
+	}
+	*b = data.Materialize()
+	return nil
+}
+
+// GRPCServer returns a server that serves the branches and the batch protocol; opts are added to it. The caller serves
+// and stops it. A branch's answer is an empty message: google.protobuf.Empty and everything alike.
+func (p *Participant) GRPCServer(opts ...grpc.ServerOption) *grpc.Server {
+	s := grpc.NewServer(append([]grpc.ServerOption{grpc.ForceServerCodecV2(rawCodec{}), grpc.MaxRecvMsgSize(BatchBytesMax)}, opts...)...)
+	services := map[string]*grpc.ServiceDesc{}
+	add := func(method string, h func(ctx context.Context, raw []byte) ([]byte, error)) {
+		service, name, _ := strings.Cut(method[1:], "/")
+		if services[service] == nil {
+			services[service] = &grpc.ServiceDesc{ServiceName: service, HandlerType: (*any)(nil)}
+		}
+		services[service].Methods = append(services[service].Methods, grpc.MethodDesc{MethodName: name, Handler: rawMethod(method, h)})
+	}
+	for address, o := range p.branches {
+		if address == strings.ToLower(address) {
+			continue // the HTTP path of the same function
+		}
+		add(address, func(ctx context.Context, raw []byte) ([]byte, error) { return nil, p.serveGRPC(ctx, o, raw) })
+	}
+	add(BatchMethod, func(ctx context.Context, raw []byte) ([]byte, error) {
+		reply, err := p.batch(ctx, raw, true)
+		if err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+		return reply, nil
+	})
+	for _, d := range services {
+		s.RegisterService(d, p)
+	}
+	return s
+}
+
+func rawMethod(method string, h func(context.Context, []byte) ([]byte, error)) grpc.MethodHandler {
+	return func(srv any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
+		var raw []byte
+		if err := decode(&raw); err != nil {
+			return nil, err
+		}
+		run := func(ctx context.Context, req any) (any, error) {
+			out, err := h(ctx, *req.(*[]byte))
+			if err != nil {
+				return nil, err
+			}
+			return &out, nil
+		}
+		if interceptor == nil {
+			return run(ctx, &raw)
+		}
+		return interceptor(ctx, &raw, &grpc.UnaryServerInfo{Server: srv, FullMethod: method}, run)
+	}
+}
+
+func (p *Participant) serveGRPC(ctx context.Context, o operation, raw []byte) error {
+	_ = grpc.SetHeader(ctx, metadata.Pairs(strings.ToLower(OfferHeader), BatchMethod)) // an offer that is lost is made again
+	md, _ := metadata.FromIncomingContext(ctx)
+	call, err := barrier.FromMetadata(md)
+	switch {
+	case err != nil:
+	case call.Op != o.op:
+		err = fmt.Errorf("%w: this method serves op %s, the call has %s", barrier.ErrInvalid, o.op, call.Op)
+	case len(raw) > PayloadBytesMax:
+		err = fmt.Errorf("%w: the payload is over %d bytes", barrier.ErrInvalid, PayloadBytesMax)
+	default:
+		err = p.exec.do(ctx, o, call, raw, true)
+	}
+	if err == nil {
+		return nil
+	}
+	code := Code(err)
+	if code == codes.Unknown {
+		p.options.Log.Error("branch call", "gid", call.Gid, "branch", call.BranchID, "op", call.Op, "err", err)
+	}
+	text := err.Error()
+	if code == codes.Aborted {
+		text = "FAILURE: " + text
+	}
+	return status.Error(code, text)
+}
+
+// Code returns the gRPC status code that answers err.
+func Code(err error) codes.Code {
+	switch {
+	case err == nil:
+		return codes.OK
+	case errors.Is(err, barrier.ErrStale):
+		return codes.OutOfRange
+	case errors.Is(err, barrier.ErrOngoing):
+		return codes.FailedPrecondition
+	case errors.Is(err, barrier.ErrRefused), errors.Is(err, barrier.ErrDuplicate):
+		return codes.Aborted
+	case errors.Is(err, barrier.ErrInvalid):
+		return codes.InvalidArgument
+	case errors.Is(err, errBusy), errors.Is(err, errClosed):
+		return codes.Unavailable
+	}
+	return codes.Unknown
+}

@@ -1,0 +1,187 @@
+package branch
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lockstep-tx/lockstep/participants/barrier"
+)
+
+// Options of a Participant. Zero fields take the default given.
+type Options struct {
+	// Timeout bounds one run of a function. One that goes on after it is cut off: its transaction is rolled back and its
+	// caller told that nothing is known. Defaults to 5 s.
+	Timeout time.Duration
+	// Workers is how many local transactions may be under way at once for calls that share one. Defaults to 1: what comes
+	// meanwhile makes the next transaction larger, and calls of one process never wait for each other's row locks.
+	Workers int
+	// AloneMax bounds the calls of Alone branches under way. Defaults to 64.
+	AloneMax int
+	// BatchMax bounds the calls that share a transaction. Defaults to 64.
+	BatchMax int
+	// QueueMax bounds the calls that wait; more are answered as unknown (503) at once. Defaults to 4,096.
+	QueueMax int
+	// Log gets what went wrong; nil discards.
+	Log *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	def := func(p *int, v int) {
+		if *p <= 0 {
+			*p = v
+		}
+	}
+	def(&o.Workers, 1)
+	def(&o.AloneMax, 64)
+	def(&o.BatchMax, 64)
+	def(&o.QueueMax, 4096)
+	if o.Timeout <= 0 {
+		o.Timeout = 5 * time.Second
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// Op is a function over a typed payload. It changes the database through tx alone, which commits some time after it
+// returns nil and rolls back otherwise; it neither commits tx nor keeps it. It may be called again after any error, its
+// own or the transaction's, never after it was committed. Its error says what the coordinator learns: one that wraps
+// barrier.ErrRefused is a No, barrier.ErrOngoing asks for another call later, anything else and a panic mean that nothing
+// is known. It should return when ctx ends; it is cut off if it does not.
+//
+// P is decoded from JSON, or, where *P or P is a protobuf message and the call came over gRPC, from protobuf.
+type Op[P any] func(ctx context.Context, tx *sql.Tx, call *barrier.Call, payload P) error
+
+// TCC are the functions of a branch that tries first. All three get the same payload.
+type TCC[P any] struct {
+	Try, Confirm, Cancel Op[P]
+	// Alone: each call has a local transaction of its own, for functions that wait for something outside the database.
+	Alone bool
+}
+
+// Saga are the functions of a saga's step. Compensate may be nil where there is nothing to take back.
+type Saga[P any] struct {
+	Action, Compensate Op[P]
+	Alone              bool
+}
+
+// Participant serves branches over HTTP, gRPC and the batch protocol, all behind one barrier. Register its branches
+// first, then serve it. Safe for concurrent use once it serves.
+type Participant struct {
+	barrier  *barrier.Barrier
+	options  Options
+	branches map[string]operation // by HTTP path and by gRPC method
+	names    []string
+	exec     *executor
+}
+
+// operation is one registered function.
+type operation struct {
+	op    string
+	alone bool
+	run   func(ctx context.Context, tx *sql.Tx, call *barrier.Call, payload []byte, overGRPC bool) error
+}
+
+// New returns a participant without branches. Close ends it.
+func New(b *barrier.Barrier, o Options) *Participant {
+	o = o.withDefaults()
+	return &Participant{barrier: b, options: o, branches: map[string]operation{}, exec: newExecutor(b, o)}
+}
+
+// Close waits for the calls under way; later ones are answered as unknown.
+func (p *Participant) Close() { p.exec.close() }
+
+// Barrier returns what the participant's calls go through.
+func (p *Participant) Barrier() *barrier.Barrier { return p.barrier }
+
+var branchName = regexp.MustCompile(`^[a-z][a-z0-9-]*(/[a-z][a-z0-9-]*)*$`)
+
+// HandleTCC serves a branch at /name/try, /name/confirm and /name/cancel over HTTP, and as the gRPC service name (with
+// dots for slashes) with the methods Try, Confirm and Cancel. It panics on a name that is taken or is not of lower-case
+// letters, digits, hyphens and slashes: a mistake of the program.
+func HandleTCC[P any](p *Participant, name string, t TCC[P]) {
+	handle(p, name, barrier.OpTry, t.Alone, t.Try)
+	handle(p, name, barrier.OpConfirm, t.Alone, t.Confirm)
+	handle(p, name, barrier.OpCancel, t.Alone, t.Cancel)
+}
+
+// HandleSaga serves a saga's step at /name/action and /name/compensate; see HandleTCC.
+func HandleSaga[P any](p *Participant, name string, s Saga[P]) {
+	handle(p, name, barrier.OpAction, s.Alone, s.Action)
+	if s.Compensate != nil {
+		handle(p, name, barrier.OpCompensate, s.Alone, s.Compensate)
+	}
+}
+
+// HandleMessage serves a consumer of messages at /name/action; see HandleTCC. What it does takes effect once however
+// often the message is delivered.
+func HandleMessage[P any](p *Participant, name string, f Op[P]) {
+	handle(p, name, barrier.OpAction, false, f)
+}
+
+func handle[P any](p *Participant, name, op string, alone bool, f Op[P]) {
+	if !branchName.MatchString(name) || f == nil {
+		panic(fmt.Sprintf("branch: %q with op %s: a name has lower-case letters, digits, hyphens and slashes, and a function", name, op))
+	}
+	o := operation{op: op, alone: alone, run: func(ctx context.Context, tx *sql.Tx, call *barrier.Call, raw []byte, overGRPC bool) error {
+		var payload P
+		if err := decode(raw, &payload, overGRPC); err != nil {
+			return fmt.Errorf("%w: payload: %w", barrier.ErrInvalid, err)
+		}
+		return f(ctx, tx, call, payload)
+	}}
+	for _, address := range []string{"/" + name + "/" + op, grpcMethod(name, op)} {
+		if _, taken := p.branches[address]; taken {
+			panic(fmt.Sprintf("branch: %s is registered twice", address))
+		}
+		p.branches[address] = o
+	}
+	p.names = append(p.names, name)
+}
+
+func grpcMethod(name, op string) string {
+	return "/" + strings.ReplaceAll(name, "/", ".") + "/" + strings.ToUpper(op[:1]) + op[1:]
+}
+
+// decode reads a payload; none at all is the zero P, as DTM's clients send it where there is nothing to say.
+func decode(raw []byte, into any, overGRPC bool) error {
+	if m, ok := into.(proto.Message); ok && overGRPC {
+		return proto.Unmarshal(raw, m)
+	}
+	if len(raw) == 0 {
+		return nil
+	}
+	return json.Unmarshal(raw, into)
+}
+
+// Handler serves the branches over HTTP, the batch protocol at BatchPath and messages' check-back at /query-prepared.
+func (p *Participant) Handler() http.Handler {
+	mux := http.NewServeMux()
+	for address, o := range p.branches {
+		if address != strings.ToLower(address) {
+			continue // the gRPC method of the same function
+		}
+		mux.Handle(address, handler(p.options.Log, func(ctx context.Context, call *barrier.Call, payload []byte) error {
+			if call.Op != o.op {
+				return fmt.Errorf("%w: this address serves op %s, the call has %s", barrier.ErrInvalid, o.op, call.Op)
+			}
+			return p.exec.do(ctx, o, call, payload, false)
+		}))
+	}
+	mux.Handle("POST "+BatchPath, http.HandlerFunc(p.serveBatch))
+	mux.Handle("/query-prepared", QueryPrepared(p.barrier, p.options.Log))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(OfferHeader, BatchPath)
+		mux.ServeHTTP(w, r)
+	})
+}
