@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Result of one member of a batch: as Do returns it.
@@ -23,9 +24,11 @@ var ErrAlone = errors.New("the batch failed as a whole")
 // gets the member's index. Where the transaction as a whole fails (the connection, a deadlock, the commit) every member
 // is done again by itself: business may then run a second time for it, never after it was committed.
 //
+// within bounds each local transaction, of the batch and of a member by itself; 0 leaves it to ctx.
+//
 // The results are in the order of calls, each as Do gives it; what is durable is what it says. Calls for the same branch
 // are done one after another. Source: DESIGN section 6; serves guarantee G5.
-func (b *Barrier) DoAll(ctx context.Context, calls []*Call, business func(i int, tx *sql.Tx) error) []Result {
+func (b *Barrier) DoAll(ctx context.Context, within time.Duration, calls []*Call, business func(i int, tx *sql.Tx) error) []Result {
 	results := make([]Result, len(calls))
 	var together, later []int
 	type branchKey struct{ gid, branch string }
@@ -42,8 +45,17 @@ func (b *Barrier) DoAll(ctx context.Context, calls []*Call, business func(i int,
 			together = append(together, i)
 		}
 	}
+	bounded := func() (context.Context, context.CancelFunc) {
+		if within <= 0 {
+			return ctx, func() {}
+		}
+		return context.WithTimeout(ctx, within)
+	}
 	if len(together) > 1 {
-		if err := b.batch(ctx, calls, together, results, business); err != nil {
+		ctx, cancel := bounded()
+		err := b.batch(ctx, calls, together, results, business)
+		cancel()
+		if err != nil {
 			later = append(together, later...)
 		}
 	} else {
@@ -51,7 +63,9 @@ func (b *Barrier) DoAll(ctx context.Context, calls []*Call, business func(i int,
 	}
 	for _, i := range later {
 		calls[i].calls--
+		ctx, cancel := bounded()
 		results[i].Outcome, results[i].Err = b.Do(ctx, calls[i], func(tx *sql.Tx) error { return business(i, tx) })
+		cancel()
 	}
 	return results
 }

@@ -71,7 +71,7 @@ func TestSmoke(t *testing.T) {
 			t.Log(o, err)
 			o, err = b.Do(ctx, call("tcc", "g2", "try", 2), none)
 			t.Log(o, err)
-			rs := b.DoAll(ctx, []*barrier.Call{call("tcc", "g3", "try", 1), call("tcc", "g2", "try", 2), call("tcc", "g1", "cancel", 2), call("tcc", "g4", "try", 7)}, func(i int, tx *sql.Tx) error {
+			rs := b.DoAll(ctx, 0, []*barrier.Call{call("tcc", "g3", "try", 1), call("tcc", "g2", "try", 2), call("tcc", "g1", "cancel", 2), call("tcc", "g4", "try", 7)}, func(i int, tx *sql.Tx) error {
 				if i == 3 {
 					_, err := tx.Exec("nonsense")
 					return err

@@ -141,9 +141,8 @@ func (x *executor) together(jobs []*job, r *runner) {
 		return
 	}
 	// The transaction belongs to all members: none of them ends it by leaving.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(live[0].ctx), x.o.Timeout+x.o.Timeout/2)
-	defer cancel()
-	results := x.barrier.DoAll(ctx, calls, func(i int, tx *sql.Tx) error { return x.business(live[i], tx, r) })
+	ctx := context.WithoutCancel(live[0].ctx)
+	results := x.barrier.DoAll(ctx, 2*x.o.Timeout, calls, func(i int, tx *sql.Tx) error { return x.business(live[i], tx, r) })
 	for i, res := range results {
 		live[i].done(res.Err)
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
@@ -59,7 +60,7 @@ func (o Options) withDefaults() Options {
 // barrier.ErrRefused is a No, barrier.ErrOngoing asks for another call later, anything else and a panic mean that nothing
 // is known. It should return when ctx ends; it is cut off if it does not.
 //
-// P is decoded from JSON, or, where *P or P is a protobuf message and the call came over gRPC, from protobuf.
+// P is decoded from JSON, or, where it is a pointer to a protobuf message and the call came over gRPC, from protobuf.
 type Op[P any] func(ctx context.Context, tx *sql.Tx, call *barrier.Call, payload P) error
 
 // TCC are the functions of a branch that tries first. All three get the same payload.
@@ -134,8 +135,8 @@ func handle[P any](p *Participant, name, op string, alone bool, f Op[P]) {
 		panic(fmt.Sprintf("branch: %q with op %s: a name has lower-case letters, digits, hyphens and slashes, and a function", name, op))
 	}
 	o := operation{op: op, alone: alone, run: func(ctx context.Context, tx *sql.Tx, call *barrier.Call, raw []byte, overGRPC bool) error {
-		var payload P
-		if err := decode(raw, &payload, overGRPC); err != nil {
+		payload, err := decode[P](raw, overGRPC)
+		if err != nil {
 			return fmt.Errorf("%w: payload: %w", barrier.ErrInvalid, err)
 		}
 		return f(ctx, tx, call, payload)
@@ -154,14 +155,22 @@ func grpcMethod(name, op string) string {
 }
 
 // decode reads a payload; none at all is the zero P, as DTM's clients send it where there is nothing to say.
-func decode(raw []byte, into any, overGRPC bool) error {
-	if m, ok := into.(proto.Message); ok && overGRPC {
-		return proto.Unmarshal(raw, m)
+func decode[P any](raw []byte, overGRPC bool) (payload P, err error) {
+	if m, ok := any(payload).(proto.Message); ok { // P is a pointer to a message
+		m = m.ProtoReflect().New().Interface()
+		payload = m.(P)
+		switch {
+		case overGRPC:
+			err = proto.Unmarshal(raw, m)
+		case len(raw) > 0:
+			err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(raw, m)
+		}
+		return payload, err
 	}
 	if len(raw) == 0 {
-		return nil
+		return payload, nil
 	}
-	return json.Unmarshal(raw, into)
+	return payload, json.Unmarshal(raw, &payload)
 }
 
 // Handler serves the branches over HTTP, the batch protocol at BatchPath and messages' check-back at /query-prepared.
