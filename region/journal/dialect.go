@@ -34,6 +34,14 @@ type dialect struct {
 	empty func(ctx context.Context, j *Journal, body int, before int64, limit int) (int64, error)
 	// byFinish follows the table's name in a query that shall use the index on finished_at.
 	byFinish string
+	// byID follows the table's name in a query that shall go by id, with a space behind it: SQLite takes any index that
+	// has a column of the filter.
+	byID string
+	// byKind is byFinish for the index on phase and mode.
+	byKind string
+	// already says that what a migration makes is there: where DDL ends its own SQL transaction, an interrupted one is
+	// repeated. nil where it cannot happen.
+	already func(error) bool
 }
 
 // emptyBy is dialect.empty where a statement does it.
@@ -143,7 +151,7 @@ func (j *Journal) migrate(ctx context.Context) error {
 		}
 		for _, m := range list[have:] {
 			for _, stmt := range m.statements {
-				if _, err := q.ExecContext(ctx, stmt); err != nil {
+				if _, err := q.ExecContext(ctx, stmt); err != nil && (j.d.already == nil || !j.d.already(err)) {
 					return fmt.Errorf("to version %d: %w", m.version, err)
 				}
 			}

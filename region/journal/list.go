@@ -43,9 +43,9 @@ func (c *condition) and(sql string, args ...any) {
 // List is engine.Journal's. A cursor that no listing gave is a *txn.Error with txn.CodeInvalid.
 //
 // A page reads from the cursor downwards by id, so that its cost does not depend on how deep it is. Where that finds
-// little, the indexes are asked: by gid for a prefix that few have, by finished_at when most rows are older than
-// visibleSince. What is left to cost a look at every row that is visible is a filter by mode, phase, slot or the time of
-// begin that almost nothing matches.
+// little, the indexes are asked: by gid for a prefix that few have, by phase and mode where either is given, by
+// finished_at when most rows are older than visibleSince. What is left to cost a look at every row that is visible is a
+// filter by slot or by the time of begin that almost nothing matches.
 func (j *Journal) List(ctx context.Context, f engine.Filter, cursor string, limit int, visibleSince int64) ([]*record.Tx, string, error) {
 	below, err := parseCursor(cursor)
 	if err != nil {
@@ -57,6 +57,9 @@ func (j *Journal) List(ctx context.Context, f engine.Filter, cursor string, limi
 	}
 	l := &listing{j: j, match: match, below: below, want: limit + 1, prefix: f.GidPrefix}
 	l.finishedSince = visibleSince
+	if f.Mode != 0 || len(f.Phases) > 0 {
+		l.kinds = kindsOf(&f)
+	}
 	if f.BegunAfter > 0 {
 		l.finishedSince = max(l.finishedSince, f.BegunAfter-skewMax.Milliseconds())
 	}
@@ -129,6 +132,25 @@ func matching(f *engine.Filter, visibleSince int64) (condition, bool) {
 	return c, true
 }
 
+// kind is a phase and a mode: the index has a run of ids for each.
+type kind struct {
+	phase txn.Phase
+	mode  txn.Mode
+}
+
+// kindsOf lists the kinds of finished transactions that a filter lets through.
+func kindsOf(f *engine.Filter) []kind {
+	var kinds []kind
+	for _, p := range []txn.Phase{txn.PhaseCommitted, txn.PhaseAborted} {
+		for _, m := range txn.Modes {
+			if (len(f.Phases) == 0 || slices.Contains(f.Phases, p)) && (f.Mode == 0 || f.Mode == m) {
+				kinds = append(kinds, kind{p, m})
+			}
+		}
+	}
+	return kinds
+}
+
 // withPrefix is a range of gids as bytes: it knows no pattern's special characters.
 func withPrefix(prefix string) condition {
 	if prefix == "" {
@@ -153,7 +175,8 @@ type listing struct {
 	below         int64 // rows of this id and above are done
 	want          int
 	prefix        string
-	finishedSince int64 // no row finished before it matches; 0 where that is not known
+	finishedSince int64  // no row finished before it matches; 0 where that is not known
+	kinds         []kind // nil: phase and mode do not matter
 	found         []stored
 }
 
@@ -174,6 +197,11 @@ func (l *listing) run(ctx context.Context) error {
 		return nil
 	}
 	l.below = min(l.below, *high+1)
+	if l.kinds != nil {
+		if done, err := l.byKind(ctx); done || err != nil {
+			return err
+		}
+	}
 	span, looked := window, int64(0)
 	for l.missing() > 0 && l.below > *low {
 		from := max(l.below-span, *low)
@@ -197,10 +225,39 @@ func (l *listing) run(ctx context.Context) error {
 	return nil
 }
 
+// byKind goes down from the cursor through the rows of the kinds wanted, and through no others. It gives up, where it is,
+// when the rest of the filter turns most of them away: false.
+func (l *listing) byKind(ctx context.Context) (bool, error) {
+	for n, looked := l.missing(), 0; looked <= indexed; n = max(n, fetchRows) {
+		var ids []int64
+		for _, k := range l.kinds { // one by one: SQLite sorts the whole of a UNION
+			of, err := l.ids(ctx, "SELECT id FROM lockstep_journal"+l.j.d.byKind+" WHERE finish_seq IS NOT NULL AND phase = ? AND mode = ? AND id < ? ORDER BY id DESC LIMIT ?",
+				[]any{int64(k.phase), int64(k.mode), l.below, n})
+			if err != nil {
+				return false, err
+			}
+			ids = append(ids, of...)
+		}
+		slices.Sort(ids)
+		slices.Reverse(ids)
+		ids = ids[:min(n, len(ids))]
+		if err := l.fetch(ctx, ids); err != nil {
+			return false, err
+		}
+		if len(ids) < n || l.missing() <= 0 {
+			return true, nil
+		}
+		l.below = ids[n-1] // fetch has sorted them: the newest first
+		looked += n
+		n *= 2
+	}
+	return false, nil
+}
+
 // read finds rows of one condition, the newest first.
 func (l *listing) read(ctx context.Context, c condition) error {
 	args := append(append([]any{}, c.args...), l.match.args...)
-	rows, err := l.j.read.QueryContext(ctx, l.j.d.bind(selectRow+"WHERE "+c.sql+l.match.sql+" ORDER BY id DESC LIMIT ?"), append(args, l.missing())...)
+	rows, err := l.j.read.QueryContext(ctx, l.j.d.bind(selectRow+l.j.d.byID+"WHERE "+c.sql+l.match.sql+" ORDER BY id DESC LIMIT ?"), append(args, l.missing())...)
 	if err != nil {
 		return err
 	}

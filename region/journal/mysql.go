@@ -35,6 +35,9 @@ var mysqlDialect = &dialect{
 	empty: emptyBy(`UPDATE lockstep_journal SET body = 0, closed = NULL, progress = NULL
 		WHERE body = ? AND finished_at < ? ORDER BY finished_at LIMIT ?`),
 	byFinish: " FORCE INDEX (lockstep_journal_finished)",
+	byID:     "FORCE INDEX (PRIMARY) ",
+	byKind:   " FORCE INDEX (lockstep_journal_kind)",
+	already:  func(err error) bool { return mysqlCode(err) == 1061 }, // duplicate key name
 }
 
 func mysqlCode(err error) uint16 {

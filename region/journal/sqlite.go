@@ -42,6 +42,8 @@ var sqliteDialect = &dialect{
 		WHERE body = ? AND finished_at < ? ORDER BY finished_at LIMIT ?)`,
 	empty:    emptySQLite,
 	byFinish: " INDEXED BY lockstep_journal_finished",
+	byID:     "NOT INDEXED ", // but by rowid
+	byKind:   " INDEXED BY lockstep_journal_kind",
 }
 
 // sqliteInsert writes one row; the finish of a transaction takes the place of its decision alone.
