@@ -224,7 +224,8 @@ func (c *Core) adopt(at int64, e *entry, p *pending, ad Adopt) {
 			Phase: e.tx.State.Phase, Text: "it is known here already and was left as it is"}})
 		return
 	}
-	e.tx = ad.Tx
+	// The events are numbered here, under this slot's epoch: the bytes that came with it are not those.
+	e.tx = record.Tx{State: ad.Tx.State, Timeline: ad.Tx.Timeline}
 	e.tx.State.Gid, e.tx.State.Epoch = p.req.Gid, e.slot.epoch
 	e.tx.State = txn.Reloaded(e.tx.State)
 	if err := txn.Check(&e.tx.State); err != nil {

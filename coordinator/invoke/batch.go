@@ -214,7 +214,9 @@ func (v *Invoker) sendBatch(d *destination, offer string, jobs []job) (again []j
 	first := jobs[0].call
 	ctx, cancel := context.WithTimeoutCause(v.life(first), first.Timeout, errCallTimeout)
 	defer cancel()
-	reply, err := v.callBatch(ctx, offer, jobs)
+	var reply *batchpb.BatchReply
+	var err error
+	v.cfg.Around(first, func() { reply, err = v.callBatch(ctx, offer, jobs) })
 	if err == nil && len(reply.Answers) != len(jobs) {
 		err = fmt.Errorf("the batch of %d has %d answers", len(jobs), len(reply.Answers))
 	}
@@ -252,7 +254,7 @@ func (v *Invoker) sendBatch(d *destination, offer string, jobs []job) (again []j
 func (v *Invoker) judgeMember(d *destination, res *engine.CallResult, a *batchpb.BranchAnswer) bool {
 	message := text([]byte(a.GetMessage()))
 	switch a.GetStatus() {
-	case 0, http.StatusOK:
+	case http.StatusOK:
 		res.Outcome = txn.Done
 		if res.Call.WantResult {
 			keep(res, a.GetResult(), v.cfg.ResultBytesMax)

@@ -31,7 +31,7 @@ type batcher struct {
 
 func newBatcher(t *testing.T) *batcher {
 	t.Helper()
-	b := &batcher{answer: func(*batchpb.BranchCall) *batchpb.BranchAnswer { return &batchpb.BranchAnswer{} }}
+	b := &batcher{answer: func(*batchpb.BranchCall) *batchpb.BranchAnswer { return &batchpb.BranchAnswer{Status: 200} }}
 	s := httptest.NewServer(b)
 	t.Cleanup(func() {
 		s.CloseClientConnections()
@@ -104,7 +104,7 @@ func TestWhatWaitsGoesInOneRequest(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		got = append(got, c)
-		return &batchpb.BranchAnswer{}
+		return &batchpb.BranchAnswer{Status: 200}
 	}
 	v := newInvoker(t, Config{})
 	b.meet(t, v)
@@ -148,7 +148,7 @@ func TestEachMemberHasItsOwnAnswer(t *testing.T) {
 	t.Parallel()
 	b := newBatcher(t)
 	statuses := []uint32{0, 200, 409, 425, 412, 400, 500, 503, 302}
-	wants := []txn.Outcome{txn.Done, txn.Done, txn.Refused, txn.Ongoing, txn.Stale, txn.Unknown, txn.Unknown, txn.Unknown, txn.Unknown}
+	wants := []txn.Outcome{txn.Unknown, txn.Done, txn.Refused, txn.Ongoing, txn.Stale, txn.Unknown, txn.Unknown, txn.Unknown, txn.Unknown}
 	b.answer = func(c *batchpb.BranchCall) *batchpb.BranchAnswer {
 		var i int
 		fmt.Sscanf(c.Gid, "g%d", &i)
@@ -216,7 +216,7 @@ func TestAnAddressOutsideTheOffer(t *testing.T) {
 		if strings.HasPrefix(c.Target, "/other") {
 			return &batchpb.BranchAnswer{Status: 404}
 		}
-		return &batchpb.BranchAnswer{}
+		return &batchpb.BranchAnswer{Status: 200}
 	}
 	v := newInvoker(t, Config{})
 	b.meet(t, v)

@@ -41,6 +41,8 @@ type Config struct {
 	// TLS is how https:// and grpcs:// addresses are called; nil means by the system's certificate authorities, without a
 	// client certificate, from TLS 1.2 on.
 	TLS *tls.Config
+	// Around runs each call, or each batch by its first member, and must call f; nil calls it. It labels profiles.
+	Around func(c *engine.Call, f func())
 	// Log gets Debug for each call; nil discards.
 	Log *slog.Logger
 }
@@ -66,6 +68,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.TLS == nil {
 		c.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	if c.Around == nil {
+		c.Around = func(_ *engine.Call, f func()) { f() }
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -348,14 +353,16 @@ func (v *Invoker) call(c *engine.Call) (res engine.CallResult) {
 	}()
 	ctx, cancel := context.WithTimeoutCause(v.life(c), c.Timeout, errCallTimeout)
 	defer cancel()
-	switch kindOf(c) {
-	case kindHTTP:
-		v.callHTTP(ctx, c, &res)
-	case kindJSONRPC:
-		v.callJSONRPC(ctx, c, &res)
-	case kindGRPC:
-		v.callGRPC(ctx, c, &res)
-	}
+	v.cfg.Around(c, func() {
+		switch kindOf(c) {
+		case kindHTTP:
+			v.callHTTP(ctx, c, &res)
+		case kindJSONRPC:
+			v.callJSONRPC(ctx, c, &res)
+		case kindGRPC:
+			v.callGRPC(ctx, c, &res)
+		}
+	})
 	if res.Outcome != txn.Unknown {
 		return res
 	}

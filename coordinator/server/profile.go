@@ -19,20 +19,12 @@ func (s *Server) labelled(mode, phase string, f func()) {
 	telemetry.Labelled(context.Background(), mode, phase, f)
 }
 
-// labelledCalls labels branch calls by their mode and operation. A goroutine inherits the labels of who started it, so
-// that the invoker needs to know nothing of them; a call that waited for its destination goes under the labels of the
-// one before it.
-type labelledCalls struct{ engine.Invoker }
-
-// Start is engine.Invoker's.
-func (l labelledCalls) Start(c *engine.Call, done func(engine.CallResult)) {
-	telemetry.Labelled(context.Background(), c.Mode.String(), c.Op.String(), func() { l.Invoker.Start(c, done) })
-}
-
-// calls is the invoker as the engine gets it.
-func (s *Server) calls() engine.Invoker {
+// aroundCall labels a branch call by its mode and operation; nil without --pyroscope-url.
+func (s *Server) aroundCall() func(c *engine.Call, f func()) {
 	if s.cfg.PyroscopeUrl == "" {
-		return s.invoker
+		return nil
 	}
-	return labelledCalls{s.invoker}
+	return func(c *engine.Call, f func()) {
+		telemetry.Labelled(context.Background(), c.Mode.String(), c.Op.String(), f)
+	}
 }

@@ -170,7 +170,7 @@ func (s *Server) build(context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.invoker = invoke.New(invoke.Config{InFlightMax: c.BranchInflightMax, BreakerFails: c.BreakerFails, BreakerPause: c.BreakerPause, Allow: allow, TLS: secure, Log: s.log})
+	s.invoker = invoke.New(invoke.Config{InFlightMax: c.BranchInflightMax, BreakerFails: c.BreakerFails, BreakerPause: c.BreakerPause, Allow: allow, TLS: secure, Around: s.aroundCall(), Log: s.log})
 	s.onClose(func() error { s.invoker.Close(); return nil })
 	var creds credentials.TransportCredentials
 	if s.certs != nil {
@@ -185,7 +185,7 @@ func (s *Server) build(context.Context) error {
 	s.runner = engine.NewRunner(engine.Config{
 		Self: s.member, Limits: engine.Limits{LiveMax: c.LiveMax, UnsavedMax: c.UnsavedMax}, MemberTTL: c.MemberTtl, KeepFinished: c.KeepFinished,
 		Log: s.log, Observer: s.metrics,
-	}, s.store, s.journal, s.calls(), s.peers, s.clock)
+	}, s.store, s.journal, s.invoker, s.peers, s.clock)
 	guarded := &limited{Runner: s.runner, rates: newRates(c.BeginsPerSecond), log: s.log}
 	s.wire = dtmwire.New(guarded, s.store.KV(), allow, dtmwire.Limits{BodyBytes: c.BodyBytesMax, Branches: c.BranchesMax, PayloadBytes: c.PayloadBytesMax, Wait: c.WaitMax}, s.clock.Now, s.log)
 	s.wire.AuditTopic = func(ctx context.Context, act, topic, url string, err error) {

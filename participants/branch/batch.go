@@ -118,7 +118,7 @@ var errNoBranch = errors.New("not found")
 
 func answerOf(err error) *batchpb.BranchAnswer {
 	if err == nil {
-		return &batchpb.BranchAnswer{}
+		return &batchpb.BranchAnswer{Status: http.StatusOK}
 	}
 	a := &batchpb.BranchAnswer{Status: uint32(Status(err)), Message: strings.ToValidUTF8(err.Error(), "?")}
 	if errors.Is(err, errNoBranch) {

@@ -144,7 +144,7 @@ func TestABatchIsOneTransactionWithAnAnswerPerMember(t *testing.T) {
 	k := newKit(t, branch.Options{})
 	stale := member("s", "try", "")
 	stale.Epoch = 1
-	if a := k.batch(t, member("s", "try", "")); a[0].Status != 0 {
+	if a := k.batch(t, member("s", "try", "")); a[0].Status != 200 {
 		t.Fatal(a)
 	}
 	k.txs.Store(0)
@@ -160,10 +160,10 @@ func TestABatchIsOneTransactionWithAnAnswerPerMember(t *testing.T) {
 		member("a", "try", ""), member("b", "try", "refused"), member("c", "try", ""), member("d", "try", "boom"), member("e", "cancel", ""),
 		member("s", "try", ""), stale, member("f", "try", "ongoing"), nowhere, wrongOp, noJSON, unfenced, member("g", "try", ""),
 	}
-	want := []uint32{0, 409, 0, 500, 0, 0, 412, 425, 404, 400, 400, 500, 0}
+	want := []uint32{200, 409, 200, 500, 200, 200, 412, 425, 404, 400, 400, 500, 200}
 	effects := []int{1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1}
 	for i, a := range k.batch(t, calls...) {
-		if a.Status != want[i] || (a.Status != 0 && a.Message == "") {
+		if a.Status != want[i] || (a.Status != 200 && a.Message == "") {
 			t.Errorf("%s %s: %v, want %d", calls[i].Gid, calls[i].Op, a, want[i])
 		}
 		if n := k.effects(t, calls[i].Gid); n != effects[i] {
@@ -178,7 +178,7 @@ func TestABatchIsOneTransactionWithAnAnswerPerMember(t *testing.T) {
 		c       *batchpb.BranchCall
 		status  uint32
 		effects int
-	}{{member("b", "try", ""), 0, 1}, {member("d", "try", ""), 0, 1}, {member("e", "try", ""), 409, 0}, {member("a", "try", "boom"), 0, 1}} {
+	}{{member("b", "try", ""), 200, 1}, {member("d", "try", ""), 200, 1}, {member("e", "try", ""), 409, 0}, {member("a", "try", "boom"), 200, 1}} {
 		if a := k.batch(t, again.c); a[0].Status != again.status || k.effects(t, again.c.Gid) != again.effects {
 			t.Errorf("%s again: %v and %d effects", again.c.Gid, a[0], k.effects(t, again.c.Gid))
 		}
@@ -191,7 +191,7 @@ func TestFunctionsThatMisbehave(t *testing.T) {
 	for i, say := range []string{"panic", "hang", "wait for the context"} {
 		bad, before, after := fmt.Sprintf("bad%d", i), fmt.Sprintf("before%d", i), fmt.Sprintf("after%d", i)
 		answers := k.batch(t, member(before, "try", ""), member(bad, "try", say), member(after, "try", ""))
-		for n, want := range []uint32{0, 500, 0} {
+		for n, want := range []uint32{200, 500, 200} {
 			if answers[n].Status != want {
 				t.Errorf("%s: member %d: %v", say, n, answers[n])
 			}
@@ -201,7 +201,7 @@ func TestFunctionsThatMisbehave(t *testing.T) {
 				t.Errorf("%s: %s has %d effects", say, gid, n)
 			}
 		}
-		if a := k.batch(t, member(bad, "try", "")); a[0].Status != 0 || k.effects(t, bad) != 1 {
+		if a := k.batch(t, member(bad, "try", "")); a[0].Status != 200 || k.effects(t, bad) != 1 {
 			t.Errorf("%s: the repeat: %v", say, a[0])
 		}
 	}
@@ -235,7 +235,7 @@ func TestAloneBranchesHoldUpNobody(t *testing.T) {
 	alone := member("alone", "try", "")
 	alone.Target = "/alone/try"
 	a := k.batch(t, alone, member("shared", "try", ""))
-	if a[0].Status != 0 || a[1].Status != 0 || k.txs.Load() != 2 {
+	if a[0].Status != 200 || a[1].Status != 200 || k.txs.Load() != 2 {
 		t.Errorf("%v in %d transactions", a, k.txs.Load())
 	}
 }
@@ -307,7 +307,7 @@ func TestGRPC(t *testing.T) {
 	err = conn.Invoke(context.Background(), branch.BatchMethod, &batchpb.BatchRequest{Calls: []*batchpb.BranchCall{
 		raw(member("x", "try", ""), "/test.kit/Try"), raw(member("y", "try", "refused"), "/test.kit/Try"),
 	}}, reply)
-	if err != nil || len(reply.Answers) != 2 || reply.Answers[0].Status != 0 || reply.Answers[1].Status != 409 {
+	if err != nil || len(reply.Answers) != 2 || reply.Answers[0].Status != 200 || reply.Answers[1].Status != 409 {
 		t.Errorf("%v, %v", reply, err)
 	}
 }

@@ -13,6 +13,8 @@ const (
 	HTTP   = "http"   // DTM's Go SDK over HTTP
 	GRPC   = "grpc"   // DTM's Go SDK over gRPC
 	Native = "native" // our own API, one call per transaction, HTTP participants; only Lockstep speaks it
+	// NativeBatch is Native with participants that take batches.
+	NativeBatch = "native-batch"
 )
 
 // Driver runs transactions through one API. Run is called by many clients at once.

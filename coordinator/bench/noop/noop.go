@@ -2,6 +2,7 @@
 // measured is the coordinator and not the work. They run as a process of their own (cmd/bench-participants).
 //
 //	POST|GET /try, /confirm, /cancel      answered as Mode says, counted
+//	POST|GET /batched/{try,confirm,cancel} the same from a participant that takes native batches, at /batched/batch
 //	/busi.Noop/{Try,Confirm,Cancel}       the same over gRPC, any message
 //	GET  /counts                          Counts as JSON
 //	POST /control?confirm=ok|fail|hold&track=true|false   changes Mode and forgets the tracked gids
@@ -158,6 +159,11 @@ func (p *Participants) serve(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
 	case "/try":
 		p.answer(w, r, Try)
+	case "/batched/try", "/batched/confirm", "/batched/cancel":
+		w.Header()[batchOffer] = batchPath
+		p.answer(w, r, batchedOps[r.URL.Path])
+	case batchPath[0]:
+		p.batch(w, r)
 	case "/confirm":
 		p.answer(w, r, Confirm)
 	case "/cancel":

@@ -30,8 +30,8 @@ func TestTargets(t *testing.T) {
 		"native one-call API: at least 1.5 times our throughput over DTM's wire": Pass,
 	}
 	checks := r.Targets()
-	if len(checks) != 15 {
-		t.Errorf("%d targets, want 15", len(checks))
+	if len(checks) != 16 {
+		t.Errorf("%d targets, want 16", len(checks))
 	}
 	for _, c := range checks {
 		if v, ok := want[c.Text]; ok && v != c.Verdict {

@@ -252,7 +252,7 @@ func (x *BatchReply) GetAnswers() []*BranchAnswer {
 
 type BranchAnswer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`  // the HTTP status that a single call would have been answered with; 0 is 200
+	Status        uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`  // the HTTP status that a single call would have been answered with; 0 is no answer
 	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"` // why, where it is not 200
 	Result        []byte                 `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -26,9 +26,10 @@ import (
 
 // drivers are the APIs there are a client for.
 var drivers = map[string]func(load.Config) (load.Driver, error){
-	load.HTTP:   dtmsdk.NewHTTP,
-	load.GRPC:   dtmsdk.NewGRPC,
-	load.Native: native.New,
+	load.HTTP:        dtmsdk.NewHTTP,
+	load.GRPC:        dtmsdk.NewGRPC,
+	load.Native:      native.New,
+	load.NativeBatch: native.NewBatched,
 }
 
 func main() {

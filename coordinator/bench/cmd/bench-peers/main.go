@@ -64,7 +64,7 @@ func parse(args []string) (o options, err error) {
 	}
 	var clients []string
 	list(&o.contenders, "contenders", strings.Join(rig.Names(), ","), "who takes part")
-	list(&o.apis, "apis", load.HTTP+","+load.GRPC+","+load.Native, "of http, grpc and native, the last being Lockstep's alone")
+	list(&o.apis, "apis", load.HTTP+","+load.GRPC+","+load.Native+","+load.NativeBatch, "of http, grpc, native and native-batch, the last two being Lockstep's alone")
 	list(&clients, "clients", "1,64,256", "numbers of concurrent clients")
 	f.IntVar(&o.rounds, "rounds", 3, "how often each takes its turn")
 	f.DurationVar(&o.round, "round", 4*time.Second, "measured window of a turn")
@@ -87,7 +87,7 @@ func parse(args []string) (o options, err error) {
 		o.clients = append(o.clients, n)
 	}
 	for _, a := range o.apis {
-		if all := []string{load.HTTP, load.GRPC, load.Native}; !slices.Contains(all, a) {
+		if all := []string{load.HTTP, load.GRPC, load.Native, load.NativeBatch}; !slices.Contains(all, a) {
 			errs = append(errs, fmt.Errorf("--apis: no api %q; there are %v", a, all))
 		}
 	}
@@ -154,7 +154,7 @@ func measureAll(ctx context.Context, o options, r *rig.Rig, contenders []*rig.Co
 		for _, api := range o.apis {
 			for round := range o.rounds {
 				for _, c := range contenders {
-					if api == load.Native && c.Name != rig.Lockstep {
+					if (api == load.Native || api == load.NativeBatch) && c.Name != rig.Lockstep {
 						continue
 					}
 					if ctx.Err() != nil {

@@ -15,13 +15,18 @@ type driver struct {
 }
 
 // New returns a driver; its Coordinator is the gRPC address, its participants speak HTTP.
-func New(c load.Config) (load.Driver, error) {
+func New(c load.Config) (load.Driver, error) { return newDriver(c, "") }
+
+// NewBatched returns a driver whose participants take native batches.
+func NewBatched(c load.Config) (load.Driver, error) { return newDriver(c, "/batched") }
+
+func newDriver(c load.Config, prefix string) (load.Driver, error) {
 	cl, err := client.Dial(c.Coordinator)
 	if err != nil {
 		return nil, err
 	}
 	d := &driver{c: cl}
-	base := "http://" + c.ParticipantsHTTP
+	base := "http://" + c.ParticipantsHTTP + prefix
 	for i := range load.Branches {
 		d.branches = append(d.branches, client.Branch{
 			ID: fmt.Sprintf("%02d", i+1), Try: base + "/try", Confirm: base + "/confirm", Cancel: base + "/cancel", Payload: []byte(`{"account":"alice","amount":30}`),
