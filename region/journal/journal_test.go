@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -471,7 +470,6 @@ func TestContextEndsReads(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		time.Sleep(10 * time.Millisecond)
 		if n := count(t, j); n != 10 {
 			t.Fatal(n)
 		}
