@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"time"
 )
 
 // Dialect names a kind of database.
@@ -51,6 +52,8 @@ type dialect interface {
 	savepoint(ctx context.Context, tx *sql.Tx, stmts string) error
 	// retryable says that the whole transaction failed for a reason that may be gone the next time.
 	retryable(err error) bool
+	// timeArg is a time as create_time is compared with.
+	timeArg(t time.Time) any
 	// table and fence are the tables' names; arg is the n-th placeholder, from 1.
 	table() string
 	fence() string
@@ -124,6 +127,8 @@ type generic struct {
 func (g generic) table() string  { return g.tableName }
 func (g generic) fence() string  { return g.fenceName }
 func (g generic) arg(int) string { return "?" }
+
+func (g generic) timeArg(t time.Time) any { return t.UTC().Format(time.DateTime) }
 
 func (g generic) lockFences(ctx context.Context, tx *sql.Tx, locks []lock, f *facts) error {
 	for _, l := range locks {

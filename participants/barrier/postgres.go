@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -26,6 +27,8 @@ const lockClass = 0x4c6f636b
 func (p postgres) table() string    { return p.schema + ".barrier" }
 func (p postgres) fence() string    { return p.schema + ".lockstep_fence" }
 func (p postgres) arg(n int) string { return fmt.Sprintf("$%d", n) }
+
+func (postgres) timeArg(t time.Time) any { return t }
 
 func (p postgres) migrate() []string {
 	stmts := []string{
@@ -48,7 +51,8 @@ func (p postgres) migrate() []string {
 		// DTM's own leaves create_time empty; the cleaner needs it. The lock of ALTER TABLE is taken once, not at each start.
 		`DO $do$ BEGIN IF EXISTS (SELECT 1 FROM information_schema.columns WHERE table_schema = '%[1]s' AND table_name = 'barrier'
 			AND column_name = 'create_time' AND column_default IS NULL)
-			THEN ALTER TABLE %[1]s.barrier ALTER create_time SET DEFAULT now(); END IF; END $do$`,
+			THEN ALTER TABLE %[1]s.barrier ALTER create_time SET DEFAULT now();
+			UPDATE %[1]s.barrier SET create_time = now() WHERE create_time IS NULL; END IF; END $do$`,
 		`CREATE TABLE IF NOT EXISTS %[1]s.lockstep_fence (
 			slot int PRIMARY KEY CHECK (slot BETWEEN 0 AND 1023),
 			epoch bigint NOT NULL DEFAULT 1 CHECK (epoch >= 1),

@@ -23,11 +23,7 @@ const (
 func NewGid(now time.Time, accept func(slot int) bool) string {
 	var b [gidLength]byte
 	copy(b[:], GidPrefix)
-	ms := uint64(now.UnixMilli())
-	for i := timeChars - 1; i >= 0; i-- {
-		b[len(GidPrefix)+i] = crockford[ms&31]
-		ms >>= 5
-	}
+	putTime(b[len(GidPrefix):], now)
 	var seed [8]byte
 	_, _ = rand.Read(seed[:]) // it never fails (crypto/rand's contract)
 	v := binary.LittleEndian.Uint64(seed[:])
@@ -50,6 +46,22 @@ func NewGid(now time.Time, accept func(slot int) bool) string {
 		v++
 	}
 	return string(b[:])
+}
+
+// FirstGid is not above any gid that NewGid makes at t or later, and above those that it made before.
+func FirstGid(t time.Time) string {
+	var b [len(GidPrefix) + timeChars]byte
+	copy(b[:], GidPrefix)
+	putTime(b[len(GidPrefix):], t)
+	return string(b[:])
+}
+
+func putTime(b []byte, t time.Time) {
+	ms := uint64(t.UnixMilli())
+	for i := timeChars - 1; i >= 0; i-- {
+		b[i] = crockford[ms&31]
+		ms >>= 5
+	}
 }
 
 // TimeOf gives the time that a gid made by NewGid carries; false for any other gid.

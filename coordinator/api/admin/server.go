@@ -23,6 +23,7 @@ type Engine interface {
 	Do(ctx context.Context, req engine.Request) (engine.Reply, error)
 	List(ctx context.Context, f engine.Filter, cursor string, limit int) ([]engine.Reply, string, error)
 	View() *engine.View
+	Floors(ctx context.Context) (map[int]int64, error)
 	Ready() bool
 }
 
@@ -73,6 +74,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("POST /v1/transaction/stop", s.act("stop", txn.Stop{}))
 	mux.HandleFunc("POST /v1/adopt", s.adopt)
 	mux.HandleFunc("GET /v1/status", s.status)
+	mux.HandleFunc("GET /v1/floors", s.floors)
 	if s.Advance != nil {
 		mux.HandleFunc("POST /debug/clock/advance", s.advance)
 	}
@@ -320,6 +322,21 @@ func (s *Server) adopt(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	write(w, http.StatusOK, ViewOf(&rep, true))
+}
+
+// Floors is what GET /v1/floors answers: by slot that this process holds, the time in milliseconds since 1970 of its
+// oldest unfinished transaction whose gid carries one, or the present. Participants clean their barriers by it.
+type Floors struct {
+	Floors map[int]int64 `json:"floors"`
+}
+
+func (s *Server) floors(w http.ResponseWriter, r *http.Request) {
+	floors, err := s.Engine.Floors(r.Context())
+	if err != nil {
+		refused(w, "", err)
+		return
+	}
+	write(w, http.StatusOK, Floors{floors})
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {

@@ -38,6 +38,7 @@ func (f *fake) List(context.Context, engine.Filter, string, int) ([]engine.Reply
 	return nil, "", f.err
 }
 func (*fake) View() *engine.View { return nil }
+func (*fake) Floors(context.Context) (map[int]int64, error) { return map[int]int64{7: 5}, nil }
 func (*fake) Ready() bool        { return false }
 
 func serverOf(f *fake) *Server {

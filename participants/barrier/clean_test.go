@@ -1,0 +1,142 @@
+package barrier_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/participants/barrier"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+func gidTime(gid string) (int64, bool) {
+	t, ok := slot.TimeOf(gid)
+	return t.UnixMilli(), ok
+}
+
+// gidAt is a new gid of that time in slot n.
+func gidAt(at time.Time, n int) string {
+	return slot.NewGid(at, func(m int) bool { return m == n })
+}
+
+// Rule: rows go only at or below a floor that was raised before, which passes no unfinished transaction; what is below it
+// is not taken for new.
+func TestCleaning(t *testing.T) {
+	ctx := context.Background()
+	now := time.UnixMilli(1_790_000_000_000)
+	c := openCounter(t, filepath.Join(t.TempDir(), "x.db"), barrier.Options{GidTime: gidTime})
+	old, open, behind, young, unknown, other := gidAt(now.Add(-50*time.Hour), 1), gidAt(now.Add(-40*time.Hour), 1), gidAt(now.Add(-30*time.Hour), 1),
+		gidAt(now.Add(-time.Hour), 1), gidAt(now.Add(-50*time.Hour), 2), gidAt(now.Add(-30*time.Hour), 3)
+	for i, gid := range []string{old, open, behind, young, unknown, other, "untimed"} {
+		c.do(t, call("tcc", gid, "try", 1), barrier.Done, nil, i+1)
+	}
+	o := barrier.CleanOptions{
+		Now: func() time.Time { return now }, Batch: 2,
+		Floors: func(context.Context) (map[int]int64, error) {
+			ms, _ := gidTime(open)
+			return map[int]int64{1: ms, 3: now.UnixMilli()}, nil
+		},
+	}
+	done, err := c.b.Clean(ctx, o)
+	if err != nil || done != (barrier.Cleaned{Timed: 2, Raised: 2}) {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	left := map[string]bool{}
+	rows, err := c.db.Query(`SELECT gid FROM dtm_barrier_barrier`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for rows.Next() {
+		var gid string
+		if err := rows.Scan(&gid); err != nil {
+			t.Fatal(err)
+		}
+		left[gid] = true
+	}
+	if rows.Close(); len(left) != 5 || left[old] || left[other] {
+		t.Fatalf("left: %v", left)
+	}
+	// What was cleaned does not run again; what was not goes on.
+	c.do(t, call("tcc", old, "try", 1), barrier.Unknown, barrier.ErrRefused, 7)
+	for _, op := range []string{"confirm", "cancel"} {
+		if got, err := c.b.Do(ctx, call("tcc", old, op, 1), effect(op)); got != barrier.Unknown || err == nil || errors.Is(err, barrier.ErrRefused) || c.effects(t, op) != 0 {
+			t.Errorf("%s: %s, %v", op, got, err)
+		}
+	}
+	c.do(t, call("tcc", open, "try", 1), barrier.Repeated, nil, 7)
+	c.do(t, call("tcc", open, "confirm", 1), barrier.Done, nil, 1)
+	c.do(t, call("tcc", behind, "confirm", 1), barrier.Done, nil, 2)
+	c.do(t, call("tcc", gidAt(now.Add(-35*time.Hour), 1), "try", 1), barrier.Done, nil, 8) // above the floor
+	if done, err = c.b.Clean(ctx, o); err != nil || done != (barrier.Cleaned{}) {
+		t.Errorf("again: %+v, %v", done, err)
+	}
+}
+
+// Rule: rows of gids that carry no time go by their age.
+func TestCleaningOfUntimedRows(t *testing.T) {
+	ctx := context.Background()
+	c := openCounter(t, filepath.Join(t.TempDir(), "x.db"), barrier.Options{GidTime: gidTime})
+	for i := range 7 {
+		c.do(t, call("tcc", fmt.Sprintf("g%d", i), "try", 1), barrier.Done, nil, i+1)
+	}
+	if _, err := c.db.Exec(`UPDATE dtm_barrier_barrier SET create_time = datetime('now', '-31 days') WHERE gid < 'g5'`); err != nil {
+		t.Fatal(err)
+	}
+	o := barrier.CleanOptions{Batch: 2, Floors: func(context.Context) (map[int]int64, error) { return nil, nil }}
+	done, err := c.b.Clean(ctx, o)
+	if n := c.rows(t); err != nil || done != (barrier.Cleaned{Untimed: 5}) || n != 2 {
+		t.Errorf("%+v, %v, %d rows left", done, err, n)
+	}
+}
+
+// Rule: without the holders' word nothing is cleaned.
+func TestCleaningNeedsFloors(t *testing.T) {
+	ctx := context.Background()
+	c := openCounter(t, filepath.Join(t.TempDir(), "x.db"), barrier.Options{GidTime: gidTime})
+	c.do(t, call("tcc", gidAt(time.UnixMilli(1), 1), "try", 1), barrier.Done, nil, 1)
+	if _, err := c.b.Clean(ctx, barrier.CleanOptions{}); !errors.Is(err, barrier.ErrInvalid) {
+		t.Error(err)
+	}
+	down := errors.New("nobody answers")
+	if _, err := c.b.Clean(ctx, barrier.CleanOptions{Floors: func(context.Context) (map[int]int64, error) { return nil, down }}); !errors.Is(err, down) {
+		t.Error(err)
+	}
+	if n := c.rows(t); n != 1 {
+		t.Errorf("%d rows left", n)
+	}
+}
+
+func TestFloorsFromCoordinators(t *testing.T) {
+	serve := func(status int, body string) string {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/v1/floors" || r.Header.Get("Authorization") != "Bearer secret" {
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			w.WriteHeader(status)
+			fmt.Fprint(w, body)
+		}))
+		t.Cleanup(s.Close)
+		return s.URL
+	}
+	a, b := serve(200, `{"floors":{"1":100,"2":200}}`), serve(200, `{"floors":{"2":150,"3":300}}`)
+	down, odd := serve(503, "not ready"), serve(200, `{"floors":{"1024":1}}`)
+	got, err := barrier.FloorsFrom([]string{a, down, b + "/", odd}, "secret", nil)(context.Background())
+	if err != nil || !maps.Equal(got, map[int]int64{1: 100, 2: 150, 3: 300}) {
+		t.Errorf("%v, %v", got, err)
+	}
+	for name, urls := range map[string][]string{"down": {down}, "odd": {odd}, "none": {}} {
+		if got, err := barrier.FloorsFrom(urls, "secret", nil)(context.Background()); err == nil {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if _, err := barrier.FloorsFrom([]string{a}, "wrong", nil)(context.Background()); err == nil {
+		t.Error("a wrong token was taken")
+	}
+}
