@@ -17,6 +17,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,6 +30,7 @@ func main() { os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stder
 
 type cli struct {
 	Serve serveCmd `cmd:"" help:"Serve the buyer, merchant and points participants."`
+	Check checkCmd `cmd:"" help:"Check any participant, in any language: repeats, late and stale calls, confirm against cancel, conservation."`
 	Pay   payCmd   `cmd:"" help:"Pay with DTM's Go SDK, unchanged: orders come as JSON lines on standard input, answers leave as lines."`
 }
 
@@ -70,7 +72,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	code := -1
 	parser, err := kong.New(&c, kong.Name("lockstep-participants"), kong.Writers(stdout, stderr), kong.Exit(func(n int) { code = n }),
 		kong.Description("Reference participants of a payment."), kong.BindTo(ctx, (*context.Context)(nil)),
-		kong.Bind(slog.New(slog.NewTextHandler(stderr, nil))))
+		kong.Bind(slog.New(slog.NewTextHandler(stderr, nil))), kong.BindTo(stdout, (*io.Writer)(nil)))
 	if err != nil {
 		fmt.Fprintln(stderr, "lockstep-participants:", err)
 		return 1
@@ -83,11 +85,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "lockstep-participants:", err)
 		return 2
 	}
-	if err := parsed.Run(); err != nil {
-		fmt.Fprintln(stderr, "lockstep-participants:", err)
-		return 1
+	err = parsed.Run()
+	var exit exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		if err != exit {
+			fmt.Fprintln(stderr, "lockstep-participants:", strings.TrimSuffix(err.Error(), "\n"+exit.Error()))
+		}
+		return int(exit)
 	}
-	return 0
+	fmt.Fprintln(stderr, "lockstep-participants:", err)
+	return 1
 }
 
 // Run serves until ctx ends and returns when open calls have ended.
