@@ -180,3 +180,15 @@ func TestFlagsInThePagesExist(t *testing.T) {
 		}
 	}
 }
+
+// The participant in the guide is the one that compiles, and is as short as it looks.
+func TestTheGuidesParticipantIsTheExample(t *testing.T) {
+	code := read(t, filepath.Join(root, "participants", "branch", "example_test.go"))
+	_, example, found := strings.Cut(code, "\n)\n\n")
+	if !found || !strings.Contains(read(t, "participants.md"), "```go\n"+example+"```\n") {
+		t.Error("docs/participants.md does not hold participants/branch/example_test.go below its imports")
+	}
+	if n := strings.Count(code, "\n"); n >= 60 {
+		t.Errorf("the complete participant has %d lines", n)
+	}
+}
