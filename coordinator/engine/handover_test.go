@@ -52,6 +52,7 @@ type region struct {
 
 	mu      sync.Mutex
 	runners map[string]*engine.Runner
+	asleep  map[string]bool // who takes requests and answers none
 }
 
 func newRegion(t *testing.T) *region {
@@ -61,8 +62,12 @@ func newRegion(t *testing.T) *region {
 // Forward is engine.Forwarder's.
 func (r *region) Forward(ctx context.Context, to engine.Member, req engine.Request) (engine.Reply, error) {
 	r.mu.Lock()
-	other := r.runners[to.ID]
+	other, asleep := r.runners[to.ID], r.asleep[to.ID]
 	r.mu.Unlock()
+	if asleep {
+		<-ctx.Done()
+		return engine.Reply{}, context.Cause(ctx)
+	}
 	return other.Do(ctx, req)
 }
 
@@ -183,5 +188,28 @@ func TestAPrepareSurvivesAnOrderlyHandover(t *testing.T) {
 				t.Errorf("the branch of a transaction that was prepared: %v", got.err)
 			}
 		})
+	}
+}
+
+// A request that was forwarded to a holder that sleeps follows its slot as soon as that has another one.
+func TestARequestDoesNotWaitForAHolderThatSleeps(t *testing.T) {
+	r := newRegion(t)
+	d := newDesk()
+	a, _ := r.join("a", d)
+	b, stopB := r.join("b", newDesk())
+	gid := gidFor("b", "a", "b")
+	until(t, "b holds the slot and a knows", func() bool {
+		v := a.View()
+		return holds(t, b, gid) && v != nil && v.Holders[slot.Of(string(gid))] == "b"
+	})
+	r.mu.Lock()
+	r.asleep = map[string]bool{"b": true}
+	r.mu.Unlock()
+	answer := ask(a, engine.Request{Gid: gid, Event: txn.Execute{Spec: oneBranch()}, Want: engine.WantFinished})
+	stopB()
+	d.next(t, gid, txn.OpTry).answer(txn.Done)
+	d.next(t, gid, txn.OpConfirm).answer(txn.Done)
+	if got := <-answer; got.err != nil || got.rep.State.Phase != txn.PhaseCommitted {
+		t.Errorf("%v, %v", got.rep.State.Phase, got.err)
 	}
 }
