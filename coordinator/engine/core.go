@@ -2,7 +2,6 @@ package engine
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
@@ -383,108 +382,6 @@ func (c *Core) perform(at int64, e *entry, effects []txn.Effect) {
 
 func (e *entry) lastGate() *gate { return &e.gates[len(e.gates)-1] }
 
-// run performs one effect whose condition is met.
-func (c *Core) run(e *entry, eff txn.Effect, upTo uint64) {
-	switch f := eff.(type) {
-	case txn.Invoke:
-		if call := c.call(e, f); call != nil {
-			c.out.Calls = append(c.out.Calls, call)
-		}
-	case txn.Answer:
-		kept := e.waiting[:0]
-		for _, p := range e.waiting {
-			if p.id <= upTo && p.req.Want.satisfied(f.Milestone, &e.tx.State) {
-				p.finish(answer{reply: e.reply()})
-			} else {
-				kept = append(kept, p)
-			}
-		}
-		clear(e.waiting[len(kept):])
-		e.waiting = kept
-		if len(kept) == 0 {
-			e.waiting = nil
-		}
-	case txn.Save, txn.Note, txn.Wake:
-	}
-}
-
-// call makes the call of an Invoke; nil when the state has moved on and no longer owes it.
-func (c *Core) call(e *entry, inv txn.Invoke) *Call {
-	s := &e.tx.State
-	call := &Call{
-		Gid: s.Gid, Slot: e.slot.n, Term: e.slot.term, Epoch: e.slot.epoch, Mode: s.Mode, Branch: inv.Branch, Op: inv.Op,
-		OpWord: inv.Op.String(), Attempt: inv.Attempt, Protocol: s.Opt.Protocol, Headers: s.Opt.Headers, Timeout: s.RequestTimeout(),
-	}
-	if inv.Op == txn.OpQuery || inv.Op == txn.OpCallback {
-		call.URL = s.QueryURL
-		if inv.Op == txn.OpCallback {
-			call.OpWord, call.Payload = WorkflowCallback(s.Custom)
-		}
-		return call
-	}
-	for i := range s.Branches {
-		b := &s.Branches[i]
-		if b.ID != inv.Branch {
-			continue
-		}
-		call.Payload = b.Payload
-		if inv.Op == s.ForwardOp() && !b.Message && s.Mode != txn.ModeMsg {
-			call.URL = b.Try
-		} else {
-			call.URL = s.SecondURL(i)
-		}
-		if b.UseResults {
-			for _, j := range b.After {
-				call.Results = append(call.Results, BranchResult{Branch: s.Branches[j].ID, Body: s.Branches[j].Result})
-			}
-		}
-		call.WantResult = feeds(s, i)
-		return call
-	}
-	return nil
-}
-
-// feeds says that a later branch uses what branch i answers.
-func feeds(s *txn.State, i int) bool {
-	for j := range s.Branches {
-		if s.Branches[j].UseResults && slices.Contains(s.Branches[j].After, i) {
-			return true
-		}
-	}
-	return false
-}
-
-// Replied takes the result of a call. One that was started under another term is dropped: the slot was read again
-// since, and the call will be made again.
-func (c *Core) Replied(at int64, r CallResult) {
-	hs := c.slots[r.Call.Slot]
-	if hs == nil || !hs.ready || hs.term != r.Call.Term {
-		return
-	}
-	e := hs.txs[r.Call.Gid]
-	if e == nil {
-		return
-	}
-	if r.Outcome == txn.Stale {
-		c.out.StaleSlots = append(c.out.StaleSlots, hs.n)
-	}
-	if r.Outcome != txn.Deferred {
-		e.tx.Timeline.Add(record.Attempt{
-			Branch: r.Call.Branch, Op: r.Call.Op, Number: r.Call.Attempt, StartedAt: at - r.Took.Milliseconds(),
-			Took: r.Took, Outcome: r.Outcome, Text: txn.Clip(r.Text),
-		})
-	}
-	c.step(at, e, txn.Reply{
-		At: at, Epoch: hs.epoch, Branch: r.Call.Branch, Op: r.Call.Op, Attempt: r.Call.Attempt, Outcome: r.Outcome,
-		Text: r.Text, Result: r.Result, RetryAfterMillis: r.RetryAfter.Milliseconds(),
-	}, nil)
-	fails := 0
-	if r.Outcome != txn.Done && r.Outcome != txn.Deferred {
-		fails = e.tx.State.MaxFails()
-	}
-	c.out.Results = append(c.out.Results, CalledResult{Result: r, Fails: fails})
-}
-
 // Expire ticks every transaction whose wake is due.
 func (c *Core) Expire(at int64) {
 	for {
@@ -516,65 +413,4 @@ func earlier(a, b int64) int64 {
 		return b
 	}
 	return a
-}
-
-// enqueue puts e among what is saved next.
-func (c *Core) enqueue(e *entry) {
-	if e.queued {
-		return
-	}
-	e.queued = true
-	c.unsaved++
-	e.slot.unsent = append(e.slot.unsent, e)
-	c.queueSlot(e.slot)
-}
-
-func (c *Core) queueSlot(hs *heldSlot) {
-	if !hs.queued && !hs.busy && len(hs.unsent) > 0 {
-		hs.queued = true
-		c.dirty = append(c.dirty, hs)
-	}
-}
-
-// note remembers that e has progress worth saving.
-func (c *Core) note(at int64, e *entry) {
-	if !e.noted && !e.queued {
-		e.noted, e.notedAt = true, at
-		c.notes = append(c.notes, e)
-	}
-}
-
-// Flush turns notes and deletes that have waited long enough into work for the next batch.
-func (c *Core) Flush(at int64) {
-	for len(c.notes) > 0 && at-c.notes[0].notedAt >= c.lim.NoteDelayMillis {
-		e := c.notes[0]
-		c.notes = c.notes[1:]
-		if e.noted && e.slot.txs[e.tx.State.Gid] == e {
-			e.noted = false
-			e.version++
-			e.gates = append(e.gates, gate{version: e.version})
-			c.enqueue(e)
-		}
-	}
-	for len(c.deletes) > 0 && (at-c.deletes[0].notedAt >= c.lim.DeleteDelayMillis || len(c.deletes) >= 4*c.lim.BatchOps) {
-		e := c.deletes[0]
-		c.deletes = c.deletes[1:]
-		if e.slot.txs[e.tx.State.Gid] == e {
-			c.enqueue(e)
-		}
-	}
-}
-
-// Journaled takes the news that the journal has the finish of the transactions: their records may go.
-func (c *Core) Journaled(at int64, gids []txn.Gid) {
-	for _, gid := range gids {
-		hs := c.slots[slot.Of(string(gid))]
-		if hs == nil || !hs.ready {
-			continue
-		}
-		if e := hs.txs[gid]; e != nil && e.tx.State.Phase.Finished() && !e.journal {
-			e.journal, e.notedAt = true, at
-			c.deletes = append(c.deletes, e)
-		}
-	}
 }
