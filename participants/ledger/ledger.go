@@ -1,198 +1,206 @@
-// Package ledger keeps buyers' accounts: what is available, what is frozen by open payments, what is spent.
+// Package ledger is a double-entry book of accounts in a participant's database: PostgreSQL, MySQL/MariaDB or SQLite.
 //
-// Its law: for every account and at every commit, deposited = balance + frozen + spent, and none of them is negative.
-// The limit is checked at try, so that a confirm cannot fail; a confirm or cancel moves what its own hold holds, never
-// what its payload claims. The database enforces both by CHECK constraints, so that a mistake here is an error and not
-// a loss.
+// Its law (guarantee G7): a transfer debits one account and credits another by the same amount, so that entries sum to
+// zero per transaction and currency; entries are never changed, a reversal corrects them. An account's four counters, with
+// what its mode keeps beside them, equal the fold of its entries and open holds at every commit. Limits are checked when
+// money is held, so that a post cannot fail for a business reason, and a post or void moves what its own hold holds,
+// never what a payload claims. Each id takes effect once; the same id with another body is a *MismatchError. CHECK
+// constraints and primary keys repeat the law in the schema, so that a mistake here is an error and not a loss.
 //
-// It is tested operation by operation, with every interleaving of repeats through the barrier, and by random payments
-// from many goroutines whose sums are compared.
+// The outside world and suspense are accounts too, with Overdraft set. Balance is credits minus debits.
+//
+// It is tested rule by rule, and by random interleavings of holds, posts, voids, duplicates, transactions rolled back,
+// refunds, reversals and killed posters over accounts of every mode, compared with a model and audited (see Audit), on all
+// three kinds of databases; and by many goroutines at the servers' default isolation.
 package ledger
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
-	"errors"
+	"encoding/hex"
+	"encoding/json"
 	"fmt"
+	"regexp"
+	"sync"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/money"
 )
 
-// Account is one buyer's account; amounts in minor units.
-type Account struct {
-	ID        string `json:"id"`
-	Currency  string `json:"currency"`
-	Deposited int64  `json:"deposited"`
-	Balance   int64  `json:"balance"` // may be spent
-	Frozen    int64  `json:"frozen"`  // held by payments that are not decided
-	Spent     int64  `json:"spent"`
+var schemaName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,39}$`)
+
+// Options of a Ledger. Zero fields take the default given.
+type Options struct {
+	// Schema is where the tables are: a schema of PostgreSQL, a database of MySQL, a prefix in SQLite. Defaults to where the
+	// connection is.
+	Schema string
+	// Now gives the time of entries. Defaults to time.Now.
+	Now func() time.Time
+	// Location is where a day of aggregated posting begins. Defaults to UTC.
+	Location *time.Location
 }
 
-var schema = []string{
-	`CREATE TABLE IF NOT EXISTS ledger_account (
-		id TEXT PRIMARY KEY,
-		currency TEXT NOT NULL,
-		deposited INTEGER NOT NULL CHECK (deposited >= 0),
-		balance INTEGER NOT NULL CHECK (balance >= 0),
-		frozen INTEGER NOT NULL DEFAULT 0 CHECK (frozen >= 0),
-		spent INTEGER NOT NULL DEFAULT 0 CHECK (spent >= 0),
-		CHECK (deposited = balance + frozen + spent))`,
-	`CREATE TABLE IF NOT EXISTS ledger_hold (
-		gid TEXT NOT NULL,
-		branch_id TEXT NOT NULL,
-		account TEXT NOT NULL REFERENCES ledger_account (id),
-		amount INTEGER NOT NULL CHECK (amount > 0),
-		state TEXT NOT NULL CHECK (state IN ('frozen', 'confirmed', 'cancelled')),
-		PRIMARY KEY (gid, branch_id)) WITHOUT ROWID`,
+// Ledger is the book in one database. It keeps no money in memory, only what never changes of accounts that it has seen.
+// Safe for concurrent use.
+type Ledger struct {
+	names
+	now      func() time.Time
+	location *time.Location
+	writer   writer
+
+	mu    sync.Mutex
+	known map[string]meta
 }
 
-// Migrate makes the tables; it may run any number of times.
-func Migrate(ctx context.Context, db *sql.DB) error {
-	for _, stmt := range schema {
-		if _, err := db.ExecContext(ctx, stmt); err != nil {
-			return fmt.Errorf("migrate ledger: %w", err)
+// writer is what differs between databases when money moves.
+type writer interface {
+	enter(ctx context.Context, tx *sql.Tx, p *plan) (answer, int, error)
+	settle(ctx context.Context, tx *sql.Tx, s settlement) (bool, error)
+	fold(ctx context.Context, tx *sql.Tx, account string) (bool, error)
+}
+
+// New returns the ledger whose tables Migrate has made. It does not touch the database.
+func New(d barrier.Dialect, o Options) (*Ledger, error) {
+	n, err := newNames(d, o.Schema)
+	if err != nil {
+		return nil, err
+	}
+	l := &Ledger{names: n, now: o.Now, location: o.Location, known: map[string]meta{}}
+	if l.now == nil {
+		l.now = time.Now
+	}
+	if l.location == nil {
+		l.location = time.UTC
+	}
+	if d == barrier.PostgreSQL {
+		l.writer = newPostgres(n)
+	} else {
+		l.writer = newGeneric(n)
+	}
+	return l, nil
+}
+
+// Querier reads: a *sql.DB, *sql.Tx or *sql.Conn.
+type Querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// Leg moves Minor minor units of Currency from the account Debit to the account Credit.
+type Leg struct {
+	Debit    string `json:"debit"`
+	Credit   string `json:"credit"`
+	Minor    int64  `json:"amount"`
+	Currency string `json:"currency"` // ISO 4217; empty means money.DefaultCurrency
+}
+
+// LegsMax bounds the legs of one transfer.
+const LegsMax = 64
+
+// Transfer is what a hold or an immediate transfer moves: all legs or none.
+type Transfer struct {
+	// ID is the caller's, 1 to 260 bytes. Empty means HoldID(Gid, Branch).
+	ID string
+	// Gid and Branch stand in the entries; at most 128 bytes each.
+	Gid, Branch string
+	// RefundOf is the id of the posted hold or transfer that this one gives money back of: all its refunds together, those
+	// held included, never exceed it.
+	RefundOf string
+	Legs     []Leg
+}
+
+// HoldID is the id of the hold that a branch makes: one per branch.
+func HoldID(gid, branch string) string { return gid + ":" + branch }
+
+// Of returns the transfer of a branch call.
+func Of(call *barrier.Call, legs ...Leg) Transfer {
+	return Transfer{Gid: call.Gid, Branch: call.BranchID, Legs: legs}
+}
+
+// Hold is the try: it checks every limit and holds the money as pending on both sides. A repeat of a hold that is there
+// does nothing. *Refusal (which is barrier.ErrRefused) names what stood in the way; *MismatchError the id that is there
+// with another body; barrier.ErrInvalid a transfer that cannot be. After an error the caller rolls tx back, or tx to a
+// savepoint before the call.
+func (l *Ledger) Hold(ctx context.Context, tx *sql.Tx, t Transfer) error {
+	return l.enter(ctx, tx, t, kindHold, false)
+}
+
+// Transfer moves money at once, outside TCC. Idempotency and errors as Hold.
+func (l *Ledger) Transfer(ctx context.Context, tx *sql.Tx, t Transfer) error {
+	return l.enter(ctx, tx, t, kindTransfer, true)
+}
+
+// Post is the confirm: what the hold holds becomes entries. t.ID names it, or t.Gid and t.Branch; where t has legs they
+// must be the hold's, a difference is a *MismatchError; nothing else of t counts. A repeat does nothing.
+// barrier.ErrContradiction if the hold was voided; any other error is of the database, or ErrNoHold.
+func (l *Ledger) Post(ctx context.Context, tx *sql.Tx, t Transfer) error {
+	return l.settle(ctx, tx, t, true)
+}
+
+// Void is the cancel: what the hold holds is free again. As Post; barrier.ErrContradiction if it was posted.
+func (l *Ledger) Void(ctx context.Context, tx *sql.Tx, t Transfer) error {
+	return l.settle(ctx, tx, t, false)
+}
+
+const (
+	kindHold      = "hold"
+	kindTransfer  = "transfer"
+	kindReversal  = "reversal"
+	kindTombstone = "tombstone"
+	kindCut       = "cut"
+)
+
+// normal fills in what t leaves out and checks what can be checked without the database.
+func (t Transfer) normal() (Transfer, error) {
+	if t.ID == "" && t.Gid != "" {
+		t.ID = HoldID(t.Gid, t.Branch)
+	}
+	for _, s := range []struct {
+		what, text string
+		min, max   int
+	}{{"transfer id", t.ID, 1, 260}, {"gid", t.Gid, 0, 128}, {"branch", t.Branch, 0, 128}, {"refund_of", t.RefundOf, 0, 260}} {
+		if len(s.text) < s.min || len(s.text) > s.max {
+			return t, fmt.Errorf("%w: %s has %d bytes; %d to %d are possible", barrier.ErrInvalid, s.what, len(s.text), s.min, s.max)
 		}
 	}
-	return nil
-}
-
-// Create opens an account with a first deposit. The same account again, with the same deposit, changes nothing; with
-// another one it is refused.
-func Create(ctx context.Context, db *sql.DB, id, currency string, deposit int64) error {
-	if id == "" || len(id) > 128 || deposit < 0 || deposit > money.MinorMax {
-		return fmt.Errorf("%w: account %q with deposit %d", barrier.ErrInvalid, id, deposit)
-	}
-	if err := money.CheckCurrency(currency); err != nil {
-		return err
-	}
-	if _, err := db.ExecContext(ctx, `INSERT INTO ledger_account (id, currency, deposited, balance) VALUES (?, ?, ?, ?)
-		ON CONFLICT (id) DO NOTHING`, id, currency, deposit, deposit); err != nil {
-		return fmt.Errorf("create account %s: %w", id, err)
-	}
-	var has Account
-	if err := db.QueryRowContext(ctx, `SELECT currency, deposited FROM ledger_account WHERE id = ?`, id).
-		Scan(&has.Currency, &has.Deposited); err != nil {
-		return fmt.Errorf("create account %s: %w", id, err)
-	}
-	if has.Currency != currency || has.Deposited != deposit {
-		return fmt.Errorf("%w: account %s exists with %d %s", barrier.ErrRefused, id, has.Deposited, has.Currency)
-	}
-	return nil
-}
-
-// Freeze is the try: it holds t for the branch. ErrRefused if there is no such account, another currency, or too little.
-func Freeze(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
-	t, err := t.Normal()
-	if err != nil {
-		return err
-	}
-	var a Account
-	err = tx.QueryRowContext(ctx, `SELECT currency, balance FROM ledger_account WHERE id = ?`, t.Account).Scan(&a.Currency, &a.Balance)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return fmt.Errorf("%w: no account %s", barrier.ErrRefused, t.Account)
-	case err != nil:
-		return fmt.Errorf("freeze %s: %w", t.Account, err)
-	case a.Currency != t.Currency:
-		return fmt.Errorf("%w: account %s is in %s, not %s", barrier.ErrRefused, t.Account, a.Currency, t.Currency)
-	case a.Balance < t.Minor:
-		return fmt.Errorf("%w: account %s has %d, %d are asked for", barrier.ErrRefused, t.Account, a.Balance, t.Minor)
-	}
-	if _, err := tx.ExecContext(ctx, `UPDATE ledger_account SET balance = balance - ?1, frozen = frozen + ?1 WHERE id = ?2`, t.Minor, t.Account); err != nil {
-		return fmt.Errorf("freeze %s: %w", t.Account, err)
-	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO ledger_hold (gid, branch_id, account, amount, state) VALUES (?, ?, ?, ?, 'frozen')`,
-		call.Gid, call.BranchID, t.Account, t.Minor); err != nil {
-		return fmt.Errorf("freeze %s: hold: %w", t.Account, err)
-	}
-	return nil
-}
-
-// Confirm spends what the branch's try froze. t must be the try's; a difference is an error that somebody must look at.
-func Confirm(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
-	return settle(ctx, tx, call, t, "confirmed", `UPDATE ledger_account SET frozen = frozen - ?1, spent = spent + ?1 WHERE id = ?2`)
-}
-
-// Cancel gives back what the branch's try froze. Of a try that never ran the barrier keeps it away.
-func Cancel(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
-	return settle(ctx, tx, call, t, "cancelled", `UPDATE ledger_account SET frozen = frozen - ?1, balance = balance + ?1 WHERE id = ?2`)
-}
-
-func settle(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer, state, move string) error {
-	var account string
-	var amount int64
-	err := tx.QueryRowContext(ctx, `UPDATE ledger_hold SET state = ? WHERE gid = ? AND branch_id = ? AND state = 'frozen'
-		RETURNING account, amount`, state, call.Gid, call.BranchID).Scan(&account, &amount)
-	if err != nil {
-		return fmt.Errorf("%s: open hold: %w", call, err)
-	}
-	if t.Account != account || t.Minor != amount {
-		return fmt.Errorf("%s: the try froze %d of %s, the %s names %d of %s", call, amount, account, call.Op, t.Minor, t.Account)
-	}
-	if _, err := tx.ExecContext(ctx, move, amount, account); err != nil {
-		return fmt.Errorf("%s: %s: %w", call, account, err)
-	}
-	return nil
-}
-
-// State is a consistent look at all accounts.
-type State struct {
-	Accounts  []Account `json:"accounts"` // by id
-	Deposited int64     `json:"deposited"`
-	Balance   int64     `json:"balance"`
-	Frozen    int64     `json:"frozen"`
-	Spent     int64     `json:"spent"`
-	// OpenHolds and OpenAmount recount what is frozen from the holds.
-	OpenHolds  int64 `json:"open_holds"`
-	OpenAmount int64 `json:"open_amount"`
-	// ConfirmedAmount recounts what is spent.
-	ConfirmedAmount int64 `json:"confirmed_amount"`
-}
-
-// Faults returns what is wrong with the sums; nil if nothing is.
-func (s State) Faults() []string {
-	var faults []string
-	if s.Deposited != s.Balance+s.Frozen+s.Spent {
-		faults = append(faults, fmt.Sprintf("ledger: deposited %d is not balance %d + frozen %d + spent %d", s.Deposited, s.Balance, s.Frozen, s.Spent))
-	}
-	if s.Frozen != s.OpenAmount {
-		faults = append(faults, fmt.Sprintf("ledger: frozen %d, but the open holds have %d", s.Frozen, s.OpenAmount))
-	}
-	if s.Spent != s.ConfirmedAmount {
-		faults = append(faults, fmt.Sprintf("ledger: spent %d, but the confirmed holds have %d", s.Spent, s.ConfirmedAmount))
-	}
-	return faults
-}
-
-// Read returns the state in one read transaction.
-func Read(ctx context.Context, db *sql.DB) (State, error) {
-	var s State
-	tx, err := db.BeginTx(ctx, nil)
-	if err != nil {
-		return s, err
-	}
-	defer func() { _ = tx.Rollback() }()
-	rows, err := tx.QueryContext(ctx, `SELECT id, currency, deposited, balance, frozen, spent FROM ledger_account ORDER BY id`)
-	if err != nil {
-		return s, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var a Account
-		if err := rows.Scan(&a.ID, &a.Currency, &a.Deposited, &a.Balance, &a.Frozen, &a.Spent); err != nil {
-			return s, err
+	legs := make([]Leg, len(t.Legs))
+	for i, g := range t.Legs {
+		m, err := money.Transfer{Account: g.Debit, Minor: g.Minor, Currency: g.Currency}.Normal()
+		if err == nil {
+			_, err = money.Transfer{Account: g.Credit, Minor: g.Minor, Currency: m.Currency}.Normal()
 		}
-		s.Accounts = append(s.Accounts, a)
-		s.Deposited += a.Deposited
-		s.Balance += a.Balance
-		s.Frozen += a.Frozen
-		s.Spent += a.Spent
+		if err == nil && g.Debit == g.Credit {
+			err = fmt.Errorf("%w: both sides are account %q", barrier.ErrInvalid, g.Debit)
+		}
+		if err != nil {
+			return t, fmt.Errorf("leg %d: %w", i, err)
+		}
+		g.Currency = m.Currency
+		legs[i] = g
 	}
-	if err := rows.Err(); err != nil {
-		return s, err
-	}
-	err = tx.QueryRowContext(ctx, `SELECT count(*) FILTER (WHERE state = 'frozen'), coalesce(sum(amount) FILTER (WHERE state = 'frozen'), 0),
-		coalesce(sum(amount) FILTER (WHERE state = 'confirmed'), 0) FROM ledger_hold`).Scan(&s.OpenHolds, &s.OpenAmount, &s.ConfirmedAmount)
-	return s, err
+	t.Legs = legs
+	return t, nil
 }
+
+// digest tells bodies apart.
+func (t Transfer) digest(kind string) string {
+	raw, err := json.Marshal(struct {
+		Kind, Gid, Branch, Of string
+		Legs                  []Leg
+	}{kind, t.Gid, t.Branch, t.RefundOf, t.Legs})
+	if err != nil {
+		panic(err) // strings and integers always marshal
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:16])
+}
+
+// time gives now in microseconds since 1970, and the day as yyyymmdd.
+func (l *Ledger) time() (us int64, day int) {
+	now := l.now()
+	return now.UnixMicro(), dayOf(now.In(l.location))
+}
+
+func dayOf(t time.Time) int { return t.Year()*10000 + int(t.Month())*100 + t.Day() }

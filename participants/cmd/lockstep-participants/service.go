@@ -20,6 +20,7 @@ import (
 
 type service struct {
 	buyer, merchant *barrier.Barrier
+	buyers          ledger.Buyers
 	log             *slog.Logger
 }
 
@@ -28,7 +29,13 @@ func open(ctx context.Context, buyerFile, merchantFile string, allowUnfenced boo
 	if buyerFile == merchantFile {
 		return nil, errors.New("--db-buyer and --db-merchant name the same file; a payment is between two databases")
 	}
-	buyer, err := database(ctx, buyerFile, allowUnfenced, ledger.Migrate)
+	book, err := ledger.New(barrier.SQLite, ledger.Options{})
+	if err != nil {
+		return nil, err
+	}
+	buyer, err := database(ctx, buyerFile, allowUnfenced, func(ctx context.Context, db *sql.DB) error {
+		return ledger.Migrate(ctx, db, barrier.SQLite, ledger.Options{})
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -36,7 +43,7 @@ func open(ctx context.Context, buyerFile, merchantFile string, allowUnfenced boo
 	if err != nil {
 		return nil, errors.Join(err, buyer.DB().Close())
 	}
-	return &service{buyer: buyer, merchant: seller, log: log}, nil
+	return &service{buyer: buyer, merchant: seller, buyers: ledger.Buyers{Ledger: book}, log: log}, nil
 }
 
 func database(ctx context.Context, file string, allowUnfenced bool, migrations ...func(context.Context, *sql.DB) error) (*barrier.Barrier, error) {
@@ -70,9 +77,9 @@ func (s *service) handler() http.Handler {
 	transfer := func(path, op string, b *barrier.Barrier, f func(context.Context, *sql.Tx, *barrier.Call, money.Transfer) error) {
 		mux.Handle(path, branch.HTTP(b, op, branch.Typed(f), s.log))
 	}
-	transfer("/buyer/try", barrier.OpTry, s.buyer, ledger.Freeze)
-	transfer("/buyer/confirm", barrier.OpConfirm, s.buyer, ledger.Confirm)
-	transfer("/buyer/cancel", barrier.OpCancel, s.buyer, ledger.Cancel)
+	transfer("/buyer/try", barrier.OpTry, s.buyer, s.buyers.Freeze)
+	transfer("/buyer/confirm", barrier.OpConfirm, s.buyer, s.buyers.Confirm)
+	transfer("/buyer/cancel", barrier.OpCancel, s.buyer, s.buyers.Cancel)
 	transfer("/merchant/try", barrier.OpTry, s.merchant, merchant.Book)
 	transfer("/merchant/confirm", barrier.OpConfirm, s.merchant, merchant.Post)
 	transfer("/merchant/cancel", barrier.OpCancel, s.merchant, merchant.Cancel)
@@ -108,7 +115,7 @@ func (s *service) create(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		switch a.Kind {
 		case "buyer":
-			err = ledger.Create(r.Context(), s.buyer.DB(), a.ID, a.Currency, a.Balance)
+			err = s.buyers.Create(r.Context(), s.buyer.DB(), a.ID, a.Currency, a.Balance)
 		case "merchant":
 			err = merchant.Create(r.Context(), s.merchant.DB(), a.ID, a.Currency)
 		default:
@@ -125,7 +132,7 @@ func (s *service) create(w http.ResponseWriter, r *http.Request) {
 // state is the answer to GET /state. Each database is read in one transaction, the two one after the other: Settled
 // and the comparison between them mean something only while no payment is under way.
 type state struct {
-	Buyer    ledger.State   `json:"buyer"`
+	Buyer    ledger.BuyersState   `json:"buyer"`
 	Merchant merchant.State `json:"merchant"`
 	Points   points.State   `json:"points"`
 	Open     int64          `json:"open"`    // holds and bookings that are neither confirmed nor cancelled
@@ -136,7 +143,7 @@ type state struct {
 func (s *service) state(w http.ResponseWriter, r *http.Request) {
 	var st state
 	var err error
-	if st.Buyer, err = ledger.Read(r.Context(), s.buyer.DB()); err == nil {
+	if st.Buyer, err = s.buyers.Read(r.Context(), s.buyer.DB()); err == nil {
 		if st.Merchant, err = merchant.Read(r.Context(), s.merchant.DB()); err == nil {
 			st.Points, err = points.Read(r.Context(), s.merchant.DB())
 		}

@@ -1,0 +1,172 @@
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/lockstep-tx/lockstep/participants/barrier"
+	"github.com/lockstep-tx/lockstep/participants/money"
+)
+
+// Buyers is a ledger whose accounts are buyers': a payment moves money from one of them to the house's account of that
+// currency.
+type Buyers struct{ *Ledger }
+
+// The house's accounts, by currency: where deposits come from and where payments go.
+const (
+	outside = "house:outside:"
+	paid    = "house:paid:"
+)
+
+// Create opens an account with a first deposit. The same account again, with the same deposit, changes nothing; with
+// another one it is refused.
+func (b Buyers) Create(ctx context.Context, db *sql.DB, id, currency string, deposit int64) error {
+	if deposit < 0 || deposit > money.MinorMax {
+		return fmt.Errorf("%w: account %q with deposit %d", barrier.ErrInvalid, id, deposit)
+	}
+	err := b.OpenAccount(ctx, db, Account{ID: id, Currency: currency})
+	for _, house := range []string{outside, paid} {
+		if err == nil {
+			err = b.OpenAccount(ctx, db, Account{ID: house + currency, Currency: currency, Overdraft: true})
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return b.InTx(ctx, db, func(tx *sql.Tx) error {
+		if deposit == 0 {
+			return b.noDeposit(ctx, tx, id)
+		}
+		err := b.Transfer(ctx, tx, Transfer{ID: "deposit:" + id, Legs: []Leg{{Debit: outside + currency, Credit: id, Minor: deposit, Currency: currency}}})
+		var other *MismatchError
+		if errors.As(err, &other) {
+			return &Refusal{Reason: AccountExists, Field: "balance", Account: id, Detail: "it was opened with another deposit"}
+		}
+		return err
+	})
+}
+
+// noDeposit refuses an account that has one.
+func (b Buyers) noDeposit(ctx context.Context, tx *sql.Tx, id string) error {
+	if _, err := b.header(ctx, tx, "deposit:"+id, ""); !errors.Is(err, sql.ErrNoRows) {
+		return errors.Join(err, &Refusal{Reason: AccountExists, Field: "balance", Account: id, Detail: "it was opened with a deposit"})
+	}
+	return nil
+}
+
+func (b Buyers) payment(call *barrier.Call, t money.Transfer) (Transfer, error) {
+	t, err := t.Normal()
+	return Of(call, Leg{Debit: t.Account, Credit: paid + t.Currency, Minor: t.Minor, Currency: t.Currency}), err
+}
+
+// Freeze is the try: it holds t for the branch. See Hold.
+func (b Buyers) Freeze(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
+	p, err := b.payment(call, t)
+	if err != nil {
+		return err
+	}
+	err = b.Hold(ctx, tx, p)
+	var no *Refusal
+	if errors.As(err, &no) && no.Reason == NoAccount && no.Account == paid+p.Legs[0].Currency {
+		return &Refusal{Reason: WrongCurrency, Field: "currency", Account: t.Account, Detail: "no account is in " + p.Legs[0].Currency}
+	}
+	return err
+}
+
+// Confirm spends what the branch's try froze. t must be the try's; a difference is an error that somebody must look at.
+func (b Buyers) Confirm(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
+	p, err := b.payment(call, t)
+	if err != nil {
+		return err
+	}
+	return b.Post(ctx, tx, p)
+}
+
+// Cancel gives back what the branch's try froze. Of a try that never ran the barrier keeps it away.
+func (b Buyers) Cancel(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
+	p, err := b.payment(call, t)
+	if err != nil {
+		return err
+	}
+	return b.Void(ctx, tx, p)
+}
+
+// Buyer is one buyer's account; amounts in minor units. Deposited is Balance + Frozen + Spent.
+type Buyer struct {
+	ID        string `json:"id"`
+	Currency  string `json:"currency"`
+	Deposited int64  `json:"deposited"`
+	Balance   int64  `json:"balance"` // may be spent
+	Frozen    int64  `json:"frozen"`  // held by payments that are not decided
+	Spent     int64  `json:"spent"`
+}
+
+// BuyersState is a consistent look at all buyers.
+type BuyersState struct {
+	Accounts  []Buyer `json:"accounts"` // by id
+	Deposited int64   `json:"deposited"`
+	Balance   int64   `json:"balance"`
+	Frozen    int64   `json:"frozen"`
+	Spent     int64   `json:"spent"`
+	// OpenHolds and OpenAmount recount what is frozen from the holds.
+	OpenHolds  int64 `json:"open_holds"`
+	OpenAmount int64 `json:"open_amount"`
+	// ConfirmedAmount recounts what is spent from the entries.
+	ConfirmedAmount int64 `json:"confirmed_amount"`
+}
+
+// Faults returns what is wrong with the sums; nil if nothing is.
+func (s BuyersState) Faults() []string {
+	var faults []string
+	if s.Deposited != s.Balance+s.Frozen+s.Spent {
+		faults = append(faults, fmt.Sprintf("ledger: deposited %d is not balance %d + frozen %d + spent %d", s.Deposited, s.Balance, s.Frozen, s.Spent))
+	}
+	if s.Frozen != s.OpenAmount {
+		faults = append(faults, fmt.Sprintf("ledger: frozen %d, but the open holds have %d", s.Frozen, s.OpenAmount))
+	}
+	if s.Spent != s.ConfirmedAmount {
+		faults = append(faults, fmt.Sprintf("ledger: spent %d, but the entries have %d", s.Spent, s.ConfirmedAmount))
+	}
+	return faults
+}
+
+// Read returns the state in one read transaction.
+func (b Buyers) Read(ctx context.Context, db *sql.DB) (BuyersState, error) {
+	var s BuyersState
+	var o *sql.TxOptions
+	if b.dialect != barrier.SQLite {
+		o = &sql.TxOptions{Isolation: sql.LevelRepeatableRead}
+	}
+	tx, err := db.BeginTx(ctx, o)
+	if err != nil {
+		return s, err
+	}
+	defer func() { _ = tx.Rollback() }()
+	rows, err := tx.QueryContext(ctx, b.q("SELECT id, currency, debits_pending, debits_posted, credits_posted FROM {p}account WHERE overdraft = 'none' AND shard = 0 ORDER BY id"))
+	if err != nil {
+		return s, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var a Buyer
+		if err := rows.Scan(&a.ID, &a.Currency, &a.Frozen, &a.Spent, &a.Deposited); err != nil {
+			return s, err
+		}
+		a.Balance = a.Deposited - a.Frozen - a.Spent
+		s.Accounts = append(s.Accounts, a)
+		s.Deposited += a.Deposited
+		s.Balance += a.Balance
+		s.Frozen += a.Frozen
+		s.Spent += a.Spent
+	}
+	if err := rows.Err(); err != nil {
+		return s, err
+	}
+	if err := tx.QueryRowContext(ctx, b.q("SELECT count(*), coalesce(sum(amount), 0) FROM {p}transfer WHERE state = 'pending'")).Scan(&s.OpenHolds, &s.OpenAmount); err != nil {
+		return s, err
+	}
+	err = tx.QueryRowContext(ctx, b.q("SELECT coalesce(sum(amount), 0) FROM {p}entry WHERE direction = 'credit' AND account LIKE ?"), paid+"%").Scan(&s.ConfirmedAmount)
+	return s, err
+}
