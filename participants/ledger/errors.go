@@ -22,7 +22,7 @@ const (
 	InsufficientFunds Reason = "insufficient_funds"
 	CreditCap         Reason = "credit_cap"
 	DebitCap          Reason = "debit_cap"
-	NoPayment         Reason = "no_payment"   // what is to be refunded is not a posted payment in this currency
+	NoPayment         Reason = "no_payment" // what is to be refunded is not a posted payment in this currency
 	RefundExceeds     Reason = "refund_exceeds_payment"
 	Reversed          Reason = "reversed" // the reversal came before its original, or the payment is reversed
 	Refunded          Reason = "refunded" // what is to be reversed has refunds

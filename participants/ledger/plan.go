@@ -69,9 +69,9 @@ const (
 
 // planner gathers a plan.
 type planner struct {
-	l    *Ledger
-	tx   *sql.Tx
-	p    *plan
+	l  *Ledger
+	tx *sql.Tx
+	p  *plan
 	// Of accounts that were read under lock: what is still free by shard, and what was free in all.
 	free   map[string][]shardFree
 	before map[string]int64

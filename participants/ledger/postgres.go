@@ -10,7 +10,7 @@ type postgres struct{ enterSQL, settleSQL, foldSQL string }
 
 func newPostgres(n names) postgres {
 	return postgres{
-		enterSQL: n.text("SELECT {p}enter($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)"),
+		enterSQL:  n.text("SELECT {p}enter($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)"),
 		settleSQL: n.text("SELECT {p}settle($1, $2, $3, $4, $5)"),
 		foldSQL:   n.text("SELECT {p}fold($1, $2)"),
 	}
