@@ -92,6 +92,16 @@ fuzz: ## every fuzz target for FUZZTIME each (20s)
 bench-peers: devctl build ## throughput and latency beside DTM on its stores
 	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-peers
 
+.PHONY: bench-payments
+bench-payments: devctl build ## payments on PostgreSQL and MariaDB behind barriers, beside DTM
+	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-payments --db postgres
+	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-payments --db mysql
+
+.PHONY: pgo
+pgo: build ## measure anew what the compiler optimises the coordinator by
+	$(GO) build -o bin/ ./coordinator/bench/cmd/bench-participants ./coordinator/bench/cmd/bench-load
+	coordinator/bench/pgo.sh bin coordinator/cmd/lockstep/default.pgo
+
 .PHONY: bench-recovery
 bench-recovery: devctl build ## 100,000 open transactions, SIGKILL, restart
 	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-recovery

@@ -23,7 +23,7 @@ func Root(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// Tools builds bench-participants, bench-ceiling and bench-load and returns the directory they are in.
+// Tools builds bench-participants, bench-payees, bench-ceiling and bench-load and returns the directory they are in.
 func Tools(ctx context.Context) (string, error) {
 	root, err := Root(ctx)
 	if err != nil {
@@ -31,7 +31,7 @@ func Tools(ctx context.Context) (string, error) {
 	}
 	bin := filepath.Join(root, "bin")
 	const cmd = "./coordinator/bench/cmd/"
-	return bin, run(ctx, root, bin+string(filepath.Separator), cmd+"bench-participants", cmd+"bench-ceiling", cmd+"bench-load")
+	return bin, run(ctx, root, bin+string(filepath.Separator), cmd+"bench-participants", cmd+"bench-payees", cmd+"bench-ceiling", cmd+"bench-load")
 }
 
 // DTM builds dtmpeer, DTM's server, and returns its path.

@@ -15,6 +15,10 @@ const (
 	Native = "native" // our own API, one call per transaction, HTTP participants; only Lockstep speaks it
 	// NativeBatch is Native with participants that take batches.
 	NativeBatch = "native-batch"
+	// PayDTM and PayNative are payments between the ledgers of package payees: with DTM's Go SDK over HTTP, and with our
+	// API in one call.
+	PayDTM    = "pay-dtm"
+	PayNative = "pay-native"
 )
 
 // Driver runs transactions through one API. Run is called by many clients at once.
@@ -28,4 +32,8 @@ type Config struct {
 	Coordinator      string // in the form that the API's clients take
 	ParticipantsHTTP string // host:port
 	ParticipantsGRPC string // host:port
+
+	// Of payments: where the two ledgers are, how many accounts each has, and how many of the merchants are paid.
+	Buyers, Merchants            string // host:port
+	BuyerAccounts, MerchantsPaid int
 }

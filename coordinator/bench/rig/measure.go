@@ -38,15 +38,26 @@ func (r *Rig) Measure(ctx context.Context, c *Contender, api string, p load.Plan
 	if err != nil {
 		return Sample{}, err
 	}
+	s, err := r.load(ctx, c, api, p, "-participants-http", r.ParticipantsHTTP, "-participants-grpc", r.ParticipantsGRPC)
+	if err != nil {
+		return s, err
+	}
+	time.Sleep(settle)
+	after, err := r.Counts(ctx)
+	if err != nil {
+		return Sample{}, err
+	}
+	return s, complete(s.Result, after.Sub(before))
+}
+
+// load runs bench-load with more arguments, and reads the meters.
+func (r *Rig) load(ctx context.Context, c *Contender, api string, p load.Plan, more ...string) (Sample, error) {
 	coordinator := c.HTTPBase
-	if api != load.HTTP {
+	if api != load.HTTP && api != load.PayDTM {
 		coordinator = c.GRPCAddr
 	}
 	out, in := io.Pipe()
-	args := []string{
-		"-api", api, "-coordinator", coordinator, "-clients", strconv.Itoa(p.Clients), "-warm-up", p.WarmUp.String(),
-		"-participants-http", r.ParticipantsHTTP, "-participants-grpc", r.ParticipantsGRPC,
-	}
+	args := append([]string{"-api", api, "-coordinator", coordinator, "-clients", strconv.Itoa(p.Clients), "-warm-up", p.WarmUp.String()}, more...)
 	if p.Count > 0 {
 		args = append(args, "-count", strconv.Itoa(p.Count))
 	} else {
@@ -72,15 +83,7 @@ func (r *Rig) Measure(ctx context.Context, c *Contender, api string, p load.Plan
 	if err != nil {
 		return Sample{}, fmt.Errorf("load on %s over %s: %w; its output: %s", c.Name, api, err, l.Log)
 	}
-	if got.err != nil {
-		return Sample{}, got.err
-	}
-	time.Sleep(settle)
-	after, err := r.Counts(ctx)
-	if err != nil {
-		return Sample{}, err
-	}
-	return got.s, complete(got.s.Result, after.Sub(before))
+	return got.s, got.err
 }
 
 func complete(r load.Result, calls noop.Counts) error {

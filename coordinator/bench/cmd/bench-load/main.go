@@ -22,6 +22,7 @@ import (
 	"github.com/lockstep-tx/lockstep/coordinator/bench/load"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/load/dtmsdk"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/load/native"
+	"github.com/lockstep-tx/lockstep/coordinator/bench/load/pay"
 )
 
 // drivers are the APIs there are a client for.
@@ -30,6 +31,8 @@ var drivers = map[string]func(load.Config) (load.Driver, error){
 	load.GRPC:        dtmsdk.NewGRPC,
 	load.Native:      native.New,
 	load.NativeBatch: native.NewBatched,
+	load.PayDTM:      pay.NewDTM,
+	load.PayNative:   pay.NewNative,
 }
 
 func main() {
@@ -39,6 +42,10 @@ func main() {
 	flag.StringVar(&c.Coordinator, "coordinator", "http://127.0.0.1:36789/api/dtmsvr", "as the api's clients take it")
 	flag.StringVar(&c.ParticipantsHTTP, "participants-http", "", "host:port of bench-participants")
 	flag.StringVar(&c.ParticipantsGRPC, "participants-grpc", "", "host:port of bench-participants")
+	flag.StringVar(&c.Buyers, "buyers", "", "payments: host:port of the buyers' ledger")
+	flag.StringVar(&c.Merchants, "merchants", "", "payments: host:port of the merchants' ledger")
+	flag.IntVar(&c.BuyerAccounts, "buyer-accounts", 1000, "payments: accounts of the buyers")
+	flag.IntVar(&c.MerchantsPaid, "merchants-paid", 1000, "payments: merchants who are paid, at random")
 	flag.IntVar(&p.Clients, "clients", 64, "concurrent clients")
 	flag.DurationVar(&p.WarmUp, "warm-up", time.Second, "load before the measured window")
 	flag.DurationVar(&p.Duration, "duration", 0, "length of the window")

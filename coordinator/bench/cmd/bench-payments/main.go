@@ -1,0 +1,161 @@
+// Command bench-payments measures payments between two ledgers on a real database, behind barriers: DTM with its SDK and
+// barrier, Lockstep over DTM's wire with the very same participants, and Lockstep's own API with participants that take
+// batches. After every turn the money is counted.
+//
+//	bench-payments --db postgres|mysql --clients 64 --rounds 3 --round 8s
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"slices"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/bench/load"
+	"github.com/lockstep-tx/lockstep/coordinator/bench/payees"
+	"github.com/lockstep-tx/lockstep/coordinator/bench/rig"
+)
+
+type options struct {
+	db                    string
+	clients, rounds, n    int
+	round, warmUp         time.Duration
+	dir, binDir, envOfURL string
+	check                 bool
+}
+
+// turn is one of the three ways to pay.
+type turn struct {
+	name, contender, api, style string
+	atLeast                     float64 // in multiples of DTM; 0 is not promised
+}
+
+func turns(db string) []turn {
+	dtm := map[string]string{"postgres": rig.DTMPostgres, "mysql": rig.DTMMariaDB}[db]
+	t := []turn{
+		{"DTM, its SDK and barrier", dtm, load.PayDTM, payees.DTM, 0},
+		{"Lockstep, DTM's SDK, the same participants", rig.Lockstep, load.PayDTM, payees.DTM, 2},
+		{"Lockstep, native, batches", rig.Lockstep, load.PayNative, payees.Kit, 5},
+	}
+	if db != "postgres" { // the promise is for PostgreSQL
+		for i := range t {
+			t[i].atLeast = 0
+		}
+	}
+	return t
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.db, "db", "postgres", "postgres or mysql")
+	flag.IntVar(&o.clients, "clients", 64, "concurrent clients")
+	flag.IntVar(&o.rounds, "rounds", 3, "how often each takes its turn")
+	flag.IntVar(&o.n, "accounts", 1000, "buyers, and merchants")
+	flag.DurationVar(&o.round, "round", 6*time.Second, "measured window of a turn")
+	flag.DurationVar(&o.warmUp, "warm-up", 2*time.Second, "load before each window")
+	flag.StringVar(&o.dir, "dir", "/var/tmp", "where the run's files go; must be on a disk")
+	flag.StringVar(&o.binDir, "bin", "", "where the other binaries are (default: bin/ of the module, built first)")
+	flag.BoolVar(&o.check, "check", false, "exit with 1 when a target is missed")
+	flag.Parse()
+	o.envOfURL = map[string]string{"postgres": "LOCKSTEP_TEST_POSTGRES_URL", "mysql": "LOCKSTEP_TEST_MYSQL_URL"}[o.db]
+	if o.envOfURL == "" || os.Getenv(o.envOfURL) == "" {
+		fmt.Fprintf(os.Stderr, "bench-payments: --db %s: postgres and mysql are possible, and %s must name the server\nnext: make bench-payments\n", o.db, o.envOfURL)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench-payments:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) (err error) {
+	r, err := rig.New(ctx, o.dir, o.binDir)
+	defer func() { err = errors.Join(err, r.Close(ctx)) }()
+	if err != nil {
+		return err
+	}
+	cost, err := r.SyncCost()
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d cores, %s, fdatasync %s; payments on %s, %d clients, %d buyers, %d merchants\n", runtime.NumCPU(), runtime.Version(), cost, o.db, o.clients, o.n, o.n)
+	ways := turns(o.db)
+	contenders := map[string]*rig.Contender{}
+	places := map[string]*rig.Payees{}
+	for _, w := range ways {
+		if contenders[w.contender] == nil {
+			if contenders[w.contender], err = r.Start(ctx, w.contender); err != nil {
+				return fmt.Errorf("start %s: %w", w.contender, err)
+			}
+		}
+		if places[w.style] == nil {
+			if places[w.style], err = r.StartPayees(ctx, rig.PayeesPlan{
+				Style: w.style, ServerURL: os.Getenv(o.envOfURL),
+				Buyers:    payees.Plan{Kind: "buyer", N: o.n, Deposit: 1 << 40},
+				Merchants: payees.Plan{Kind: "merchant", N: o.n},
+			}); err != nil {
+				return err
+			}
+		}
+	}
+	samples := make([][]rig.Sample, len(ways))
+	for round := range o.rounds {
+		for i, w := range ways {
+			s, err := r.MeasurePayments(ctx, contenders[w.contender], w.api, places[w.style], load.Plan{Clients: o.clients, WarmUp: o.warmUp, Duration: o.round})
+			if err != nil {
+				return fmt.Errorf("%s: %w", w.name, err)
+			}
+			samples[i] = append(samples[i], s)
+			fmt.Printf("round %d  %-44s %6.0f payments/s, p50 %6.1f ms, p99 %6.1f ms, %d failed; the money is right\n", round+1, w.name, s.PerSecond, s.P50MS, s.P99MS, s.TotalFailed)
+			for _, e := range s.Errors {
+				fmt.Printf("         such as: %.200s\n", e)
+			}
+		}
+	}
+	return judge(o, ways, samples)
+}
+
+// judge prints the medians and what was promised.
+func judge(o options, ways []turn, samples [][]rig.Sample) error {
+	median := func(i int, of func(s rig.Sample) float64) float64 {
+		var v []float64
+		for _, s := range samples[i] {
+			v = append(v, of(s))
+		}
+		slices.Sort(v)
+		return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+	}
+	perSecond := func(s rig.Sample) float64 { return s.PerSecond }
+	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "\n%s, %d clients, medians of %d\tpayments/s\tp50 ms\tp99 ms\tcoordinator cpu us\tin multiples of DTM\n", o.db, o.clients, o.rounds)
+	short := 0
+	for i, w := range ways {
+		ratio := median(i, perSecond) / median(0, perSecond)
+		verdict := ""
+		if w.atLeast > 0 {
+			verdict = fmt.Sprintf("  PASS (at least %g)", w.atLeast)
+			if ratio < w.atLeast {
+				verdict = fmt.Sprintf("  FALLS SHORT (at least %g)", w.atLeast)
+				short++
+			}
+		}
+		fmt.Fprintf(t, "%s\t%.0f\t%.1f\t%.1f\t%.0f\t%.2f%s\n", w.name, median(i, perSecond), median(i, func(s rig.Sample) float64 { return s.P50MS }),
+			median(i, func(s rig.Sample) float64 { return s.P99MS }), median(i, func(s rig.Sample) float64 { return s.CPUMicros }), ratio, verdict)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if o.check && short > 0 {
+		return fmt.Errorf("%d targets missed", short)
+	}
+	return nil
+}

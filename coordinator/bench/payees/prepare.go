@@ -1,0 +1,93 @@
+package payees
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"github.com/lockstep-tx/lockstep/participants/barrier"
+	"github.com/lockstep-tx/lockstep/participants/ledger"
+)
+
+// Plan says what a database is made with.
+type Plan struct {
+	Kind    string      // of the numbered accounts: "buyer" or "merchant"
+	N       int         // how many
+	Mode    ledger.Mode // of the numbered accounts; the zero Mode is the ledger's default
+	Shards  int         // of the mode Split
+	Deposit int64       // each one's first balance in minor units
+}
+
+// Prepare makes the tables and accounts of a database that is empty.
+func Prepare(ctx context.Context, rawURL string, plan Plan) error {
+	db, d, err := Open(ctx, rawURL)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if err := barrier.MigrateSchema(ctx, db, d, schemaOf(rawURL)); err != nil {
+		return err
+	}
+	if err := ledger.Migrate(ctx, db, d, ledger.Options{}); err != nil {
+		return err
+	}
+	l, err := ledger.New(d, ledger.Options{})
+	if err != nil {
+		return err
+	}
+	for _, id := range []string{World, Clearing} {
+		// Insert-only while payments run: all of them touch these.
+		if err := l.OpenAccount(ctx, db, ledger.Account{ID: id, Currency: "CNY", Mode: ledger.Aggregated, Overdraft: true}); err != nil {
+			return err
+		}
+	}
+	for i := range plan.N {
+		a := ledger.Account{ID: Account(plan.Kind, i), Currency: "CNY", Mode: plan.Mode, Shards: plan.Shards}
+		if err := l.OpenAccount(ctx, db, a); err != nil {
+			return err
+		}
+	}
+	if plan.Deposit == 0 {
+		return nil
+	}
+	const perTx = 50
+	for i := 0; i < plan.N; i += perTx {
+		err := l.InTx(ctx, db, func(tx *sql.Tx) error {
+			t := ledger.Transfer{ID: fmt.Sprintf("deposit-%d", i), Gid: fmt.Sprintf("deposit-%d", i), Branch: "01"}
+			for j := i; j < min(i+perTx, plan.N); j++ {
+				t.Legs = append(t.Legs, ledger.Leg{Debit: World, Credit: Account(plan.Kind, j), Minor: plan.Deposit})
+			}
+			return l.Transfer(ctx, tx, t)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// PaymentMinor is what every payment moves, in minor units.
+const PaymentMinor = 7
+
+// Sums are what went through a database, as its clearing account shows it: every payment touches that.
+type Sums struct {
+	Clearing int64 `json:"clearing"` // credits less debits that are posted or buffered, in minor units
+	Pending  int64 `json:"pending"`  // debits and credits that are held
+}
+
+func (p *Payee) sums(w http.ResponseWriter, r *http.Request) {
+	s, err := p.read(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(s)
+}
+
+func (p *Payee) read(ctx context.Context) (Sums, error) {
+	b, err := p.ledger.Balance(ctx, p.db, Clearing)
+	return Sums{Clearing: b.Total(), Pending: b.DebitsPending + b.CreditsPending}, err
+}
