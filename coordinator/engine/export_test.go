@@ -18,3 +18,17 @@ func (c *Core) ApplyForTest(at int64, req Request) (done func() (Reply, error, b
 
 // GidForTest is the gid that a lookup asks for.
 func GidForTest(p *pending) txn.Gid { return p.req.Gid }
+
+// NewKnownForTest makes a filter for few gids, so that a simulation can afford many.
+func NewKnownForTest(gids uint) *Known { return newKnown(gids) }
+
+// UnsettledForTest is Written with Doubtful and without Settle: the rule that the simulation switches off.
+func (c *Core) UnsettledForTest(w *Writing) {
+	for i := range w.items {
+		undo(&w.items[i])
+	}
+	for _, ws := range w.slots {
+		ws.hs.busy = false
+		c.queueSlot(ws.hs)
+	}
+}

@@ -156,9 +156,9 @@ type Known struct {
 const knownGids = 20_000_000
 
 // NewKnown makes an empty filter that is built for no slot.
-func NewKnown() *Known {
-	return &Known{set: bloom.NewWithEstimates(knownGids, 0.01)}
-}
+func NewKnown() *Known { return newKnown(knownGids) }
+
+func newKnown(gids uint) *Known { return &Known{set: bloom.NewWithEstimates(gids, 0.01)} }
 
 // Add makes a gid known.
 func (k *Known) Add(gid txn.Gid) {

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
@@ -27,16 +28,19 @@ type rules struct {
 	resendDoubtful bool
 	// unfenced lets every write through, whatever its term.
 	unfenced bool
+	// unsettled goes on with a slot whose last write is in doubt until its new term has come.
+	unsettled bool
 }
 
 // sim is two coordinators, one store that loses and delays, and participants with barriers, in one goroutine and from
-// one seed. It checks G1, G2, G3, G5, G8 and G10 for one region.
+// one seed. Either coordinator's clock may be wrong by ten minutes. It checks G1, G2, G3, G5, G8 and G10 for one region.
 type sim struct {
 	rng   *rand.Rand
 	rules rules
 	now   int64
 	store *memstore.Store
 	limbo []*engine.Batch // writes whose answer was lost and that may still land
+	due   []claiming      // slots whose new term is on its way
 	nodes [2]*node
 	calls []flying // branch calls under way, also of processes that are dead
 	parts map[string]*part
@@ -46,9 +50,24 @@ type sim struct {
 }
 
 type node struct {
-	name string
-	core *engine.Core
+	name  string
+	core  *engine.Core
+	known *engine.Known
+	gen   int
+	skew  int64 // how wrong its clock is, in milliseconds
+}
+
+// clockWrongMax is how wrong a coordinator's clock may be.
+const clockWrongMax = 10 * 60_000
+
+// at is the time that a node believes it is.
+func (s *sim) at(n *node) int64 { return s.now + n.skew }
+
+// claiming is a slot that a process is about to claim.
+type claiming struct {
+	n    *node
 	gen  int
+	slot int
 }
 
 // flying is a call on its way to a participant, or its answer on the way back.
@@ -83,7 +102,7 @@ type asked struct {
 func newSim(seed uint64, r rules) *sim {
 	s := &sim{rng: rand.New(rand.NewPCG(seed, 7)), rules: r, now: 1_000_000, store: memstore.New(), parts: map[string]*part{}, rows: map[txn.Gid]engine.Row{}}
 	for i := range s.nodes {
-		s.nodes[i] = &node{name: fmt.Sprintf("n%d", i)}
+		s.nodes[i] = &node{name: fmt.Sprintf("n%d", i), skew: s.rng.Int64N(2*clockWrongMax+1) - clockWrongMax}
 		s.boot(s.nodes[i])
 	}
 	for n := range simSlots {
@@ -105,7 +124,8 @@ func gidOf(i int) txn.Gid {
 
 func (s *sim) boot(n *node) {
 	n.gen++
-	n.core = engine.NewCore(fmt.Sprintf("%s.%d", n.name, n.gen), engine.Limits{}, nil)
+	n.known = engine.NewKnownForTest(1000)
+	n.core = engine.NewCore(fmt.Sprintf("%s.%d", n.name, n.gen), engine.Limits{}, n.known)
 }
 
 // claim is what a Runner does to take a slot: a new term, then what the store holds.
@@ -121,7 +141,7 @@ func (s *sim) claim(n *node, sl int) {
 		}
 		return err
 	}))
-	n.core.Hold(s.now, claims[0], txs)
+	n.core.Hold(s.at(n), claims[0], txs)
 	s.drain(n)
 }
 
@@ -151,11 +171,12 @@ func (s *sim) drain(n *node) {
 				s.rows[row.Gid] = row
 			}
 			if row.Finish.Seq != 0 && s.rng.IntN(2) == 0 {
-				n.core.Journaled(s.now, []txn.Gid{row.Gid}) // its record may leave the store
+				n.known.Add(row.Gid)
+				n.core.Journaled(s.at(n), []txn.Gid{row.Gid}) // its record may leave the store
 			}
 		}
 		for _, p := range out.Lookups {
-			n.core.Found(s.now, p, s.journaled(engine.GidForTest(p)))
+			n.core.Found(s.at(n), p, s.journaled(engine.GidForTest(p)))
 		}
 		if len(out.Lookups) == 0 {
 			return
@@ -172,6 +193,23 @@ func (s *sim) journaled(gid txn.Gid) *record.Tx {
 	tx, err := record.FromParts(row.Closed, row.Progress, row.Decision, row.Finish, row.DecisionEpoch, row.FinishEpoch)
 	s.check(err)
 	return tx
+}
+
+// Gids is what Known asks of a journal. Time passes between its reading and its end: slots change hands meanwhile.
+func (j reading) Gids(_ context.Context, each func(txn.Gid)) error {
+	for gid := range j.rows {
+		each(gid)
+	}
+	if j.rng.IntN(3) == 0 {
+		j.claim(j.nodes[j.rng.IntN(2)], j.rng.IntN(simSlots))
+	}
+	return nil
+}
+
+// reading is the simulation as a journal that is read for its gids alone.
+type reading struct {
+	engine.Journal
+	*sim
 }
 
 // commit applies a batch at the store: fenced, unless the rule is switched off.
@@ -214,7 +252,7 @@ func (s *sim) write(n *node, weather bool) {
 		s.doubt(n, w)
 		return
 	case fate == 3:
-		n.core.Written(s.now, w, engine.NotWritten, nil)
+		n.core.Written(s.at(n), w, engine.NotWritten, nil)
 		s.drain(n)
 		return
 	}
@@ -222,9 +260,9 @@ func (s *sim) write(n *node, weather bool) {
 	var fe *engine.FencedError
 	switch {
 	case err == nil:
-		n.core.Written(s.now, w, engine.Durable, nil)
+		n.core.Written(s.at(n), w, engine.Durable, nil)
 	case errors.As(err, &fe):
-		n.core.Written(s.now, w, engine.NotWritten, fe.Slots)
+		n.core.Written(s.at(n), w, engine.NotWritten, fe.Slots)
 	default:
 		s.check(err)
 	}
@@ -234,23 +272,39 @@ func (s *sim) write(n *node, weather bool) {
 // doubt settles an ambiguous write as the Runner does: new terms, then a reload.
 func (s *sim) doubt(n *node, w *engine.Writing) {
 	if s.rules.resendDoubtful {
-		n.core.Written(s.now, w, engine.NotWritten, nil)
+		n.core.Written(s.at(n), w, engine.NotWritten, nil)
 		s.drain(n)
 		return
 	}
 	slots := w.Slots()
-	n.core.Written(s.now, w, engine.Doubtful, nil)
+	if s.rules.unsettled {
+		n.core.UnsettledForTest(w)
+	} else {
+		n.core.Written(s.at(n), w, engine.Doubtful, nil)
+	}
 	s.drain(n)
 	for _, sl := range slots {
-		s.claim(n, sl)
+		if s.rng.IntN(2) == 0 {
+			s.claim(n, sl)
+		} else { // the claim takes its time, and requests, answers and other slots' writes go on
+			s.due = append(s.due, claiming{n, n.gen, sl})
+		}
 	}
 }
 
-// holder finds a node that believes to hold the slot.
+// claimDue carries out the claim that has waited longest.
+func (s *sim) claimDue() {
+	c := s.due[0]
+	if s.due = s.due[1:]; c.n.gen == c.gen { // else its process is dead
+		s.claim(c.n, c.slot)
+	}
+}
+
+// holder finds a node that believes to hold the slot, or to be about to.
 func (s *sim) holder(sl int) *node {
 	first := s.rng.IntN(2)
 	for i := range s.nodes {
-		if n := s.nodes[(first+i)%2]; n.core.Holds(sl) {
+		if n := s.nodes[(first+i)%2]; slices.Contains(n.core.Held(), sl) {
 			return n
 		}
 	}
@@ -260,18 +314,18 @@ func (s *sim) holder(sl int) *node {
 // client does the next thing of one client.
 func (s *sim) client(c *client) {
 	n := s.holder(slot.Of(string(c.gid)))
-	if n == nil || c.ended {
+	if n == nil || c.ended && !c.driven {
 		return
 	}
 	send := func(kind string, ev txn.Event, want engine.Want) {
 		a := &asked{c: c, kind: kind}
-		a.done = n.core.ApplyForTest(s.now, engine.Request{Gid: c.gid, Event: ev, Want: want})
+		a.done = n.core.ApplyForTest(s.at(n), engine.Request{Gid: c.gid, Event: ev, Want: want})
 		c.asks = append(c.asks, a)
 		s.drain(n)
 	}
 	spec := txn.Spec{Mode: txn.ModeTCC, Digest: "d"}
 	switch {
-	case c.driven:
+	case c.driven: // also after its end: a late repeat gets the same answer
 		for i := range c.branches {
 			spec.Branches = append(spec.Branches, branch(i, true))
 		}
@@ -399,7 +453,7 @@ func (s *sim) fly(i int, weather bool) {
 	n, gen := f.n, f.gen
 	s.calls = append(s.calls[:i], s.calls[i+1:]...)
 	if n.gen == gen { // else its process is dead
-		n.core.Replied(s.now, res)
+		n.core.Replied(s.at(n), res)
 		s.drain(n)
 	}
 }
@@ -428,10 +482,14 @@ func (s *sim) step() {
 		for _, sl := range held {
 			s.claim(s.nodes[s.rng.IntN(2)], sl)
 		}
+	case k < 90 && len(s.due) > 0:
+		s.claimDue()
+	case k < 92:
+		s.check(n.known.Build(context.Background(), reading{sim: s}))
 	default:
 		s.now += s.rng.Int64N(3000)
-		n.core.Expire(s.now)
-		n.core.Flush(s.now)
+		n.core.Expire(s.at(n))
+		n.core.Flush(s.at(n))
 		s.drain(n)
 	}
 	for _, c := range s.txs {
@@ -447,6 +505,7 @@ func (s *sim) heal() {
 		_ = s.commit(s.limbo[0])
 		s.limbo = s.limbo[1:]
 	}
+	s.due = nil // every slot is claimed below
 	for sl := range simSlots {
 		s.nodes[1].core.Drop(sl)
 		s.claim(s.nodes[0], sl)
@@ -468,8 +527,8 @@ func (s *sim) heal() {
 			}
 		}
 		s.now += 70_000
-		n.core.Expire(s.now)
-		n.core.Flush(s.now)
+		n.core.Expire(s.at(n))
+		n.core.Flush(s.at(n))
 		s.drain(n)
 		open := 0
 		n.core.Each(func(r engine.Reply) {
@@ -598,6 +657,7 @@ func TestEachRuleBites(t *testing.T) {
 	for name, r := range map[string]rules{
 		"a doubtful write is sent again under its old term": {resendDoubtful: true, unfenced: false},
 		"writes are not fenced":                             {unfenced: true},
+		"a slot in doubt goes on before its new term":       {unsettled: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for seed := uint64(1); seed <= 400; seed++ {
