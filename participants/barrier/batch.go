@@ -19,16 +19,32 @@ type Result struct {
 // still be writing: returned, wrapped, it has the batch rolled back and every member done by itself.
 var ErrAlone = errors.New("the batch failed as a whole")
 
-// DoAll runs many branch calls in one local transaction: all fences, then all barrier rows, then the business of each
-// member that is new, each under a savepoint, so that a member that fails leaves nothing and the others stand. business
-// gets the member's index. Where the transaction as a whole fails (the connection, a deadlock, the commit) every member
-// is done again by itself: business may then run a second time for it, never after it was committed.
+// Work is the business of a batch.
+type Work struct {
+	// One runs one member, by its index. It is as Do's business.
+	One func(i int, tx *sql.Tx) error
+	// Set says which members may run together in one call of All: those with the same number, from 0 up; -1 runs by itself.
+	// nil is -1 for all.
+	Set func(i int) int
+	// All runs members of one set, or fails for all of them: then they run again one by one, and each gets its own answer.
+	All func(set []int, tx *sql.Tx) error
+}
+
+// DoAll is DoWork where each member runs by itself.
+func (b *Barrier) DoAll(ctx context.Context, within time.Duration, calls []*Call, business func(i int, tx *sql.Tx) error) []Result {
+	return b.DoWork(ctx, within, calls, Work{One: business})
+}
+
+// DoWork runs many branch calls in one local transaction: all fences, then all barrier rows, then the business of the
+// members that are new, under savepoints, so that a member that fails leaves nothing and the others stand. Where the
+// transaction as a whole fails (the connection, a deadlock, the commit) every member is done again by itself: business may
+// then run a second time for it, never after it was committed.
 //
 // within bounds each local transaction, of the batch and of a member by itself; 0 leaves it to ctx.
 //
 // The results are in the order of calls, each as Do gives it; what is durable is what it says. Calls for the same branch
 // are done one after another. Source: DESIGN section 6; serves guarantee G5.
-func (b *Barrier) DoAll(ctx context.Context, within time.Duration, calls []*Call, business func(i int, tx *sql.Tx) error) []Result {
+func (b *Barrier) DoWork(ctx context.Context, within time.Duration, calls []*Call, work Work) []Result {
 	results := make([]Result, len(calls))
 	var together, later []int
 	type branchKey struct{ gid, branch string }
@@ -53,7 +69,7 @@ func (b *Barrier) DoAll(ctx context.Context, within time.Duration, calls []*Call
 	}
 	if len(together) > 1 {
 		ctx, cancel := bounded()
-		err := b.batch(ctx, calls, together, results, business)
+		err := b.batch(ctx, calls, together, results, work)
 		cancel()
 		if err != nil {
 			later = append(together, later...)
@@ -64,14 +80,14 @@ func (b *Barrier) DoAll(ctx context.Context, within time.Duration, calls []*Call
 	for _, i := range later {
 		calls[i].calls--
 		ctx, cancel := bounded()
-		results[i].Outcome, results[i].Err = b.Do(ctx, calls[i], func(tx *sql.Tx) error { return business(i, tx) })
+		results[i].Outcome, results[i].Err = b.Do(ctx, calls[i], func(tx *sql.Tx) error { return work.One(i, tx) })
 		cancel()
 	}
 	return results
 }
 
 // batch does the calls at the indexes in together; an error means that nothing of it stands, or nobody knows.
-func (b *Barrier) batch(ctx context.Context, calls []*Call, together []int, results []Result, business func(i int, tx *sql.Tx) error) error {
+func (b *Barrier) batch(ctx context.Context, calls []*Call, together []int, results []Result, work Work) error {
 	tx, err := b.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
@@ -88,17 +104,21 @@ func (b *Barrier) batch(ctx context.Context, calls []*Call, together []int, resu
 	if err != nil {
 		return err
 	}
-	w := &batchWork{b: b, tx: tx}
+	var run []int
 	for n, i := range together {
 		r := &results[i]
 		r.Outcome, r.Err = b.judge(own[n], &members[n], f, &f.members[n])
 		if r.Err == nil && r.Outcome == Done {
-			if r.Err, err = w.run(ctx, func() error { return business(i, tx) }); err != nil {
-				return err
-			}
+			run = append(run, i)
 		}
-		if r.Err != nil {
-			r.Outcome = Unknown
+	}
+	w := &batchWork{b: b, tx: tx}
+	if err := w.all(ctx, run, work, results); err != nil {
+		return err
+	}
+	for n, i := range together {
+		if results[i].Err != nil {
+			results[i].Outcome = Unknown
 			if err := b.forget(ctx, tx, &members[n], &f.members[n]); err != nil {
 				return err
 			}
@@ -118,7 +138,47 @@ type batchWork struct {
 	open bool
 }
 
-// run runs one member's business under a savepoint; failed is the member's own error, err the batch's.
+// all runs the business of the members in run: sets first, then one by one what has no set or whose set failed.
+func (w *batchWork) all(ctx context.Context, run []int, work Work, results []Result) error {
+	sets := map[int][]int{}
+	var order []int
+	alone := run
+	if work.Set != nil {
+		alone = nil
+		for _, i := range run {
+			n := work.Set(i)
+			if n < 0 {
+				alone = append(alone, i)
+				continue
+			}
+			if sets[n] == nil {
+				order = append(order, n)
+			}
+			sets[n] = append(sets[n], i)
+		}
+	}
+	for _, n := range order {
+		if len(sets[n]) > 1 {
+			failed, err := w.run(ctx, func() error { return work.All(sets[n], w.tx) })
+			if err != nil {
+				return err
+			}
+			if failed == nil {
+				continue
+			}
+		}
+		alone = append(alone, sets[n]...)
+	}
+	for _, i := range alone {
+		var err error
+		if results[i].Err, err = w.run(ctx, func() error { return work.One(i, w.tx) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run runs one member's or one set's business under a savepoint; failed is its own error, err the batch's.
 func (w *batchWork) run(ctx context.Context, business func() error) (failed, err error) {
 	next := "SAVEPOINT member"
 	if w.open {

@@ -142,7 +142,22 @@ func (x *executor) together(jobs []*job, r *runner) {
 	}
 	// The transaction belongs to all members: none of them ends it by leaving.
 	ctx := context.WithoutCancel(live[0].ctx)
-	results := x.barrier.DoAll(ctx, 2*x.o.Timeout, calls, func(i int, tx *sql.Tx) error { return x.business(live[i], tx, r) })
+	results := x.barrier.DoWork(ctx, 2*x.o.Timeout, calls, barrier.Work{
+		One: func(i int, tx *sql.Tx) error { return x.business(live[i], tx, r) },
+		Set: func(i int) int {
+			if live[i].op.all == nil || live[i].cut {
+				return -1
+			}
+			return live[i].op.set
+		},
+		All: func(set []int, tx *sql.Tx) error {
+			jobs := make([]*job, len(set))
+			for n, i := range set {
+				jobs[n] = live[i]
+			}
+			return x.businessOf(jobs, tx, r)
+		},
+	})
 	for i, res := range results {
 		live[i].done(res.Err)
 	}
@@ -172,6 +187,26 @@ func (x *executor) business(j *job, tx *sql.Tx, r *runner) error {
 	if !ok {
 		j.cut = true
 		x.o.Log.Error("a branch function was cut off", "call", j.call.String(), "after", x.o.Timeout)
+		return fmt.Errorf("%w: %w", ErrCutOff, barrier.ErrAlone)
+	}
+	return err
+}
+
+// businessOf runs one function for many members. Cut off, it has cost the batch's transaction, and nobody's answer: each
+// member runs by itself then.
+func (x *executor) businessOf(jobs []*job, tx *sql.Tx, r *runner) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(jobs[0].ctx), x.o.Timeout)
+	defer cancel()
+	err, ok := r.run(ctx, func() (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				x.o.Log.Error("a branch function panicked", "calls", len(jobs), "first", jobs[0].call.String(), "panic", p, "stack", string(debug.Stack()))
+				err = fmt.Errorf("panic: %v", p)
+			}
+		}()
+		return jobs[0].op.all(ctx, tx, jobs)
+	})
+	if !ok || (err != nil && ctx.Err() != nil) {
 		return fmt.Errorf("%w: %w", ErrCutOff, barrier.ErrAlone)
 	}
 	return err

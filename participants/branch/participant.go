@@ -63,9 +63,15 @@ func (o Options) withDefaults() Options {
 // P is decoded from JSON, or, where it is a pointer to a protobuf message and the call came over gRPC, from protobuf.
 type Op[P any] func(ctx context.Context, tx *sql.Tx, call *barrier.Call, payload P) error
 
+// OpAll is an Op for several calls at once: it does all of them or returns an error, after which each is done by itself.
+// It saves round trips; it is never needed.
+type OpAll[P any] func(ctx context.Context, tx *sql.Tx, calls []*barrier.Call, payloads []P) error
+
 // TCC are the functions of a branch that tries first. All three get the same payload.
 type TCC[P any] struct {
 	Try, Confirm, Cancel Op[P]
+	// TryAll, ConfirmAll and CancelAll do the same for many calls; nil where there is no such function.
+	TryAll, ConfirmAll, CancelAll OpAll[P]
 	// Alone: each call has a local transaction of its own, for functions that wait for something outside the database.
 	Alone bool
 }
@@ -82,7 +88,7 @@ type Participant struct {
 	barrier  *barrier.Barrier
 	options  Options
 	branches map[string]operation // by HTTP path and by gRPC method
-	names    []string
+	sets     int                  // functions for many calls
 	exec     *executor
 }
 
@@ -91,6 +97,8 @@ type operation struct {
 	op    string
 	alone bool
 	run   func(ctx context.Context, tx *sql.Tx, call *barrier.Call, payload []byte, overGRPC bool) error
+	all   func(ctx context.Context, tx *sql.Tx, jobs []*job) error // nil where calls run one by one
+	set   int
 }
 
 // New returns a participant without branches. Close ends it.
@@ -111,26 +119,26 @@ var branchName = regexp.MustCompile(`^[a-z][a-z0-9-]*(/[a-z][a-z0-9-]*)*$`)
 // dots for slashes) with the methods Try, Confirm and Cancel. It panics on a name that is taken or is not of lower-case
 // letters, digits, hyphens and slashes: a mistake of the program.
 func HandleTCC[P any](p *Participant, name string, t TCC[P]) {
-	handle(p, name, barrier.OpTry, t.Alone, t.Try)
-	handle(p, name, barrier.OpConfirm, t.Alone, t.Confirm)
-	handle(p, name, barrier.OpCancel, t.Alone, t.Cancel)
+	handle(p, name, barrier.OpTry, t.Alone, t.Try, t.TryAll)
+	handle(p, name, barrier.OpConfirm, t.Alone, t.Confirm, t.ConfirmAll)
+	handle(p, name, barrier.OpCancel, t.Alone, t.Cancel, t.CancelAll)
 }
 
 // HandleSaga serves a saga's step at /name/action and /name/compensate; see HandleTCC.
 func HandleSaga[P any](p *Participant, name string, s Saga[P]) {
-	handle(p, name, barrier.OpAction, s.Alone, s.Action)
+	handle(p, name, barrier.OpAction, s.Alone, s.Action, nil)
 	if s.Compensate != nil {
-		handle(p, name, barrier.OpCompensate, s.Alone, s.Compensate)
+		handle(p, name, barrier.OpCompensate, s.Alone, s.Compensate, nil)
 	}
 }
 
 // HandleMessage serves a consumer of messages at /name/action; see HandleTCC. What it does takes effect once however
 // often the message is delivered.
 func HandleMessage[P any](p *Participant, name string, f Op[P]) {
-	handle(p, name, barrier.OpAction, false, f)
+	handle(p, name, barrier.OpAction, false, f, nil)
 }
 
-func handle[P any](p *Participant, name, op string, alone bool, f Op[P]) {
+func handle[P any](p *Participant, name, op string, alone bool, f Op[P], all OpAll[P]) {
 	if !branchName.MatchString(name) || f == nil {
 		panic(fmt.Sprintf("branch: %q with op %s: a name has lower-case letters, digits, hyphens and slashes, and a function", name, op))
 	}
@@ -141,13 +149,27 @@ func handle[P any](p *Participant, name, op string, alone bool, f Op[P]) {
 		}
 		return f(ctx, tx, call, payload)
 	}}
+	if all != nil {
+		o.set = p.sets
+		p.sets++
+		o.all = func(ctx context.Context, tx *sql.Tx, jobs []*job) error {
+			calls, payloads := make([]*barrier.Call, len(jobs)), make([]P, len(jobs))
+			for i, j := range jobs {
+				var err error
+				if payloads[i], err = decode[P](j.payload, j.overGRPC); err != nil {
+					return err // each gets its own answer
+				}
+				calls[i] = j.call
+			}
+			return all(ctx, tx, calls, payloads)
+		}
+	}
 	for _, address := range []string{"/" + name + "/" + op, grpcMethod(name, op)} {
 		if _, taken := p.branches[address]; taken {
 			panic(fmt.Sprintf("branch: %s is registered twice", address))
 		}
 		p.branches[address] = o
 	}
-	p.names = append(p.names, name)
 }
 
 func grpcMethod(name, op string) string {

@@ -117,9 +117,22 @@ func New(ctx context.Context, o Options) (*Payee, error) {
 			Cancel: func(ctx context.Context, tx *sql.Tx, c *barrier.Call, o Order) error {
 				return l.Void(ctx, tx, o.transfer(c))
 			},
+			TryAll:     together(l.HoldAll),
+			ConfirmAll: together(l.PostAll),
+			CancelAll:  together(l.VoidAll),
 		})
 	}
 	return p, nil
+}
+
+func together(f func(context.Context, *sql.Tx, []ledger.Transfer) error) branch.OpAll[Order] {
+	return func(ctx context.Context, tx *sql.Tx, calls []*barrier.Call, orders []Order) error {
+		all := make([]ledger.Transfer, len(calls))
+		for i := range calls {
+			all[i] = orders[i].transfer(calls[i])
+		}
+		return f(ctx, tx, all)
+	}
 }
 
 // schemaOf is where the barrier's tables are: MySQL's are in a database of their own beside the participant's, so that

@@ -21,11 +21,13 @@ const settle = 50 * time.Millisecond
 // Sample is one measured window of one contender.
 type Sample struct {
 	load.Result
-	CPUMicros       float64 `json:"cpu_us_per_tx"`        // of the coordinator's process
-	ServerCPUMicros float64 `json:"server_cpu_us_per_tx"` // of its database server's processes
-	WrittenKB       float64 `json:"written_kb_per_tx"`    // by the coordinator's process, as the kernel accounts it
-	ServerKB        float64 `json:"server_kb_per_tx"`     // by its database server's processes
-	DiskKB          float64 `json:"disk_kb_per_tx"`       // by the disk under the run's directory, for whomever; 0 if unknown
+	CPUMicros       float64 `json:"cpu_us_per_tx"`                  // of the coordinator's process
+	ServerCPUMicros float64 `json:"server_cpu_us_per_tx"`           // of its database server's processes
+	WrittenKB       float64 `json:"written_kb_per_tx"`              // by the coordinator's process, as the kernel accounts it
+	ServerKB        float64 `json:"server_kb_per_tx"`               // by its database server's processes
+	PayeesCPUMicros float64 `json:"payees_cpu_us_per_tx,omitempty"` // of the participants' process, over the whole run
+	LedgerCPUMicros float64 `json:"ledger_cpu_us_per_tx,omitempty"` // of the participants' database server, over the whole run
+	DiskKB          float64 `json:"disk_kb_per_tx"`                 // by the disk under the run's directory, for whomever; 0 if unknown
 }
 
 // ErrIncomplete says that a transaction was reported as committed without all its tries and confirms having been called.

@@ -22,6 +22,7 @@ type Payees struct {
 	Process                      *proc.Process
 	Buyers, Merchants            string // host:port
 	BuyerAccounts, MerchantsPaid int
+	serverPID                    int
 }
 
 // PayeesPlan says how they are made.
@@ -59,6 +60,9 @@ func (r *Rig) StartPayees(ctx context.Context, p PayeesPlan) (*Payees, error) {
 	out := &Payees{Process: started, Buyers: addrs[0], Merchants: addrs[1], BuyerAccounts: p.Buyers.N, MerchantsPaid: p.MerchantsPaid}
 	if out.MerchantsPaid == 0 {
 		out.MerchantsPaid = p.Merchants.N
+	}
+	if out.serverPID, err = serverPID(p.ServerURL, ""); err != nil {
+		return nil, err
 	}
 	for _, a := range addrs {
 		err = errors.Join(err, started.AwaitHTTP(ctx, "http://"+a+"/sums", readyLimit))
@@ -113,10 +117,22 @@ func (r *Rig) MeasurePayments(ctx context.Context, c *Contender, api string, p *
 	if err != nil {
 		return Sample{}, err
 	}
+	meters, err := p.meters()
+	if err != nil {
+		return Sample{}, err
+	}
 	s, err := r.load(ctx, c, api, plan, "-buyers", p.Buyers, "-merchants", p.Merchants,
 		"-buyer-accounts", strconv.Itoa(p.BuyerAccounts), "-merchants-paid", strconv.Itoa(p.MerchantsPaid))
 	if err != nil {
 		return s, err
+	}
+	if n := float64(s.TotalOK); n > 0 {
+		end, err := p.meters()
+		if err != nil {
+			return s, err
+		}
+		s.PayeesCPUMicros = float64(end.own.Sub(meters.own).CPU.Microseconds()) / n
+		s.LedgerCPUMicros = float64(end.server.Sub(meters.server).CPU.Microseconds()) / n
 	}
 	deadline := time.Now().Add(readyLimit)
 	for {
@@ -130,6 +146,13 @@ func (r *Rig) MeasurePayments(ctx context.Context, c *Contender, api string, p *
 		}
 		time.Sleep(settle) // what failed for its client may still be under way
 	}
+}
+
+func (p *Payees) meters() (m meters, err error) {
+	if m.own, err = proc.ReadUsage(p.Process.PID); err == nil {
+		m.server, err = proc.ReadTreeUsage(p.serverPID)
+	}
+	return m, err
 }
 
 // twoSums are the buyers' and the merchants'.

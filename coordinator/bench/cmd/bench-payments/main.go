@@ -29,6 +29,7 @@ type options struct {
 	round, warmUp         time.Duration
 	dir, binDir, envOfURL string
 	check                 bool
+	only                  string
 }
 
 // turn is one of the three ways to pay.
@@ -62,6 +63,7 @@ func main() {
 	flag.DurationVar(&o.warmUp, "warm-up", 2*time.Second, "load before each window")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where the run's files go; must be on a disk")
 	flag.StringVar(&o.binDir, "bin", "", "where the other binaries are (default: bin/ of the module, built first)")
+	flag.StringVar(&o.only, "only", "", "one way alone: dtm, wire or native")
 	flag.BoolVar(&o.check, "check", false, "exit with 1 when a target is missed")
 	flag.Parse()
 	o.envOfURL = map[string]string{"postgres": "LOCKSTEP_TEST_POSTGRES_URL", "mysql": "LOCKSTEP_TEST_MYSQL_URL"}[o.db]
@@ -89,6 +91,9 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	fmt.Printf("%d cores, %s, fdatasync %s; payments on %s, %d clients, %d buyers, %d merchants\n", runtime.NumCPU(), runtime.Version(), cost, o.db, o.clients, o.n, o.n)
 	ways := turns(o.db)
+	if i := slices.Index([]string{"dtm", "wire", "native"}, o.only); i >= 0 {
+		ways = ways[i : i+1]
+	}
 	contenders := map[string]*rig.Contender{}
 	places := map[string]*rig.Payees{}
 	for _, w := range ways {
@@ -136,7 +141,7 @@ func judge(o options, ways []turn, samples [][]rig.Sample) error {
 	}
 	perSecond := func(s rig.Sample) float64 { return s.PerSecond }
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "\n%s, %d clients, medians of %d\tpayments/s\tp50 ms\tp99 ms\tcoordinator cpu us\tin multiples of DTM\n", o.db, o.clients, o.rounds)
+	fmt.Fprintf(t, "\n%s, %d clients, medians of %d\tpayments/s\tp50 ms\tp99 ms\tcoordinator cpu us\tparticipants cpu us\tdatabase cpu us\tin multiples of the first\n", o.db, o.clients, o.rounds)
 	short := 0
 	for i, w := range ways {
 		ratio := median(i, perSecond) / median(0, perSecond)
@@ -148,8 +153,9 @@ func judge(o options, ways []turn, samples [][]rig.Sample) error {
 				short++
 			}
 		}
-		fmt.Fprintf(t, "%s\t%.0f\t%.1f\t%.1f\t%.0f\t%.2f%s\n", w.name, median(i, perSecond), median(i, func(s rig.Sample) float64 { return s.P50MS }),
-			median(i, func(s rig.Sample) float64 { return s.P99MS }), median(i, func(s rig.Sample) float64 { return s.CPUMicros }), ratio, verdict)
+		fmt.Fprintf(t, "%s\t%.0f\t%.1f\t%.1f\t%.0f\t%.0f\t%.0f\t%.2f%s\n", w.name, median(i, perSecond), median(i, func(s rig.Sample) float64 { return s.P50MS }),
+			median(i, func(s rig.Sample) float64 { return s.P99MS }), median(i, func(s rig.Sample) float64 { return s.CPUMicros }),
+			median(i, func(s rig.Sample) float64 { return s.PayeesCPUMicros }), median(i, func(s rig.Sample) float64 { return s.LedgerCPUMicros }), ratio, verdict)
 	}
 	if err := t.Flush(); err != nil {
 		return err
