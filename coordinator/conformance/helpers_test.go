@@ -103,3 +103,18 @@ func wantCode(t *testing.T, err error, code string) {
 		t.Errorf("error is %v, want the code %s", err, code)
 	}
 }
+
+// eventually asks again until ok.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	end := time.After(20 * time.Second)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("waited 20 s: %s", what)
+		}
+	}
+}

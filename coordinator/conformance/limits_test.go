@@ -13,6 +13,7 @@ import (
 
 	rig "github.com/lockstep-tx/lockstep/coordinator/dtmwire/dtmwiretest"
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/store/memstore"
 )
 
 // Issue 3, point 13: too many branches, and branches too large together, also where they come one by one. A record that
@@ -109,4 +110,27 @@ func TestShedBeginsComeBackWhenThereIsRoom(t *testing.T) {
 			t.Errorf("%s is %s after %d calls", gid, got, p.Count(gid, "01", "action"))
 		}
 	}
+}
+
+// Issue 3, point 13: a full quota refuses begins with 429, finishes what was begun, and takes begins again below 60 %.
+func TestAFullQuotaRefusesBeginsAndFinishesWhatWasBegun(t *testing.T) {
+	store := memstore.New()
+	r, p := start(t, rig.Options{Store: store})
+	begin(t, r, p, "begun", "01")
+	store.Fill(engine.Usage{UsedBytes: 61 << 20, QuotaBytes: 100 << 20})
+	n := 0
+	try := func() (int, []byte, http.Header) {
+		n++
+		return r.Post("/prepare", end(fmt.Sprint("try", n)))
+	}
+	eventually(t, "begins are refused", func() bool { code, _, _ := try(); return code != 200 })
+	code, out, h := try()
+	if wait, err := strconv.Atoi(h.Get("Retry-After")); code != http.StatusTooManyRequests || err != nil || wait < 1 || !strings.Contains(string(out), "overloaded, retry after") || !strings.Contains(string(out), "full") {
+		t.Errorf("answered %d %s with Retry-After %q", code, out, h.Get("Retry-After"))
+	}
+	post(t, r, "/registerBranch", map[string]string{"gid": "begun", "trans_type": "tcc", "branch_id": "02", "data": "{}", "confirm": p.HTTP("c"), "cancel": p.HTTP("x")})
+	post(t, r, "/submit", end("begun"))
+	r.Await("begun", succeed)
+	store.Fill(engine.Usage{UsedBytes: 59 << 20, QuotaBytes: 100 << 20})
+	eventually(t, "begins are taken again", func() bool { code, _, _ := try(); return code == 200 })
 }

@@ -3,11 +3,13 @@ package engine_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/store/memstore"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -135,4 +137,48 @@ func TestADrainDoesNotWaitForCallsThatHang(t *testing.T) {
 	if tx, err := a.Record(ctx, gid); err != nil || tx == nil || tx.State.Phase != txn.PhaseCommitting {
 		t.Errorf("its record: %v, %v", tx, err)
 	}
+}
+
+// A store that is 60 % full takes no begin, what was begun is finished, and begins are taken again once there is room.
+func TestAStoreThatFillsUpRefusesBeginsAndFinishesWhatWasBegun(t *testing.T) {
+	r := newRegion(t)
+	store := r.store.(*memstore.Store)
+	d := newDesk()
+	a, _ := r.join("a", d)
+	prepare := func(gid txn.Gid) error {
+		got := <-ask(a, engine.Request{Gid: gid, Event: txn.Prepare{Spec: txn.Spec{Mode: txn.ModeTCC}}, Want: engine.WantAccepted})
+		return got.err
+	}
+	if err := prepare("begun"); err != nil {
+		t.Fatal(err)
+	}
+	store.Fill(engine.Usage{UsedBytes: 61, QuotaBytes: 100})
+	n := 0
+	until(t, "begins are refused", func() bool { n++; return prepare(txn.Gid(fmt.Sprint("try", n))) != nil })
+	var over *engine.OverloadedError
+	for what, req := range map[string]engine.Request{
+		"a prepare":          {Gid: "new", Event: txn.Prepare{Spec: txn.Spec{Mode: txn.ModeTCC}}},
+		"an execute":         {Gid: "new", Event: txn.Execute{Spec: oneBranch()}},
+		"a submit of a saga": {Gid: "new", Event: txn.Submit{Spec: txn.Spec{Mode: txn.ModeSaga}}},
+		"an adoption":        {Gid: "new", Event: engine.Adopt{}},
+	} {
+		req.Want = engine.WantAccepted
+		if ad, ok := req.Event.(engine.Adopt); ok {
+			ad.Tx.State.Mode = txn.ModeTCC
+			req.Event = ad
+		}
+		if got := <-ask(a, req); !errors.As(got.err, &over) || over.RetryAfter <= 0 || !strings.Contains(over.Why, "61% full") {
+			t.Errorf("%s: %v, %v", what, got.rep.State.Phase, got.err)
+		}
+	}
+	if got := <-ask(a, engine.Request{Gid: "begun", Event: txn.Register{Mode: txn.ModeTCC, Branch: oneBranch().Branches[0]}, Want: engine.WantAccepted}); got.err != nil {
+		t.Errorf("a branch of what was begun: %v", got.err)
+	}
+	end := ask(a, engine.Request{Gid: "begun", Event: txn.Submit{Spec: txn.Spec{Mode: txn.ModeTCC}}, Want: engine.WantFinished})
+	d.next(t, "begun", txn.OpConfirm).answer(txn.Done)
+	if got := <-end; got.err != nil || got.rep.State.Phase != txn.PhaseCommitted {
+		t.Errorf("the submit of what was begun: %v, %v", got.rep.State.Phase, got.err)
+	}
+	store.Fill(engine.Usage{UsedBytes: 59, QuotaBytes: 100})
+	until(t, "begins are taken again", func() bool { return prepare("later") == nil })
 }

@@ -32,3 +32,6 @@ func (c *Core) UnsettledForTest(w *Writing) {
 		c.queueSlot(ws.hs)
 	}
 }
+
+// KnownForTest is the filter of a Runner.
+func (r *Runner) KnownForTest() *Known { return r.known }

@@ -2,8 +2,10 @@ package engine_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -211,5 +213,40 @@ func TestARequestDoesNotWaitForAHolderThatSleeps(t *testing.T) {
 	d.next(t, gid, txn.OpConfirm).answer(txn.Done)
 	if got := <-answer; got.err != nil || got.rep.State.Phase != txn.PhaseCommitted {
 		t.Errorf("%v, %v", got.rep.State.Phase, got.err)
+	}
+}
+
+// hops counts what one coordinator asks of others, and answers nothing useful.
+type hops struct{ asked atomic.Int64 }
+
+// Forward is engine.Forwarder's.
+func (h *hops) Forward(context.Context, engine.Member, engine.Request) (engine.Reply, error) {
+	h.asked.Add(1)
+	return engine.Reply{}, engine.ErrUnavailable
+}
+
+// A coordinator's view may be old, and two old views may point at each other. A request that was forwarded once is
+// never forwarded again: it is refused, whatever the view says, and at once.
+func TestAForwardedRequestIsNeverForwardedAgain(t *testing.T) {
+	r := newRegion(t)
+	h := &hops{}
+	a := engine.NewRunner(engine.Config{Self: engine.Member{ID: "a"}}, r.store, r.journal, newDesk(), h, clock.New())
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { _ = a.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-a.Done() })
+	until(t, "a is ready", a.Ready)
+	b, _ := r.join("b", newDesk())
+	gid := gidFor("b", "a", "b")
+	until(t, "a believes that b holds the slot", func() bool {
+		v := a.View()
+		return holds(t, b, gid) && v != nil && v.Holders[slot.Of(string(gid))] == "b"
+	})
+	req := engine.Request{Gid: gid, Event: txn.Prepare{Spec: txn.Spec{Mode: txn.ModeTCC}}, Want: engine.WantAccepted}
+	if got := <-ask(a, req); !errors.Is(got.err, engine.ErrUnavailable) || h.asked.Load() != 1 {
+		t.Fatalf("a client's request was forwarded %d times: %v", h.asked.Load(), got.err)
+	}
+	req.Hops = 1
+	if got := <-ask(a, req); !errors.Is(got.err, engine.ErrNotHolder) || h.asked.Load() != 1 {
+		t.Errorf("a forwarded request was forwarded %d times more: %v", h.asked.Load()-1, got.err)
 	}
 }

@@ -16,12 +16,20 @@ type Journal struct {
 	mu    sync.Mutex
 	rows  map[txn.Gid]int
 	order []engine.Row
+	fault error // what Append answers; nil while it works
 }
 
 // NewJournal makes an empty journal.
 func NewJournal() *Journal { return &Journal{rows: map[txn.Gid]int{}} }
 
 var _ engine.Journal = (*Journal)(nil)
+
+// Break makes every Append fail with err and store nothing; nil heals it.
+func (j *Journal) Break(err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.fault = err
+}
 
 // Append is engine.Journal's.
 func (j *Journal) Append(ctx context.Context, rows []engine.Row) error {
@@ -30,6 +38,9 @@ func (j *Journal) Append(ctx context.Context, rows []engine.Row) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.fault != nil {
+		return j.fault
+	}
 	for _, row := range rows {
 		i, ok := j.rows[row.Gid]
 		switch {

@@ -24,6 +24,7 @@ type Store struct {
 	rev     int64
 	slots   [slot.Count]slotRow
 	members map[string]engine.Member
+	usage   engine.Usage
 	kv      map[string]engine.KVPair
 	changed chan struct{}
 }
@@ -194,8 +195,19 @@ func (s *Store) view() engine.View {
 	return v
 }
 
-// Usage is engine.Store's: unbounded.
-func (s *Store) Usage(context.Context) (engine.Usage, error) { return engine.Usage{}, nil }
+// Usage is engine.Store's: unbounded and empty, or what Fill said.
+func (s *Store) Usage(context.Context) (engine.Usage, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.usage, nil
+}
+
+// Fill says how full the store claims to be.
+func (s *Store) Fill(u engine.Usage) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.usage = u
+}
 
 // KV is engine.Store's.
 func (s *Store) KV() engine.KV { return kv{s} }
