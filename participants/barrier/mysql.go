@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 
 	"github.com/go-sql-driver/mysql"
 )
@@ -64,7 +65,8 @@ func (d mysqlDialect) enter(ctx context.Context, tx *sql.Tx, locks []lock, membe
 }
 
 func (mysqlDialect) savepoint(ctx context.Context, tx *sql.Tx, stmts string) error {
-	return execEach(ctx, tx, stmts)
+	// A savepoint takes the place of the one of the same name.
+	return execEach(ctx, tx, strings.TrimPrefix(stmts, "RELEASE SAVEPOINT member; "))
 }
 
 // retryable: deadlock, lock wait over, a changed record (MariaDB 11), and what the server did on its own.

@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"runtime"
 	"slices"
+	"strconv"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -30,6 +31,7 @@ type options struct {
 	dir, binDir, envOfURL string
 	check                 bool
 	only                  string
+	conns                 int
 }
 
 // turn is one of the three ways to pay.
@@ -63,6 +65,7 @@ func main() {
 	flag.DurationVar(&o.warmUp, "warm-up", 2*time.Second, "load before each window")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where the run's files go; must be on a disk")
 	flag.StringVar(&o.binDir, "bin", "", "where the other binaries are (default: bin/ of the module, built first)")
+	flag.IntVar(&o.conns, "conns", 8, "the participants' connections to each database")
 	flag.StringVar(&o.only, "only", "", "one way alone: dtm, wire or native")
 	flag.BoolVar(&o.check, "check", false, "exit with 1 when a target is missed")
 	flag.Parse()
@@ -104,7 +107,7 @@ func run(ctx context.Context, o options) (err error) {
 		}
 		if places[w.style] == nil {
 			if places[w.style], err = r.StartPayees(ctx, rig.PayeesPlan{
-				Style: w.style, ServerURL: os.Getenv(o.envOfURL),
+				Style: w.style, Args: []string{"-conns", strconv.Itoa(o.conns)}, ServerURL: os.Getenv(o.envOfURL),
 				Buyers:    payees.Plan{Kind: "buyer", N: o.n, Deposit: 1 << 40},
 				Merchants: payees.Plan{Kind: "merchant", N: o.n},
 			}); err != nil {
