@@ -189,8 +189,8 @@ func (s *Server) spec(gid txn.Gid, in begun, driven bool) (txn.Spec, error) {
 }
 
 func checkID(field, id string, seen map[string]int) error {
-	if id == "" || len(id) > txn.GidBytesMax || !utf8.ValidString(id) || strings.ContainsAny(id, "\x00\r\n") {
-		return invalid(field, "id %.40q is not a text of 1 to %d bytes", id, txn.GidBytesMax)
+	if err := txn.CheckName(id); err != nil {
+		return invalid(field, "id %.40q: %v", id, err)
 	}
 	if _, twice := seen[id]; twice {
 		return invalid(field, "id %q stands twice", id)

@@ -39,6 +39,8 @@ type bad struct {
 	says  string // what the text must name
 	// where it can be said: a gRPC request has no field for everything
 	noGRPC bool
+	// raw puts its second text in the place of its first in the body, as bytes that no JSON encoder writes
+	raw [2]string
 }
 
 func repeat[T any](n int, v T) []T {
@@ -67,6 +69,18 @@ var badInputs = []bad{
 	{name: "gid with a line break", verb: "prepare", gid: "a\nb", mode: "tcc", want: invalid, says: "gid"},
 	{name: "gid with a carriage return", verb: "prepare", gid: "a\rb", mode: "xa", want: invalid, says: "gid"},
 	{name: "gid with a zero byte", verb: "prepare", gid: "a\x00b", mode: "tcc", want: invalid, says: "gid"},
+	{name: "gid with a tab", verb: "prepare", gid: "a\tb", mode: "tcc", want: invalid, says: "gid"},
+	{name: "gid with an escape", verb: "prepare", gid: "a\x1b[2Jb", mode: "tcc", want: invalid, says: "gid"},
+	{name: "gid with a C1 control", verb: "submit", gid: "a\u009bb", mode: "saga", g: steps(1, ok), want: invalid, says: "gid"},
+	{name: "gid that turns the text's direction", verb: "prepare", gid: "a\u202eb", mode: "tcc", want: invalid, says: "gid"},
+	{name: "gid with a line separator", verb: "abort", gid: "a\u2028b", mode: "tcc", want: invalid, says: "gid"},
+	{name: "gid with the replacement character", verb: "prepare", gid: "g\ufffd", mode: "tcc", want: invalid, says: "ufffd"},
+	{name: "gid that is no UTF-8", verb: "prepare", gid: "RAW", raw: [2]string{"RAW", "g\xff"}, mode: "tcc", want: invalid, says: "UTF-8", noGRPC: true},
+	{name: "gid of half a surrogate pair", verb: "prepare", gid: "RAW", raw: [2]string{"RAW", `g\ud800`}, mode: "tcc", want: invalid, says: "ufffd", noGRPC: true},
+	{name: "branch id that is no UTF-8", verb: "registerBranch", mode: "tcc", g: map[string]any{"branch_id": "RAW", "confirm": ok, "cancel": ok}, raw: [2]string{"RAW", "b\xc3"}, want: invalid, says: "UTF-8", noGRPC: true},
+	{name: "branch id of half a surrogate pair", verb: "registerBranch", mode: "tcc", g: map[string]any{"branch_id": "RAW", "confirm": ok, "cancel": ok}, raw: [2]string{"RAW", `b\udfff`}, want: invalid, says: "ufffd", noGRPC: true},
+	{name: "branch id with the replacement character", verb: "registerBranch", mode: "xa", g: map[string]any{"branch_id": "b\ufffd", "url": ok}, want: invalid, says: "ufffd"},
+	{name: "branch id with an escape", verb: "registerBranch", mode: "workflow", g: map[string]any{"branch_id": "b\x1b", "op": "action", "status": "succeed"}, want: invalid, says: "branch_id"},
 	{name: "unknown mode", verb: "prepare", mode: "tccc", want: invalid, says: "tccc"},
 	{name: "mode in capitals", verb: "submit", mode: "SAGA", g: steps(1, ok), want: invalid, says: "SAGA"},
 	{name: "no mode", verb: "submit", mode: "", g: steps(1, ok), want: invalid, says: "trans_type"},
@@ -134,6 +148,14 @@ func with(m map[string]any, k string, v any) map[string]any {
 	return m
 }
 
+// text is the request as bytes.
+func (b *bad) text(t *testing.T, gid string) string {
+	t.Helper()
+	raw, err := json.Marshal(b.body(gid))
+	noErr(t, err)
+	return strings.Replace(string(raw), b.raw[0], b.raw[1], 1)
+}
+
 // body is the request as HTTP and JSON-RPC say it.
 func (b *bad) body(gid string) map[string]any {
 	out := map[string]any{"gid": gid, "trans_type": b.mode}
@@ -190,7 +212,7 @@ func TestBadInputIsRefusedPreciselyAndStoresNothing(t *testing.T) {
 			gid = fmt.Sprintf("bad-%d", i)
 		}
 		t.Run("http/"+b.name, func(t *testing.T) {
-			code, body, h := r.Post("/"+b.verb, b.body(gid))
+			code, body, h := r.Post("/"+b.verb, b.text(t, gid))
 			var out map[string]string
 			if err := json.Unmarshal(body, &out); err != nil || h.Get("Content-Type") != "application/json" {
 				t.Fatalf("the answer is no JSON: %d %s", code, body)
@@ -203,9 +225,9 @@ func TestBadInputIsRefusedPreciselyAndStoresNothing(t *testing.T) {
 			}
 		})
 		t.Run("json-rpc/"+b.name, func(t *testing.T) {
-			a := r.RPC(b.verb, b.body(gid))
+			a := r.RPCRaw(fmt.Sprintf(`{"jsonrpc":"2.0","id":"no-use","method":%q,"params":%s}`, b.verb, b.text(t, gid)))
 			want := b.want.rpc
-			if b.name == "body too large" {
+			if b.name == "body too large" || strings.HasSuffix(b.name, "no UTF-8") {
 				want = -32700 // it is not read that far
 			}
 			if a.Code != want || a.HasResult || !strings.Contains(a.Message, b.says) {

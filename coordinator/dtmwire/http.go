@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Prefix of DTM's HTTP paths.
@@ -120,7 +121,7 @@ func (s *Server) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		if _, err := io.ReadFull(rd, b); err != nil {
 			return nil, invalid("body", "it ended early: %v", err)
 		}
-		return b, nil
+		return b, checkText(b)
 	}
 	b, err := io.ReadAll(rd)
 	var tooLarge *http.MaxBytesError
@@ -130,7 +131,16 @@ func (s *Server) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	case err != nil:
 		return nil, invalid("body", "it could not be read: %v", err)
 	}
-	return b, nil
+	return b, checkText(b)
+}
+
+// checkText refuses bodies that are no text: encoding/json would put U+FFFD where it cannot read, and different gids
+// would become one.
+func checkText(body []byte) error {
+	if !utf8.Valid(body) {
+		return invalid("body", "it is not valid UTF-8")
+	}
+	return nil
 }
 
 // httpPrepareWorkflow answers with the workflow. The Go SDK ignores the status code and dereferences the body when it
