@@ -15,7 +15,7 @@ import (
 // named by its whole primary key, so that InnoDB locks records and no gaps between them, where other ids go.
 type generic struct {
 	names
-	insertLeg, hold, post, settleMove string
+	insertLeg, refund, hold, post, settleMove string
 }
 
 func newGeneric(n names) *generic {
@@ -31,6 +31,8 @@ func newGeneric(n names) *generic {
 		names: n,
 		insertLeg: n.q(`INSERT INTO {p}transfer (id, leg, legs, kind, state, digest, gid, branch, of_id, debit, debit_shard, credit, credit_shard, amount, currency, total, created_us, settled_us)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)` + conflict),
+		refund: n.q(`UPDATE {p}transfer SET refunded = refunded + ? WHERE id = ? AND leg = 0 AND kind IN ('hold', 'transfer') AND of_id = ''
+			AND state = 'posted' AND currency = ? AND refunded + ? <= total`),
 		hold: n.q(`UPDATE {p}account SET debits_pending = debits_pending + ?, credits_pending = credits_pending + ?` + limits),
 		post: n.q(`UPDATE {p}account SET debits_posted = debits_posted + ?, credits_posted = credits_posted + ?` + limits),
 		settleMove: n.q(`UPDATE {p}account SET debits_pending = debits_pending - ?, credits_pending = credits_pending - ?,
@@ -61,8 +63,7 @@ func (w *generic) enter(ctx context.Context, tx *sql.Tx, p *plan) (answer, int, 
 		}
 	}
 	if p.of != "" && (p.kind == kindHold || p.kind == kindTransfer) {
-		ok, err := changed(ctx, tx, w.q(`UPDATE {p}transfer SET refunded = refunded + ? WHERE id = ? AND leg = 0 AND kind IN ('hold', 'transfer') AND of_id = ''
-			AND state = 'posted' AND currency = ? AND refunded + ? <= total`), p.total, p.of, p.legs[0].currency, p.total)
+		ok, err := changed(ctx, tx, w.refund, p.total, p.of, p.legs[0].currency, p.total)
 		if err != nil || !ok {
 			return refundRefused, 0, err
 		}
@@ -149,7 +150,9 @@ func (w *generic) settle(ctx context.Context, tx *sql.Tx, s settlement) (bool, e
 	if kind != kindHold || state != "pending" || (s.digest != "" && s.digest != digest) {
 		return false, nil
 	}
-	p.legs = append(p.legs, g)
+	if p.first = 1; g.amount > 0 { // else leg 0 moves nothing
+		p.legs, p.first = append(p.legs, g), 0
+	}
 	in := "0"
 	for leg := 1; leg < legs; leg++ {
 		in += fmt.Sprintf(", %d", leg)

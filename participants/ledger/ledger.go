@@ -49,6 +49,7 @@ type Ledger struct {
 	now      func() time.Time
 	location *time.Location
 	writer   writer
+	generic  *generic // the way of every database where speed does not count
 
 	mu    sync.Mutex
 	known map[string]meta
@@ -67,7 +68,7 @@ func New(d barrier.Dialect, o Options) (*Ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Ledger{names: n, now: o.Now, location: o.Location, known: map[string]meta{}}
+	l := &Ledger{names: n, now: o.Now, location: o.Location, generic: newGeneric(n), known: map[string]meta{}}
 	if l.now == nil {
 		l.now = time.Now
 	}
@@ -77,7 +78,7 @@ func New(d barrier.Dialect, o Options) (*Ledger, error) {
 	if d == barrier.PostgreSQL {
 		l.writer = newPostgres(n)
 	} else {
-		l.writer = newGeneric(n)
+		l.writer = l.generic
 	}
 	return l, nil
 }
@@ -132,8 +133,8 @@ func (l *Ledger) Transfer(ctx context.Context, tx *sql.Tx, t Transfer) error {
 	return l.enter(ctx, tx, t, kindTransfer, true)
 }
 
-// Post is the confirm: what the hold holds becomes entries. t.ID names it, or t.Gid and t.Branch; where t has legs they
-// must be the hold's, a difference is a *MismatchError; nothing else of t counts. A repeat does nothing.
+// Post is the confirm: what the hold holds becomes entries. t.ID names it, or t.Gid and t.Branch. Where t has legs, all of
+// it must be as it was held, a difference is a *MismatchError; else only the id counts. A repeat does nothing.
 // barrier.ErrContradiction if the hold was voided; any other error is of the database, or ErrNoHold.
 func (l *Ledger) Post(ctx context.Context, tx *sql.Tx, t Transfer) error {
 	return l.settle(ctx, tx, t, true)

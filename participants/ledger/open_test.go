@@ -72,7 +72,10 @@ func newBook(t *testing.T, db *sql.DB, d barrier.Dialect, schema, prefix string)
 // onEach runs a test on each kind of database.
 func onEach(t *testing.T, f func(t *testing.T, b *book)) {
 	for name, open := range openers {
-		t.Run(name, func(t *testing.T) { f(t, open(t)) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f(t, open(t))
+		})
 	}
 }
 

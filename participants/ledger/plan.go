@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"slices"
 	"strings"
 
@@ -93,21 +94,98 @@ func (l *Ledger) plan(ctx context.Context, tx *sql.Tx, t Transfer, kind string, 
 	p := &plan{id: t.ID, kind: kind, gid: t.Gid, branch: t.Branch, digest: t.digest(kind), of: t.RefundOf, post: post}
 	p.us, p.day = l.time()
 	b := &planner{l: l, tx: tx, p: p, free: map[string][]shardFree{}, before: map[string]int64{}}
-	mixed := false
+	for _, g := range t.Legs {
+		p.total += g.Minor
+	}
+	if slices.ContainsFunc(t.Legs, func(g Leg) bool { return g.Currency != t.Legs[0].Currency }) {
+		p.total = 0 // a sum over currencies means nothing; such a transfer has no refunds
+	}
+	if err := b.prepare(ctx, t); err != nil {
+		return p, err
+	}
 	for _, g := range t.Legs {
 		if err := b.add(ctx, g); err != nil {
 			return p, err
 		}
-		p.total += g.Minor
-		mixed = mixed || g.Currency != t.Legs[0].Currency
-	}
-	if mixed {
-		p.total = 0 // a sum over currencies means nothing; such a transfer has no refunds
 	}
 	slices.SortFunc(p.moves, compareMoves)
 	slices.SortFunc(p.gates, func(a, b gate) int { return strings.Compare(a.account, b.account) })
 	p.gates = slices.CompactFunc(p.gates, func(a, b gate) bool { return a.account == b.account })
 	return p, nil
+}
+
+// gathers says whether a debit of such an account looks at its counters first.
+func (m meta) gathers() bool { return (m.mode == Split || m.mode == Buffered) && !m.unlimited }
+
+// prepare looks at the accounts. Where a debit gathers, how many rows there are depends on what its shards have, which has
+// to be locked before it is read; so that all transactions lock in one order (id, payment, accounts by id and shard), the
+// id is written first then, as a leg 0 that moves nothing, and all accounts are locked.
+func (b *planner) prepare(ctx context.Context, t Transfer) error {
+	gather := false
+	shards, whole := map[string][]int{}, map[string]int{}
+	for _, g := range t.Legs {
+		for _, s := range []struct{ id, field string }{{g.Debit, "debit"}, {g.Credit, "credit"}} {
+			m, err := b.account(ctx, s.id, s.field, g.Currency)
+			if err != nil {
+				return err
+			}
+			if s.field == "debit" && m.gathers() {
+				gather = true
+				whole[s.id] = m.shards
+			} else if account, shard := b.side(s.id, m, s.field); shard != insertOnly {
+				shards[account] = append(shards[account], shard)
+			}
+		}
+	}
+	b.p.gates = nil // add finds them again
+	if !gather {
+		return nil
+	}
+	if b.p.kind != kindReversal { // whose id is there
+		if err := b.l.reserve(ctx, b.tx, b.p, t.Legs[0].Currency); err != nil {
+			return err
+		}
+	}
+	b.p.first = 1
+	for id, n := range whole {
+		shards[id] = upTo(n)
+	}
+	for _, id := range slices.Sorted(maps.Keys(shards)) {
+		free, err := b.l.lockShards(ctx, b.tx, id, shards[id])
+		if err != nil {
+			return err
+		}
+		b.free[id], b.before[id] = free, sumFree(free)
+	}
+	return nil
+}
+
+// errThere says that the id is there.
+var errThere = errors.New("the id is there")
+
+// reserve writes a transfer's leg 0 alone, and takes its refund from the payment.
+func (l *Ledger) reserve(ctx context.Context, tx *sql.Tx, p *plan, currency string) error {
+	state, settled := "pending", sql.NullInt64{}
+	if p.post {
+		state, settled = "posted", sql.NullInt64{Int64: p.us, Valid: true}
+	}
+	w := l.generic
+	fresh, err := changed(ctx, tx, w.insertLeg, p.id, 0, 1, p.kind, state, p.digest, p.gid, p.branch, p.of, "", -2, "", -2, 0, currency, p.total, p.us, settled)
+	if err == nil && !fresh {
+		err = errThere
+	}
+	if err != nil {
+		return err
+	}
+	if p.first = 1; p.of == "" {
+		return nil
+	}
+	taken, err := changed(ctx, tx, w.refund, p.total, p.of, currency, p.total)
+	if err == nil && !taken {
+		err = l.whyNoRefund(ctx, tx, p.of, currency, p.total)
+	}
+	p.of = "" // leg 0 has it
+	return err
 }
 
 // add plans one leg: as many rows as shards give.
@@ -126,7 +204,7 @@ func (b *planner) add(ctx context.Context, g Leg) error {
 		b.move(debit, shard, d.mode, g.Currency, amount, 0)
 		b.move(credit, creditShard, c.mode, g.Currency, 0, amount)
 	}
-	if (d.mode == Split || d.mode == Buffered) && !d.unlimited {
+	if d.gathers() {
 		return b.gather(ctx, g, d, put)
 	}
 	debit, shard := b.side(g.Debit, d, "debit")
@@ -173,18 +251,10 @@ func shardOf(id string, shards int) int {
 	return 1 + int(h.Sum32()%uint32(shards))
 }
 
-// gather takes a debit from the shards of a split account: from its own first, then from the others. They are locked
-// first, in order, since what they have decides how many rows there are. Of a buffered account, which has one, it posts
+// gather takes a debit from the shards of a split account: from its own first, then from the others. Of a buffered account, which has one, it posts
 // what waits in the buffer if that is needed: a debit sees the whole balance.
 func (b *planner) gather(ctx context.Context, g Leg, m meta, put func(string, int, int64)) error {
-	free, ok := b.free[g.Debit]
-	if !ok {
-		var err error
-		if free, err = b.l.lockShards(ctx, b.tx, g.Debit); err != nil {
-			return err
-		}
-		b.free[g.Debit], b.before[g.Debit] = free, sumFree(free)
-	}
+	free := b.free[g.Debit]
 	total := sumFree(free)
 	for total < g.Minor && m.mode == Buffered {
 		folded, err := b.l.writer.fold(ctx, b.tx, g.Debit)
@@ -194,7 +264,7 @@ func (b *planner) gather(ctx context.Context, g Leg, m meta, put func(string, in
 		if !folded {
 			break
 		}
-		after, err := b.l.lockShards(ctx, b.tx, g.Debit)
+		after, err := b.l.lockShards(ctx, b.tx, g.Debit, upTo(m.shards))
 		if err != nil {
 			return err
 		}
@@ -219,9 +289,24 @@ func (b *planner) gather(ctx context.Context, g Leg, m meta, put func(string, in
 	return nil
 }
 
-// lockShards locks the counters of an account and gives what each may spend.
-func (l *Ledger) lockShards(ctx context.Context, tx *sql.Tx, id string) ([]shardFree, error) {
-	rows, err := tx.QueryContext(ctx, l.q("SELECT shard, credits_posted - debits_posted - debits_pending FROM {p}account WHERE id = ? AND shard > 0 ORDER BY shard{exclusive}"), id)
+// upTo is 1 to n.
+func upTo(n int) []int {
+	shards := make([]int, n)
+	for i := range shards {
+		shards[i] = i + 1
+	}
+	return shards
+}
+
+// lockShards locks rows of counters of an account, in order, and gives what each may spend. They are named one by one:
+// InnoDB would lock what follows a range too.
+func (l *Ledger) lockShards(ctx context.Context, tx *sql.Tx, id string, shards []int) ([]shardFree, error) {
+	args := []any{id}
+	for _, s := range shards {
+		args = append(args, s)
+	}
+	which := "shard IN (?" + strings.Repeat(", ?", len(shards)-1) + ")"
+	rows, err := tx.QueryContext(ctx, l.q("SELECT shard, credits_posted - debits_posted - debits_pending FROM {p}account WHERE id = ? AND "+which+" ORDER BY shard{exclusive}"), args...)
 	if err != nil {
 		return nil, err
 	}
@@ -261,14 +346,20 @@ func (l *Ledger) enter(ctx context.Context, tx *sql.Tx, t Transfer, kind string,
 		return err
 	}
 	p, err := l.plan(ctx, tx, t, kind, post)
-	if err != nil {
-		// What is refused today may have been held yesterday.
+	if errors.Is(err, errThere) || (errors.Is(err, barrier.ErrRefused) && p.first == 0) {
+		// What is refused today may have been held yesterday. (Where leg 0 is written by now, it was not.)
 		if _, there, err := l.existing(ctx, tx, t.ID, p.digest); there || err != nil {
 			return err
 		}
+	}
+	if err != nil {
 		return err
 	}
-	return l.write(ctx, tx, p)
+	if err := l.write(ctx, tx, p); err != nil || p.first == 0 {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, l.q("UPDATE {p}transfer SET legs = ? WHERE id = ? AND leg = 0"), p.first+len(p.legs), p.id)
+	return err
 }
 
 // write carries out a plan and says what stood in its way.
@@ -287,7 +378,7 @@ func (l *Ledger) write(ctx context.Context, tx *sql.Tx, p *plan) error {
 		}
 		return err
 	case refundRefused:
-		return l.whyNoRefund(ctx, tx, p)
+		return l.whyNoRefund(ctx, tx, p.of, p.legs[0].currency, p.total)
 	case gateRefused:
 		g := p.gates[at]
 		return l.why(ctx, tx, p, move{account: g.account, mode: g.mode, currency: p.legs[0].currency}, g.field, true)

@@ -123,7 +123,7 @@ func (l *Ledger) cut(ctx context.Context, tx *sql.Tx, id string, day int) (int64
 	p := &plan{id: fmt.Sprintf("cut:%s:%d", id, day), kind: kindCut, post: true, gid: "", digest: fmt.Sprint(day), day: day}
 	p.us, _ = l.time()
 	// The lock on the clearing account's counters has two cuts take turns.
-	if free, err := l.lockShards(ctx, tx, aside); err != nil || len(free) != 1 {
+	if free, err := l.lockShards(ctx, tx, aside, upTo(1)); err != nil || len(free) != 1 {
 		return 0, errors.Join(err, fmt.Errorf("%d rows of counters", len(free)))
 	}
 	if h, err := l.header(ctx, tx, p.id, "{share}"); !errors.Is(err, sql.ErrNoRows) {
@@ -173,7 +173,7 @@ func (l *Ledger) writeCut(ctx context.Context, tx *sql.Tx, p *plan, id, aside st
 		return err
 	}
 	p.legs = []planLeg{g}
-	w := newGeneric(l.names) // once a day: statement by statement everywhere
+	w := l.generic // once a day: statement by statement everywhere
 	if ok, err := changed(ctx, tx, w.insertLeg, p.id, 0, 1, p.kind, "posted", p.digest, "", "", "", g.debit, 1, g.credit, 1, g.amount, g.currency, 0, p.us, p.us); err != nil || !ok {
 		return errors.Join(err, errors.New("the cut was there"))
 	}
@@ -196,7 +196,7 @@ func (l *Ledger) Rebalance(ctx context.Context, db *sql.DB, id string) error {
 		if err != nil || a.Mode != Split || a.Overdraft {
 			return errors.Join(err, fmt.Errorf("%w: %s is no split account with a limit", barrier.ErrInvalid, id))
 		}
-		free, err := l.lockShards(ctx, tx, id)
+		free, err := l.lockShards(ctx, tx, id, upTo(a.Shards))
 		if err != nil {
 			return err
 		}

@@ -94,10 +94,10 @@ func (l *Ledger) settle(ctx context.Context, tx *sql.Tx, t Transfer, post bool) 
 }
 
 // whyNoRefund says why a payment does not take a refund.
-func (l *Ledger) whyNoRefund(ctx context.Context, tx *sql.Tx, p *plan) error {
-	h, err := l.header(ctx, tx, p.of, "{share}")
+func (l *Ledger) whyNoRefund(ctx context.Context, tx *sql.Tx, of, currency string, minor int64) error {
+	h, err := l.header(ctx, tx, of, "{share}")
 	no := func(r Reason, format string, args ...any) error {
-		return &Refusal{Reason: r, Field: "refund_of", Detail: fmt.Sprintf("payment %s: ", p.of) + fmt.Sprintf(format, args...)}
+		return &Refusal{Reason: r, Field: "refund_of", Detail: fmt.Sprintf("payment %s: ", of) + fmt.Sprintf(format, args...)}
 	}
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
@@ -110,10 +110,10 @@ func (l *Ledger) whyNoRefund(ctx context.Context, tx *sql.Tx, p *plan) error {
 		return no(NoPayment, "a %s has no refunds", h.kind)
 	case h.state != "posted":
 		return no(NoPayment, "it is %s", h.state)
-	case h.currency != p.legs[0].currency:
-		return no(NoPayment, "it is in %s, not %s", h.currency, p.legs[0].currency)
+	case h.currency != currency:
+		return no(NoPayment, "it is in %s, not %s", h.currency, currency)
 	}
-	return no(RefundExceeds, "%d of %d are refunded or reversed, %d more are asked for", h.refunded, h.total, p.total)
+	return no(RefundExceeds, "%d of %d are refunded or reversed, %d more are asked for", h.refunded, h.total, minor)
 }
 
 // Reverse undoes the transfer or posted hold of (冲正) at once, as entries of its own under id; gid and branch stand in
