@@ -53,7 +53,7 @@ func openSQLite(t *testing.T) *book {
 	return newBook(t, db, barrier.SQLite, "", "ledger_")
 }
 
-func newBook(t *testing.T, db *sql.DB, d barrier.Dialect, schema, prefix string) *book {
+func newBook(t testing.TB, db *sql.DB, d barrier.Dialect, schema, prefix string) *book {
 	t.Helper()
 	b := &book{db: db, dialect: d, prefix: prefix, now: time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)}
 	b.options = ledger.Options{Schema: schema, Now: b.clock}
@@ -81,7 +81,7 @@ func onEach(t *testing.T, f func(t *testing.T, b *book)) {
 
 var ctx = context.Background()
 
-func (b *book) open(t *testing.T, accounts ...ledger.Account) {
+func (b *book) open(t testing.TB, accounts ...ledger.Account) {
 	t.Helper()
 	for _, a := range accounts {
 		if a.Currency == "" {
@@ -136,7 +136,7 @@ func (b *book) reverse(id, of string) error {
 	return b.InTx(ctx, b.db, func(tx *sql.Tx) error { return b.Reverse(ctx, tx, id, of, "", "") })
 }
 
-func (b *book) must(t *testing.T, errs ...error) {
+func (b *book) must(t testing.TB, errs ...error) {
 	t.Helper()
 	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)

@@ -20,7 +20,7 @@ func init() {
 
 var schemas atomic.Int64
 
-func env(t *testing.T, name string) string {
+func env(t testing.TB, name string) string {
 	t.Helper()
 	v := os.Getenv(name)
 	if v == "" {
@@ -29,7 +29,7 @@ func env(t *testing.T, name string) string {
 	return v
 }
 
-func openServer(t *testing.T, d barrier.Dialect) *book {
+func openServer(t testing.TB, d barrier.Dialect) *book {
 	t.Helper()
 	var db *sql.DB
 	var err error
