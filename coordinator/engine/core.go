@@ -287,7 +287,7 @@ func (c *Core) Found(at int64, p *pending, tx *record.Tx) {
 		c.Apply(at, p)
 		return
 	}
-	rep := Reply{State: tx.State, Timeline: tx.Timeline, Decision: tx.Decision, Finish: tx.Finish}
+	rep := replyOf(tx)
 	if p.req.Event == nil {
 		p.finish(answer{reply: rep})
 		return

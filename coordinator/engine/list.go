@@ -162,7 +162,7 @@ func (r *Runner) listJournal(ctx context.Context, f Filter, cursor string, limit
 }
 
 func replyOf(tx *record.Tx) Reply {
-	return Reply{State: tx.State, Timeline: tx.Timeline, Decision: tx.Decision, Finish: tx.Finish}
+	return Reply{State: tx.State, Timeline: tx.Timeline, Decision: tx.Decision, Finish: tx.Finish, Trimmed: tx.Trimmed}
 }
 
 // LocalSlots says which slots this process holds.

@@ -220,7 +220,7 @@ type Journal interface {
 	// round. Durable on nil. On an error all of it may be repeated.
 	Append(ctx context.Context, rows []Row) error
 	// Get reads one transaction; nil when the journal has none with that gid. Where only the outcome is still kept,
-	// the state has no branches.
+	// the state has no branches and Trimmed is set.
 	Get(ctx context.Context, gid txn.Gid) (*record.Tx, error)
 	// Gids calls each for every gid kept, in no order.
 	Gids(ctx context.Context, each func(txn.Gid)) error

@@ -49,6 +49,8 @@ type Reply struct {
 	Timeline record.Timeline
 	// Decision and Finish are the numbers of its events, zero while there is none.
 	Decision, Finish record.Head
+	// Trimmed: only the outcome is still kept, so that State has neither branches nor a reason.
+	Trimmed bool
 }
 
 // Errors of Do beside *txn.Error.

@@ -148,7 +148,7 @@ func (s server) Do(ctx context.Context, in *peerpb.DoRequest) (*peerpb.DoReply, 
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	rep, err := s.e.Do(ctx, req)
-	out := &peerpb.DoReply{Error: encodeError(err)}
+	out := &peerpb.DoReply{Error: encodeError(err), Trimmed: rep.Trimmed}
 	if rep.State.Phase != txn.PhaseNone {
 		if out.Record, err = encodeState(rep); err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
@@ -196,7 +196,7 @@ func decodeReply(out *peerpb.DoReply, gid txn.Gid) (engine.Reply, error) {
 		if tx.State.Gid != gid {
 			return rep, fmt.Errorf("answer for %q: it holds transaction %q", string(gid), string(tx.State.Gid))
 		}
-		rep = engine.Reply{State: tx.State, Timeline: tx.Timeline, Decision: tx.Decision, Finish: tx.Finish}
+		rep = engine.Reply{State: tx.State, Timeline: tx.Timeline, Decision: tx.Decision, Finish: tx.Finish, Trimmed: out.Trimmed}
 	}
 	return rep, decodeError(out.Error, gid)
 }

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -78,5 +79,33 @@ func TestEveryErrorSurvivesTheHop(t *testing.T) {
 	var te *txn.Error
 	if err == nil || errors.As(err, &te) || errors.Is(err, engine.ErrNotHolder) {
 		t.Errorf("an unknown outcome became %v", err)
+	}
+}
+
+// answering is an engine that answers every request alike.
+type answering struct {
+	Engine
+	rep engine.Reply
+}
+
+// Do is Engine's.
+func (a answering) Do(context.Context, engine.Request) (engine.Reply, error) { return a.rep, nil }
+
+// That only the outcome is still kept is seen behind the hop as well.
+func TestATrimmedAnswerSurvivesTheHop(t *testing.T) {
+	for _, trimmed := range []bool{true, false} {
+		rep := engine.Reply{State: txn.State{Gid: "g", Mode: txn.ModeTCC, Phase: txn.PhaseCommitted, BegunAt: 5, DecidedAt: 6, FinishedAt: 7}, Trimmed: trimmed}
+		in, err := encode(engine.Request{Gid: "g", Want: engine.WantAccepted})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := server{e: answering{rep: rep}}.Do(context.Background(), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := decodeReply(out, "g")
+		if err != nil || got.Trimmed != trimmed || got.State.Phase != txn.PhaseCommitted {
+			t.Errorf("trimmed %v: %+v, %v", trimmed, got, err)
+		}
 	}
 }

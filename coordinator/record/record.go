@@ -144,6 +144,8 @@ type Tx struct {
 	Decision, Finish Head
 	// DecisionEpoch and FinishEpoch are the epochs in which the events were numbered.
 	DecisionEpoch, FinishEpoch uint64
+	// Trimmed: the journal keeps the outcome alone, and of State only what its row says. No record is stored so.
+	Trimmed bool
 }
 
 // Encode gives the record's bytes. It fills Closed where the state is decided and Progress where it is finished, if

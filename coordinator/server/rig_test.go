@@ -72,6 +72,12 @@ func parse(t *testing.T, args ...string) *config.Config {
 // serve runs a coordinator on an embedded etcd and free ports until the test ends, and waits until it is ready.
 func serve(t *testing.T, args ...string) *process {
 	t.Helper()
+	return serveWith(t, func(*Server) {}, args...)
+}
+
+// serveWith lets set change what has no flag, before anything runs.
+func serveWith(t *testing.T, set func(*Server), args ...string) *process {
+	t.Helper()
 	cfg := parse(t, append([]string{"--embedded", "--data-dir", t.TempDir(), "--http-addr=127.0.0.1:0", "--grpc-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0", "--log-level=debug"}, args...)...)
 	p := &process{t: t, log: &logBuffer{}}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -80,6 +86,7 @@ func serve(t *testing.T, args ...string) *process {
 		cancel()
 		t.Fatal(err)
 	}
+	set(s)
 	p.Server, p.addr = s, s.Addresses()
 	ran := make(chan error, 1)
 	go func() { ran <- s.Run(ctx) }()

@@ -131,7 +131,7 @@ func (s *Server) drain(ctx context.Context, h *http.Server, graceful, hard func(
 
 // trim drops what the journal need not keep any more.
 func (s *Server) trim(ctx context.Context) {
-	tick := time.NewTicker(trimEvery)
+	tick := time.NewTicker(s.TrimEvery)
 	defer tick.Stop()
 	for {
 		select {

@@ -37,6 +37,9 @@ import (
 
 // Server is one coordinator process. Make it with New, then Run it once.
 type Server struct {
+	// TrimEvery is how often the journal drops what it need not keep any more: a minute. Set it before Run.
+	TrimEvery time.Duration
+
 	cfg     *config.Config
 	version string
 	log     *slog.Logger
@@ -72,7 +75,7 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, version: version, log: log, clock: clock.New()}
+	s := &Server{TrimEvery: trimEvery, cfg: cfg, version: version, log: log, clock: clock.New()}
 	sctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.New("it did not start within 20 s"))
 	defer cancel()
 	for _, step := range []func(context.Context) error{s.openSecurity, s.openListeners, s.openFront, s.openStore, s.openJournal, s.build} {

@@ -276,7 +276,7 @@ func (s *stored) tx() (*record.Tx, error) {
 				Gid: r.Gid, Mode: r.Mode, Phase: r.Phase, BegunAt: r.BegunAt, DecidedAt: r.DecidedAt,
 				FinishedAt: r.FinishedAt, UpdatedAt: r.FinishedAt,
 			},
-			Decision: r.Decision, Finish: r.Finish, DecisionEpoch: r.DecisionEpoch, FinishEpoch: r.FinishEpoch,
+			Decision: r.Decision, Finish: r.Finish, DecisionEpoch: r.DecisionEpoch, FinishEpoch: r.FinishEpoch, Trimmed: true,
 		}, nil
 	}
 	tx, err := record.FromParts(r.Closed, r.Progress, r.Decision, r.Finish, r.DecisionEpoch, r.FinishEpoch)

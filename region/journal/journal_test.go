@@ -112,7 +112,7 @@ func TestTrimmedBodiesLeaveTheOutcome(t *testing.T) {
 					Gid: rows[i].Gid, Mode: txn.ModeTCC, Phase: rows[i].Phase, BegunAt: rows[i].BegunAt, DecidedAt: rows[i].DecidedAt,
 					FinishedAt: rows[i].FinishedAt, UpdatedAt: rows[i].FinishedAt,
 				},
-				Decision: rows[i].Decision, Finish: rows[i].Finish, DecisionEpoch: 1, FinishEpoch: 1,
+				Decision: rows[i].Decision, Finish: rows[i].Finish, DecisionEpoch: 1, FinishEpoch: 1, Trimmed: true,
 			}
 			if diff := cmp.Diff(got, want); diff != "" {
 				t.Fatalf("row %d, got/want:\n%s", i, diff)

@@ -37,9 +37,9 @@ func (f *fake) Do(_ context.Context, req engine.Request) (engine.Reply, error) {
 func (f *fake) List(context.Context, engine.Filter, string, int) ([]engine.Reply, string, error) {
 	return nil, "", f.err
 }
-func (*fake) View() *engine.View { return nil }
+func (*fake) View() *engine.View                            { return nil }
 func (*fake) Floors(context.Context) (map[int]int64, error) { return map[int]int64{7: 5}, nil }
-func (*fake) Ready() bool        { return false }
+func (*fake) Ready() bool                                   { return false }
 
 func serverOf(f *fake) *Server {
 	return &Server{Engine: f, Log: slog.New(slog.DiscardHandler), CheckGid: dtmwire.CheckGid, Advance: func(context.Context, time.Duration) ([]txn.Gid, error) { return nil, f.err }}

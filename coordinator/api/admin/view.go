@@ -66,7 +66,7 @@ func ViewOf(rep *engine.Reply, full bool) Transaction {
 	s := &rep.State
 	t := Transaction{
 		Gid: string(s.Gid), Mode: s.Mode.String(), Status: s.Phase.String(), Phase: s.Phase.String(), Slot: slot.Of(string(s.Gid)), Epoch: s.Epoch,
-		BegunAt: s.BegunAt, UpdatedAt: s.UpdatedAt, DecidedAt: s.DecidedAt, FinishedAt: s.FinishedAt, Reason: s.Reason, Fails: s.MaxFails(), Bodies: true,
+		BegunAt: s.BegunAt, UpdatedAt: s.UpdatedAt, DecidedAt: s.DecidedAt, FinishedAt: s.FinishedAt, Reason: s.Reason, Fails: s.MaxFails(), Bodies: !rep.Trimmed,
 	}
 	if next := txn.NextWake(s); next > 1 {
 		t.NextAt = next
@@ -78,7 +78,6 @@ func ViewOf(rep *engine.Reply, full bool) Transaction {
 	if !full {
 		return t
 	}
-	t.Bodies = !s.Phase.Finished() || len(s.Branches) > 0 || s.Mode == txn.ModeWorkflow || len(rep.Timeline.Attempts) > 0
 	for i := range s.Branches {
 		t.Branches = append(t.Branches, branchOf(s, i))
 	}

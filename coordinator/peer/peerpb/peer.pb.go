@@ -554,6 +554,7 @@ type DoReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Record        []byte                 `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"` // empty where the transaction is unknown
 	Error         *Error                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	Trimmed       bool                   `protobuf:"varint,3,opt,name=trimmed,proto3" json:"trimmed,omitempty"` // only the outcome is still kept
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -600,6 +601,13 @@ func (x *DoReply) GetError() *Error {
 		return x.Error
 	}
 	return nil
+}
+
+func (x *DoReply) GetTrimmed() bool {
+	if x != nil {
+		return x.Trimmed
+	}
+	return false
 }
 
 type Error struct {
@@ -901,10 +909,11 @@ const file_coordinator_peer_peerpb_peer_proto_rawDesc = "" +
 	"\x06result\x18\x03 \x01(\tR\x06result\"3\n" +
 	"\x05Abort\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\rR\x04mode\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"P\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"j\n" +
 	"\aDoReply\x12\x16\n" +
 	"\x06record\x18\x01 \x01(\fR\x06record\x12-\n" +
-	"\x05error\x18\x02 \x01(\v2\x17.lockstep.peer.v1.ErrorR\x05error\"\xad\x01\n" +
+	"\x05error\x18\x02 \x01(\v2\x17.lockstep.peer.v1.ErrorR\x05error\x12\x18\n" +
+	"\atrimmed\x18\x03 \x01(\bR\atrimmed\"\xad\x01\n" +
 	"\x05Error\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\rR\x04code\x12\x12\n" +
