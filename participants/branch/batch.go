@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -31,7 +32,7 @@ const (
 	BatchCallsMax = 1024
 )
 
-func (p *Participant) serveBatch(w http.ResponseWriter, r *http.Request) {
+func serveBatch(all []*Participant, w http.ResponseWriter, r *http.Request) {
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, BatchBytesMax))
 	if err != nil {
 		status := http.StatusBadRequest
@@ -42,7 +43,7 @@ func (p *Participant) serveBatch(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("read the batch: %v", err), status)
 		return
 	}
-	reply, err := p.batch(r.Context(), raw, false)
+	reply, err := runBatch(r.Context(), all, raw, false)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -51,9 +52,9 @@ func (p *Participant) serveBatch(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(reply)
 }
 
-// batch carries out an encoded BatchRequest and gives the encoded reply. An error means that it is none, and that nothing
-// was done.
-func (p *Participant) batch(ctx context.Context, raw []byte, overGRPC bool) ([]byte, error) {
+// runBatch carries out an encoded BatchRequest and gives the encoded reply. An error means that it is none, and that
+// nothing was done.
+func runBatch(ctx context.Context, all []*Participant, raw []byte, overGRPC bool) ([]byte, error) {
 	req := &batchpb.BatchRequest{}
 	if err := proto.Unmarshal(raw, req); err != nil {
 		return nil, fmt.Errorf("the batch is no BatchRequest: %w", err)
@@ -63,13 +64,13 @@ func (p *Participant) batch(ctx context.Context, raw []byte, overGRPC bool) ([]b
 	}
 	reply := &batchpb.BatchReply{Answers: make([]*batchpb.BranchAnswer, len(req.Calls))}
 	var wg sync.WaitGroup
-	jobs := make([]*job, 0, len(req.Calls))
+	jobs := make([][]*job, len(all))
 	for i, c := range req.Calls {
 		jctx, cancel := ctx, context.CancelFunc(func() {})
 		if c.GetTimeoutMs() > 0 {
 			jctx, cancel = context.WithTimeout(ctx, time.Duration(c.GetTimeoutMs())*time.Millisecond)
 		}
-		j, err := p.jobOf(jctx, c, overGRPC)
+		j, n, err := jobOf(jctx, all, c, overGRPC)
 		if err != nil {
 			cancel()
 			reply.Answers[i] = answerOf(err)
@@ -81,37 +82,40 @@ func (p *Participant) batch(ctx context.Context, raw []byte, overGRPC bool) ([]b
 			reply.Answers[i] = answerOf(err)
 			wg.Done()
 		}
-		jobs = append(jobs, j)
+		jobs[n] = append(jobs[n], j)
 	}
-	p.exec.start(jobs)
+	for n, p := range all {
+		p.exec.start(jobs[n])
+	}
 	wg.Wait()
 	for i, a := range reply.Answers {
 		if a.Status >= http.StatusInternalServerError {
-			p.options.Log.Error("branch call", "gid", req.Calls[i].GetGid(), "branch", req.Calls[i].GetBranchId(), "op", req.Calls[i].GetOp(), "err", a.Message)
+			all[0].options.Log.Error("branch call", "gid", req.Calls[i].GetGid(), "branch", req.Calls[i].GetBranchId(), "op", req.Calls[i].GetOp(), "err", a.Message)
 		}
 	}
 	return proto.Marshal(reply)
 }
 
-// jobOf finds the function of a member.
-func (p *Participant) jobOf(ctx context.Context, c *batchpb.BranchCall, overGRPC bool) (*job, error) {
+// jobOf finds the function of a member, and whose it is.
+func jobOf(ctx context.Context, all []*Participant, c *batchpb.BranchCall, overGRPC bool) (*job, int, error) {
 	path, _, _ := strings.Cut(c.GetTarget(), "?")
-	op, ok := p.branches[path]
-	if !ok {
-		return nil, fmt.Errorf("%w: no branch is served at %q", errNoBranch, path)
+	n := slices.IndexFunc(all, func(p *Participant) bool { _, ok := p.branches[path]; return ok })
+	if n < 0 {
+		return nil, 0, fmt.Errorf("%w: no branch is served at %q", errNoBranch, path)
 	}
+	op := all[n].branches[path]
 	if c.GetOp() != op.op {
-		return nil, fmt.Errorf("%w: %s serves op %s, the call has %s", barrier.ErrInvalid, path, op.op, c.GetOp())
+		return nil, 0, fmt.Errorf("%w: %s serves op %s, the call has %s", barrier.ErrInvalid, path, op.op, c.GetOp())
 	}
 	if len(c.GetPayload()) > PayloadBytesMax {
-		return nil, fmt.Errorf("%w: the payload is over %d bytes", barrier.ErrInvalid, PayloadBytesMax)
+		return nil, 0, fmt.Errorf("%w: the payload is over %d bytes", barrier.ErrInvalid, PayloadBytesMax)
 	}
 	call := &barrier.Call{
 		TransType: c.GetTransType(), Gid: c.GetGid(), BranchID: c.GetBranchId(), Op: c.GetOp(),
 		Fence:   barrier.Fence{Slot: int(c.GetSlot()), Epoch: int64(c.GetEpoch())},
 		Account: barrier.Fence{Slot: int(c.GetAccountSlot()), Epoch: int64(c.GetAccountEpoch())},
 	}
-	return &job{ctx: ctx, op: op, call: call, payload: c.GetPayload(), overGRPC: overGRPC}, nil
+	return &job{ctx: ctx, op: op, call: call, payload: c.GetPayload(), overGRPC: overGRPC}, n, nil
 }
 
 var errNoBranch = errors.New("not found")

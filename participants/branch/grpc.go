@@ -59,7 +59,7 @@ func (p *Participant) GRPCServer(opts ...grpc.ServerOption) *grpc.Server {
 		add(address, func(ctx context.Context, raw []byte) ([]byte, error) { return nil, p.serveGRPC(ctx, o, raw) })
 	}
 	add(BatchMethod, func(ctx context.Context, raw []byte) ([]byte, error) {
-		reply, err := p.batch(ctx, raw, true)
+		reply, err := runBatch(ctx, []*Participant{p}, raw, true)
 		if err != nil {
 			return nil, status.Error(codes.InvalidArgument, err.Error())
 		}

@@ -198,19 +198,29 @@ func decode[P any](raw []byte, overGRPC bool) (payload P, err error) {
 // Handler serves the branches over HTTP, the batch protocol at BatchPath and messages' check-back at /query-prepared.
 func (p *Participant) Handler() http.Handler {
 	mux := http.NewServeMux()
-	for address, o := range p.branches {
-		if address != strings.ToLower(address) {
-			continue // the gRPC method of the same function
-		}
-		mux.Handle(address, handler(p.options.Log, func(ctx context.Context, call *barrier.Call, payload []byte) error {
-			if call.Op != o.op {
-				return fmt.Errorf("%w: this address serves op %s, the call has %s", barrier.ErrInvalid, o.op, call.Op)
-			}
-			return p.exec.do(ctx, o, call, payload, false)
-		}))
-	}
-	mux.Handle("POST "+BatchPath, http.HandlerFunc(p.serveBatch))
+	mux.Handle("/", Handler(p))
 	mux.Handle("/query-prepared", QueryPrepared(p.barrier, p.options.Log))
+	return mux
+}
+
+// Handler serves the branches of several participants, each behind its own barrier, on one address, with one BatchPath for
+// all of them. It panics where two serve the same path.
+func Handler(all ...*Participant) http.Handler {
+	mux := http.NewServeMux()
+	for _, p := range all {
+		for address, o := range p.branches {
+			if address != strings.ToLower(address) {
+				continue // the gRPC method of the same function
+			}
+			mux.Handle(address, handler(p.options.Log, func(ctx context.Context, call *barrier.Call, payload []byte) error {
+				if call.Op != o.op {
+					return fmt.Errorf("%w: this address serves op %s, the call has %s", barrier.ErrInvalid, o.op, call.Op)
+				}
+				return p.exec.do(ctx, o, call, payload, false)
+			}))
+		}
+	}
+	mux.Handle("POST "+BatchPath, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { serveBatch(all, w, r) }))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(OfferHeader, BatchPath)
 		mux.ServeHTTP(w, r)
