@@ -44,7 +44,7 @@ func benchPayments(b *testing.B, d barrier.Dialect, shop ledger.Account, batch i
 	var next atomic.Int64
 	workers := 16
 	if batch > 1 {
-		workers = 2
+		workers = 1 // as the kit has
 	}
 	run, stop := context.WithCancel(ctx)
 	done := make(chan error)

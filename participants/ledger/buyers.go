@@ -20,6 +20,9 @@ const (
 	paid    = "house:paid:"
 )
 
+// PaidTo is the house's account of a currency that payments go to and refunds come from.
+func PaidTo(currency string) string { return paid + currency }
+
 // Create opens an account with a first deposit. The same account again, with the same deposit, changes nothing; with
 // another one it is refused.
 func (b Buyers) Create(ctx context.Context, db *sql.DB, id, currency string, deposit int64) error {

@@ -1,9 +1,11 @@
-// Package merchant keeps what merchants are owed: pending while a payment is open, posted when it is confirmed.
+// Package merchant keeps what merchants are owed: pending while a payment is open, posted when it is confirmed, and what of
+// it goes back to buyers.
 //
-// Its law: pending and posted are never negative, and each is the sum of the bookings in that state; a booking leaves
-// pending exactly once. The database enforces the signs by CHECK constraints.
+// Its law: no sum is negative, each is the sum of the bookings in that state, a booking leaves pending exactly once, and
+// refunds never exceed what was posted. The database enforces the signs by CHECK constraints.
 //
-// It is tested operation by operation and, with the ledger, by payments whose sums must agree across two databases.
+// It is tested operation by operation on SQLite, PostgreSQL and MariaDB and, with the ledger, by payments whose sums must
+// agree across two databases.
 package merchant
 
 import (
@@ -11,167 +13,191 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/money"
+	"github.com/lockstep-tx/lockstep/participants/sqldb"
 )
 
 // Account is one merchant's income; amounts in minor units.
 type Account struct {
 	ID       string `json:"id"`
 	Currency string `json:"currency"`
-	Pending  int64  `json:"pending"`
-	Posted   int64  `json:"posted"`
+	Pending  int64  `json:"pending"`  // of payments that are not decided
+	Posted   int64  `json:"posted"`   // of payments that were confirmed, refunds included
+	Refunded int64  `json:"refunded"` // of Posted: went back
+	Returns  int64  `json:"returns"`  // of Posted: held for refunds that are not decided
 }
 
-var schema = []string{
-	`CREATE TABLE IF NOT EXISTS merchant_account (
-		id TEXT PRIMARY KEY,
-		currency TEXT NOT NULL,
-		pending INTEGER NOT NULL DEFAULT 0 CHECK (pending >= 0),
-		posted INTEGER NOT NULL DEFAULT 0 CHECK (posted >= 0))`,
-	`CREATE TABLE IF NOT EXISTS merchant_booking (
-		gid TEXT NOT NULL,
-		branch_id TEXT NOT NULL,
-		merchant TEXT NOT NULL REFERENCES merchant_account (id),
-		amount INTEGER NOT NULL CHECK (amount > 0),
-		state TEXT NOT NULL CHECK (state IN ('pending', 'posted', 'cancelled')),
-		PRIMARY KEY (gid, branch_id)) WITHOUT ROWID`,
+// Payable is what may be paid out.
+func (a Account) Payable() int64 { return a.Posted - a.Refunded - a.Returns }
+
+// Refusal is a No for a business reason. It is barrier.ErrRefused.
+type Refusal struct {
+	Reason string // no_merchant, wrong_currency, merchant_funds, merchant_exists
+	Field  string // merchant, currency, amount
+	About  string
+}
+
+func (r *Refusal) Error() string { return fmt.Sprintf("%s %s (field %s)", r.Reason, r.About, r.Field) }
+
+// Unwrap makes it barrier.ErrRefused.
+func (r *Refusal) Unwrap() error { return barrier.ErrRefused }
+
+// Merchants are the accounts in one database. Safe for concurrent use.
+type Merchants struct {
+	d   sqldb.Dialect
+	now func() time.Time
+}
+
+// New returns the merchants of a database whose tables Migrate has made. now nil is time.Now; it gives bookings their day.
+func New(d sqldb.Dialect, now func() time.Time) *Merchants {
+	if now == nil {
+		now = time.Now
+	}
+	return &Merchants{d: d, now: now}
 }
 
 // Migrate makes the tables; it may run any number of times.
-func Migrate(ctx context.Context, db *sql.DB) error {
-	for _, stmt := range schema {
-		if _, err := db.ExecContext(ctx, stmt); err != nil {
-			return fmt.Errorf("migrate merchant: %w", err)
-		}
+func Migrate(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
+	err := d.Migrate(ctx, db, `CREATE TABLE IF NOT EXISTS merchant_account (
+			id varchar(128) PRIMARY KEY,
+			currency varchar(3) NOT NULL,
+			pending bigint NOT NULL DEFAULT 0 CHECK (pending >= 0),
+			posted bigint NOT NULL DEFAULT 0 CHECK (posted >= 0),
+			refunded bigint NOT NULL DEFAULT 0 CHECK (refunded >= 0),
+			held_back bigint NOT NULL DEFAULT 0 CHECK (held_back >= 0),
+			CHECK (refunded + held_back <= posted))`,
+		`CREATE TABLE IF NOT EXISTS merchant_booking (
+			gid varchar(128) NOT NULL,
+			branch_id varchar(128) NOT NULL,
+			kind varchar(10) NOT NULL CHECK (kind IN ('payment', 'refund')),
+			merchant varchar(128) NOT NULL,
+			amount bigint NOT NULL CHECK (amount > 0),
+			state varchar(10) NOT NULL CHECK (state IN ('pending', 'posted', 'cancelled')),
+			settled_day int NOT NULL DEFAULT 0,
+			PRIMARY KEY (gid, branch_id))`)
+	if err == nil {
+		err = migrateTold(ctx, db, d)
+	}
+	if err != nil {
+		return fmt.Errorf("migrate merchant: %w", err)
 	}
 	return nil
 }
 
-// Create opens a merchant's account. The same again changes nothing; another currency is refused.
-func Create(ctx context.Context, db *sql.DB, id, currency string) error {
+// Create opens a merchant's account; durable on nil. The same again changes nothing; another currency is a *Refusal.
+func (m *Merchants) Create(ctx context.Context, db *sql.DB, id, currency string) error {
 	if id == "" || len(id) > 128 {
 		return fmt.Errorf("%w: merchant %q", barrier.ErrInvalid, id)
 	}
 	if err := money.CheckCurrency(currency); err != nil {
 		return err
 	}
-	if _, err := db.ExecContext(ctx, `INSERT INTO merchant_account (id, currency) VALUES (?, ?) ON CONFLICT (id) DO NOTHING`, id, currency); err != nil {
+	if _, err := db.ExecContext(ctx, m.d.InsertNew("INTO merchant_account (id, currency) VALUES (?, ?)"), id, currency); err != nil {
 		return fmt.Errorf("create merchant %s: %w", id, err)
 	}
 	var has string
-	if err := db.QueryRowContext(ctx, `SELECT currency FROM merchant_account WHERE id = ?`, id).Scan(&has); err != nil {
+	if err := db.QueryRowContext(ctx, m.d.Q(`SELECT currency FROM merchant_account WHERE id = ?`), id).Scan(&has); err != nil {
 		return fmt.Errorf("create merchant %s: %w", id, err)
 	}
 	if has != currency {
-		return fmt.Errorf("%w: merchant %s exists in %s", barrier.ErrRefused, id, has)
+		return &Refusal{Reason: "merchant_exists", Field: "currency", About: id + " in " + has}
 	}
 	return nil
 }
 
-// Book is the try: pending income. ErrRefused if there is no such merchant or it takes another currency.
-func Book(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
+// Book is a payment's try: pending income. *Refusal if there is no such merchant or it takes another currency.
+func (m *Merchants) Book(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
+	return m.open(ctx, tx, call, t, "payment", "UPDATE merchant_account SET pending = pending + ? WHERE id = ? AND currency = ?")
+}
+
+// Post is its confirm: what the try booked is income. t must be the try's.
+func (m *Merchants) Post(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
+	return m.settle(ctx, tx, call, t, "payment", "posted", "UPDATE merchant_account SET pending = pending - ?, posted = posted + ? WHERE id = ?")
+}
+
+// Cancel takes the booking back. t must be the try's.
+func (m *Merchants) Cancel(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
+	return m.settle(ctx, tx, call, t, "payment", "cancelled", "UPDATE merchant_account SET pending = pending - ? WHERE id = ?")
+}
+
+// HoldBack is a refund's try: of the merchant's income so much waits to go back. *Refusal if there is not so much.
+func (m *Merchants) HoldBack(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
+	return m.open(ctx, tx, call, t, "refund", "UPDATE merchant_account SET held_back = held_back + ? WHERE id = ? AND currency = ? AND refunded + held_back + ? <= posted")
+}
+
+// Return is its confirm: it has gone back.
+func (m *Merchants) Return(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
+	return m.settle(ctx, tx, call, t, "refund", "posted", "UPDATE merchant_account SET held_back = held_back - ?, refunded = refunded + ? WHERE id = ?")
+}
+
+// Keep is its cancel: it is the merchant's again.
+func (m *Merchants) Keep(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
+	return m.settle(ctx, tx, call, t, "refund", "cancelled", "UPDATE merchant_account SET held_back = held_back - ? WHERE id = ?")
+}
+
+// open moves the account and writes the booking.
+func (m *Merchants) open(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer, kind, move string) error {
 	t, err := t.Normal()
 	if err != nil {
 		return err
 	}
-	var currency string
-	err = tx.QueryRowContext(ctx, `SELECT currency FROM merchant_account WHERE id = ?`, t.Account).Scan(&currency)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return fmt.Errorf("%w: no merchant %s", barrier.ErrRefused, t.Account)
-	case err != nil:
-		return fmt.Errorf("book %s: %w", t.Account, err)
-	case currency != t.Currency:
-		return fmt.Errorf("%w: merchant %s takes %s, not %s", barrier.ErrRefused, t.Account, currency, t.Currency)
+	args := []any{t.Minor, t.Account, t.Currency}
+	if kind == "refund" {
+		args = append(args, t.Minor)
 	}
-	if _, err := tx.ExecContext(ctx, `UPDATE merchant_account SET pending = pending + ? WHERE id = ?`, t.Minor, t.Account); err != nil {
-		return fmt.Errorf("book %s: %w", t.Account, err)
+	ok, err := m.d.Change(ctx, tx, move, args...)
+	if err != nil {
+		return fmt.Errorf("%s: %w", call, err)
 	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO merchant_booking (gid, branch_id, merchant, amount, state) VALUES (?, ?, ?, ?, 'pending')`,
-		call.Gid, call.BranchID, t.Account, t.Minor); err != nil {
-		return fmt.Errorf("book %s: %w", t.Account, err)
+	if !ok {
+		return m.why(ctx, tx, t)
+	}
+	if _, err := tx.ExecContext(ctx, m.d.Q(`INSERT INTO merchant_booking (gid, branch_id, kind, merchant, amount, state) VALUES (?, ?, ?, ?, ?, 'pending')`),
+		call.Gid, call.BranchID, kind, t.Account, t.Minor); err != nil {
+		return fmt.Errorf("%s: %w", call, err)
 	}
 	return nil
 }
 
-// Post is the confirm: what the try booked is income. t must be the try's.
-func Post(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
-	return settle(ctx, tx, call, t, "posted", `UPDATE merchant_account SET pending = pending - ?1, posted = posted + ?1 WHERE id = ?2`)
+func (m *Merchants) why(ctx context.Context, tx *sql.Tx, t money.Transfer) error {
+	var currency string
+	err := tx.QueryRowContext(ctx, m.d.Q(`SELECT currency FROM merchant_account WHERE id = ?`), t.Account).Scan(&currency)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return &Refusal{Reason: "no_merchant", Field: "merchant", About: t.Account}
+	case err != nil:
+		return err
+	case currency != t.Currency:
+		return &Refusal{Reason: "wrong_currency", Field: "currency", About: t.Account + " takes " + currency}
+	}
+	return &Refusal{Reason: "merchant_funds", Field: "amount", About: t.Account}
 }
 
-// Cancel takes the booking back. t must be the try's.
-func Cancel(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
-	return settle(ctx, tx, call, t, "cancelled", `UPDATE merchant_account SET pending = pending - ?1 WHERE id = ?2`)
-}
-
-func settle(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer, state, move string) error {
-	var merchant string
+// settle ends the branch's booking; what it says must be what was booked.
+func (m *Merchants) settle(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer, kind, state, move string) error {
+	var merchant, is, was string
 	var amount int64
-	err := tx.QueryRowContext(ctx, `UPDATE merchant_booking SET state = ? WHERE gid = ? AND branch_id = ? AND state = 'pending'
-		RETURNING merchant, amount`, state, call.Gid, call.BranchID).Scan(&merchant, &amount)
+	err := tx.QueryRowContext(ctx, m.d.Q(`SELECT merchant, amount, kind, state FROM merchant_booking WHERE gid = ? AND branch_id = ?`), call.Gid, call.BranchID).
+		Scan(&merchant, &amount, &is, &was)
 	if err != nil {
 		return fmt.Errorf("%s: open booking: %w", call, err)
 	}
-	if t.Account != merchant || t.Minor != amount {
-		return fmt.Errorf("%s: the try booked %d for %s, the %s names %d for %s", call, amount, merchant, call.Op, t.Minor, t.Account)
+	if t.Account != merchant || t.Minor != amount || is != kind {
+		return fmt.Errorf("%s: the try booked a %s of %d for %s, the %s names a %s of %d for %s", call, is, amount, merchant, call.Op, kind, t.Minor, t.Account)
 	}
-	if _, err := tx.ExecContext(ctx, move, amount, merchant); err != nil {
-		return fmt.Errorf("%s: %s: %w", call, merchant, err)
+	day := m.now().UTC()
+	ok, err := m.d.Change(ctx, tx, `UPDATE merchant_booking SET state = ?, settled_day = ? WHERE gid = ? AND branch_id = ? AND state = 'pending'`,
+		state, day.Year()*10000+int(day.Month())*100+day.Day(), call.Gid, call.BranchID)
+	if err != nil || !ok {
+		return errors.Join(err, fmt.Errorf("%s: the booking is %s already", call, was))
+	}
+	args := []any{amount, amount, merchant}
+	if ok, err := m.d.Change(ctx, tx, move, args[3-strings.Count(move, "?"):]...); err != nil || !ok {
+		return errors.Join(err, fmt.Errorf("%s: %s: the account did not change", call, merchant))
 	}
 	return nil
-}
-
-// State is a consistent look at all merchants.
-type State struct {
-	Accounts []Account `json:"accounts"` // by id
-	Pending  int64     `json:"pending"`
-	Posted   int64     `json:"posted"`
-	// OpenBookings, OpenAmount and PostedAmount recount from the bookings.
-	OpenBookings int64 `json:"open_bookings"`
-	OpenAmount   int64 `json:"open_amount"`
-	PostedAmount int64 `json:"posted_amount"`
-}
-
-// Faults returns what is wrong with the sums; nil if nothing is.
-func (s State) Faults() []string {
-	var faults []string
-	if s.Pending != s.OpenAmount {
-		faults = append(faults, fmt.Sprintf("merchant: pending %d, but the open bookings have %d", s.Pending, s.OpenAmount))
-	}
-	if s.Posted != s.PostedAmount {
-		faults = append(faults, fmt.Sprintf("merchant: posted %d, but the posted bookings have %d", s.Posted, s.PostedAmount))
-	}
-	return faults
-}
-
-// Read returns the state in one read transaction.
-func Read(ctx context.Context, db *sql.DB) (State, error) {
-	var s State
-	tx, err := db.BeginTx(ctx, nil)
-	if err != nil {
-		return s, err
-	}
-	defer func() { _ = tx.Rollback() }()
-	rows, err := tx.QueryContext(ctx, `SELECT id, currency, pending, posted FROM merchant_account ORDER BY id`)
-	if err != nil {
-		return s, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var a Account
-		if err := rows.Scan(&a.ID, &a.Currency, &a.Pending, &a.Posted); err != nil {
-			return s, err
-		}
-		s.Accounts = append(s.Accounts, a)
-		s.Pending += a.Pending
-		s.Posted += a.Posted
-	}
-	if err := rows.Err(); err != nil {
-		return s, err
-	}
-	err = tx.QueryRowContext(ctx, `SELECT count(*) FILTER (WHERE state = 'pending'), coalesce(sum(amount) FILTER (WHERE state = 'pending'), 0),
-		coalesce(sum(amount) FILTER (WHERE state = 'posted'), 0) FROM merchant_booking`).Scan(&s.OpenBookings, &s.OpenAmount, &s.PostedAmount)
-	return s, err
 }

@@ -12,10 +12,16 @@ import (
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/merchant"
 	"github.com/lockstep-tx/lockstep/participants/money"
+	"github.com/lockstep-tx/lockstep/participants/sqldb"
+)
+
+var (
+	sqlite = sqldb.Dialect{Dialect: barrier.SQLite}
+	shops  = merchant.New(sqlite, nil)
 )
 
 var operations = map[string]func(context.Context, *sql.Tx, *barrier.Call, money.Transfer) error{
-	barrier.OpTry: merchant.Book, barrier.OpConfirm: merchant.Post, barrier.OpCancel: merchant.Cancel,
+	barrier.OpTry: shops.Book, barrier.OpConfirm: shops.Post, barrier.OpCancel: shops.Cancel,
 }
 
 func newShop(t *testing.T) *barrier.Barrier {
@@ -26,8 +32,8 @@ func newShop(t *testing.T) *barrier.Barrier {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	if err := errors.Join(barrier.Migrate(ctx, db, barrier.SQLite), merchant.Migrate(ctx, db), merchant.Migrate(ctx, db),
-		merchant.Create(ctx, db, "shop", "CNY"), merchant.Create(ctx, db, "shop", "CNY")); err != nil {
+	if err := errors.Join(barrier.Migrate(ctx, db, barrier.SQLite), merchant.Migrate(ctx, db, sqlite), merchant.Migrate(ctx, db, sqlite),
+		shops.Create(ctx, db, "shop", "CNY"), shops.Create(ctx, db, "shop", "CNY")); err != nil {
 		t.Fatal(err)
 	}
 	b, err := barrier.New(db, barrier.SQLite, barrier.Options{})
@@ -45,7 +51,7 @@ func do(b *barrier.Barrier, gid, op string, p money.Transfer) (barrier.Outcome, 
 
 func check(t *testing.T, b *barrier.Barrier, pending, posted int64) {
 	t.Helper()
-	s, err := merchant.Read(context.Background(), b.DB())
+	s, err := shops.Read(context.Background(), b.DB())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +98,7 @@ func TestBookIsRefused(t *testing.T) {
 	if _, err := do(b, "g1", "try", money.Transfer{Account: "shop", Minor: -5}); !errors.Is(err, barrier.ErrInvalid) {
 		t.Error(err)
 	}
-	if err := merchant.Create(context.Background(), b.DB(), "shop", "EUR"); !errors.Is(err, barrier.ErrRefused) {
+	if err := shops.Create(context.Background(), b.DB(), "shop", "EUR"); !errors.Is(err, barrier.ErrRefused) {
 		t.Error(err)
 	}
 	check(t, b, 0, 0)

@@ -9,9 +9,11 @@ package points
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
+	"github.com/lockstep-tx/lockstep/participants/sqldb"
 )
 
 // Grant is the payload of a message.
@@ -23,39 +25,42 @@ type Grant struct {
 // pointsMax bounds one grant.
 const pointsMax = 1_000_000_000_000
 
-var schema = []string{
-	`CREATE TABLE IF NOT EXISTS points_account (
-		id TEXT PRIMARY KEY,
-		points INTEGER NOT NULL CHECK (points >= 0))`,
-	`CREATE TABLE IF NOT EXISTS points_entry (
-		gid TEXT NOT NULL,
-		branch_id TEXT NOT NULL,
-		account TEXT NOT NULL REFERENCES points_account (id),
-		points INTEGER NOT NULL CHECK (points > 0),
-		PRIMARY KEY (gid, branch_id)) WITHOUT ROWID`,
-}
+// Points are the accounts in one database. Safe for concurrent use.
+type Points struct{ d sqldb.Dialect }
+
+// New returns the points of a database whose tables Migrate has made.
+func New(d sqldb.Dialect) *Points { return &Points{d} }
 
 // Migrate makes the tables; it may run any number of times.
-func Migrate(ctx context.Context, db *sql.DB) error {
-	for _, stmt := range schema {
-		if _, err := db.ExecContext(ctx, stmt); err != nil {
-			return fmt.Errorf("migrate points: %w", err)
-		}
+func Migrate(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
+	err := d.Migrate(ctx, db, `CREATE TABLE IF NOT EXISTS points_account (
+			id varchar(128) PRIMARY KEY,
+			points bigint NOT NULL CHECK (points >= 0))`,
+		`CREATE TABLE IF NOT EXISTS points_entry (
+			gid varchar(128) NOT NULL,
+			branch_id varchar(128) NOT NULL,
+			account varchar(128) NOT NULL,
+			points bigint NOT NULL CHECK (points > 0),
+			PRIMARY KEY (gid, branch_id))`)
+	if err != nil {
+		return fmt.Errorf("migrate points: %w", err)
 	}
 	return nil
 }
 
 // Add gives the points of g. A g that cannot be is ErrInvalid; the message stays with its coordinator until somebody
 // looks.
-func Add(ctx context.Context, tx *sql.Tx, call *barrier.Call, g Grant) error {
+func (p *Points) Add(ctx context.Context, tx *sql.Tx, call *barrier.Call, g Grant) error {
 	if g.Account == "" || len(g.Account) > 128 || g.Points <= 0 || g.Points > pointsMax {
 		return fmt.Errorf("%w: %d points for account %q", barrier.ErrInvalid, g.Points, g.Account)
 	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO points_account (id, points) VALUES (?, ?)
-		ON CONFLICT (id) DO UPDATE SET points = points + excluded.points`, g.Account, g.Points); err != nil {
+	if _, err := tx.ExecContext(ctx, p.d.InsertNew("INTO points_account (id, points) VALUES (?, 0)"), g.Account); err != nil {
 		return fmt.Errorf("points of %s: %w", g.Account, err)
 	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO points_entry (gid, branch_id, account, points) VALUES (?, ?, ?, ?)`,
+	if ok, err := p.d.Change(ctx, tx, "UPDATE points_account SET points = points + ? WHERE id = ?", g.Points, g.Account); err != nil || !ok {
+		return errors.Join(err, fmt.Errorf("points of %s: the account did not change", g.Account))
+	}
+	if _, err := tx.ExecContext(ctx, p.d.Q(`INSERT INTO points_entry (gid, branch_id, account, points) VALUES (?, ?, ?, ?)`),
 		call.Gid, call.BranchID, g.Account, g.Points); err != nil {
 		return fmt.Errorf("points of %s: %w", g.Account, err)
 	}
@@ -86,7 +91,7 @@ func (s State) Faults() []string {
 }
 
 // Read returns the state in one read transaction.
-func Read(ctx context.Context, db *sql.DB) (State, error) {
+func (*Points) Read(ctx context.Context, db *sql.DB) (State, error) {
 	var s State
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {

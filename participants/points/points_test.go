@@ -11,6 +11,12 @@ import (
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/points"
+	"github.com/lockstep-tx/lockstep/participants/sqldb"
+)
+
+var (
+	sqlite = sqldb.Dialect{Dialect: barrier.SQLite}
+	grants = points.New(sqlite)
 )
 
 func newPoints(t *testing.T) *barrier.Barrier {
@@ -21,7 +27,7 @@ func newPoints(t *testing.T) *barrier.Barrier {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	if err := errors.Join(barrier.Migrate(ctx, db, barrier.SQLite), points.Migrate(ctx, db), points.Migrate(ctx, db)); err != nil {
+	if err := errors.Join(barrier.Migrate(ctx, db, barrier.SQLite), points.Migrate(ctx, db, sqlite), points.Migrate(ctx, db, sqlite)); err != nil {
 		t.Fatal(err)
 	}
 	b, err := barrier.New(db, barrier.SQLite, barrier.Options{})
@@ -34,7 +40,7 @@ func newPoints(t *testing.T) *barrier.Barrier {
 func add(b *barrier.Barrier, gid string, g points.Grant) error {
 	ctx := context.Background()
 	call := &barrier.Call{TransType: "msg", Gid: gid, BranchID: "01", Op: "action", Fence: barrier.Fence{Slot: barrier.SlotOf(gid), Epoch: 1}}
-	_, err := b.Do(ctx, call, func(tx *sql.Tx) error { return points.Add(ctx, tx, call, g) })
+	_, err := b.Do(ctx, call, func(tx *sql.Tx) error { return grants.Add(ctx, tx, call, g) })
 	return err
 }
 
@@ -50,7 +56,7 @@ func TestMessageCountsOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	s, err := points.Read(context.Background(), b.DB())
+	s, err := grants.Read(context.Background(), b.DB())
 	if err != nil {
 		t.Fatal(err)
 	}

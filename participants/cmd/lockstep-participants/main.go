@@ -23,6 +23,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/lockstep-tx/lockstep/coordinator/api/client"
 	"github.com/lockstep-tx/lockstep/participants/payer"
 )
 
@@ -46,15 +47,22 @@ func (c *payCmd) Run() error {
 
 type serveCmd struct {
 	Listen        string        `help:"Address to serve HTTP on; loopback only, it has no authentication." default:"127.0.0.1:0"`
-	DBBuyer       string        `help:"SQLite file of the buyers." required:"" type:"path" name:"db-buyer"`
-	DBMerchant    string        `help:"SQLite file of merchants and points." required:"" type:"path" name:"db-merchant"`
+	DB            string        `help:"Database of all participants: postgres://USER:PASSWORD@HOST:PORT/NAME, mysql://…, or sqlite:DIR for two files in a directory." name:"db"`
+	DBBuyer       string        `help:"Database of the buyers, if it is one of its own; a SQLite file without a scheme." name:"db-buyer"`
+	DBMerchant    string        `help:"Database of merchants, stock, points and payments, if it is one of its own." name:"db-merchant"`
+	Coordinator   string        `help:"gRPC address of a coordinator; with it, payments are served at /v1."`
+	BaseURL       string        `help:"Where the coordinator reaches this program. Defaults to the address it listens on." name:"base-url"`
+	Clean         []string      `help:"Admin URLs of all of the region's coordinators; with them, barrier rows that nobody can ask for any more are forgotten, once an hour." placeholder:"URL"`
 	PortFile      string        `help:"File to write the port to once it is served." type:"path"`
 	AllowUnfenced bool          `help:"Take confirms and cancels without an epoch, as DTM's own server sends them."`
 	DrainLimit    time.Duration `help:"How long open calls may take to end after SIGTERM." default:"10s"`
 }
 
-// Validate refuses to be reachable from outside.
+// Validate wants databases, and refuses to be reachable from outside.
 func (c *serveCmd) Validate() error {
+	if c.DB == "" && (c.DBBuyer == "" || c.DBMerchant == "") {
+		return errors.New("no database: give --db, or --db-buyer and --db-merchant")
+	}
 	host, _, err := net.SplitHostPort(c.Listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
@@ -102,7 +110,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // Run serves until ctx ends and returns when open calls have ended.
 func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
-	s, err := open(ctx, c.DBBuyer, c.DBMerchant, c.AllowUnfenced, log)
+	set := settings{buyer: c.address(c.DBBuyer, "buyer"), merchant: c.address(c.DBMerchant, "merchant"), allowUnfenced: c.AllowUnfenced, log: log}
+	s, err := open(ctx, set)
 	if err != nil {
 		return err
 	}
@@ -111,6 +120,20 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	if c.Coordinator != "" {
+		cl, err := client.Dial(c.Coordinator)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		defer cl.Close()
+		base := c.BaseURL
+		if base == "" {
+			base = "http://" + l.Addr().String()
+		}
+		s.pay(cl, strings.TrimSuffix(base, "/"))
+	}
+	stop := s.background(ctx, c.Clean)
+	defer stop()
 	srv := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
@@ -134,6 +157,19 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	}
 	log.Info("drained")
 	return nil
+}
+
+// address completes a database's address: its own, or a part of --db; a path without a scheme is a SQLite file.
+func (c *serveCmd) address(own, name string) string {
+	switch {
+	case own == "" && strings.HasPrefix(c.DB, "sqlite:"):
+		return "sqlite:" + filepath.Join(strings.TrimPrefix(c.DB, "sqlite:"), name+".db")
+	case own == "":
+		return c.DB
+	case !strings.Contains(own, ":"):
+		return "sqlite:" + own
+	}
+	return own
 }
 
 // writeFile makes file appear complete or not at all.

@@ -8,59 +8,89 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/branch"
+	"github.com/lockstep-tx/lockstep/participants/inventory"
 	"github.com/lockstep-tx/lockstep/participants/ledger"
 	"github.com/lockstep-tx/lockstep/participants/merchant"
 	"github.com/lockstep-tx/lockstep/participants/money"
+	"github.com/lockstep-tx/lockstep/participants/payment"
 	"github.com/lockstep-tx/lockstep/participants/points"
+	"github.com/lockstep-tx/lockstep/participants/sqldb"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
+// service is the reference participants on their two databases: the buyers' ledger, and everything else.
 type service struct {
-	buyer, merchant *barrier.Barrier
-	buyers          ledger.Buyers
+	buyer, merchant   *barrier.Barrier
+	buyerKit, sellKit *branch.Participant
+	sell              sqldb.Dialect
+	buyers            ledger.Buyers
+	shops             *merchant.Merchants
+	grants            *points.Points
+	stock             *inventory.Inventory
+	payments          *payment.Service // nil without a coordinator
+	log               *slog.Logger
+}
+
+// settings of a service.
+type settings struct {
+	buyer, merchant string // databases' addresses
+	allowUnfenced   bool
 	log             *slog.Logger
 }
 
 // open opens and migrates both databases.
-func open(ctx context.Context, buyerFile, merchantFile string, allowUnfenced bool, log *slog.Logger) (*service, error) {
-	if buyerFile == merchantFile {
+func open(ctx context.Context, c settings) (*service, error) {
+	if c.buyer == c.merchant && strings.HasPrefix(c.buyer, "sqlite:") {
 		return nil, errors.New("--db-buyer and --db-merchant name the same file; a payment is between two databases")
 	}
-	book, err := ledger.New(barrier.SQLite, ledger.Options{})
-	if err != nil {
+	s := &service{log: c.log}
+	var err error
+	if s.buyer, _, err = database(ctx, c.buyer, c.allowUnfenced, func(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
+		return ledger.Migrate(ctx, db, d.Dialect, ledger.Options{})
+	}); err != nil {
 		return nil, err
 	}
-	buyer, err := database(ctx, buyerFile, allowUnfenced, func(ctx context.Context, db *sql.DB) error {
-		return ledger.Migrate(ctx, db, barrier.SQLite, ledger.Options{})
-	})
-	if err != nil {
-		return nil, err
+	if s.merchant, s.sell, err = database(ctx, c.merchant, c.allowUnfenced, merchant.Migrate, points.Migrate, inventory.Migrate, payment.Migrate); err != nil {
+		return nil, errors.Join(err, s.buyer.DB().Close())
 	}
-	seller, err := database(ctx, merchantFile, allowUnfenced, merchant.Migrate, points.Migrate)
+	book, err := ledger.New(s.buyer.Dialect(), ledger.Options{})
 	if err != nil {
-		return nil, errors.Join(err, buyer.DB().Close())
+		return nil, errors.Join(err, s.Close())
 	}
-	return &service{buyer: buyer, merchant: seller, buyers: ledger.Buyers{Ledger: book}, log: log}, nil
+	s.buyers, s.shops, s.grants, s.stock = ledger.Buyers{Ledger: book}, merchant.New(s.sell, nil), points.New(s.sell), inventory.New(s.sell, nil)
+	s.buyerKit = branch.New(s.buyer, branch.Options{Log: c.log})
+	s.sellKit = branch.New(s.merchant, branch.Options{Log: c.log})
+	s.branches()
+	return s, nil
 }
 
-func database(ctx context.Context, file string, allowUnfenced bool, migrations ...func(context.Context, *sql.DB) error) (*barrier.Barrier, error) {
-	db, err := barrier.OpenSQLite(ctx, file)
+func database(ctx context.Context, address string, allowUnfenced bool, migrations ...func(context.Context, *sql.DB, sqldb.Dialect) error) (*barrier.Barrier, sqldb.Dialect, error) {
+	db, d, err := sqldb.Open(ctx, address)
 	if err != nil {
-		return nil, err
+		return nil, d, err
 	}
-	err = barrier.Migrate(ctx, db, barrier.SQLite)
+	if d.Dialect != barrier.SQLite {
+		db.SetMaxOpenConns(32)
+		db.SetMaxIdleConns(32)
+	}
+	err = barrier.Migrate(ctx, db, d.Dialect)
 	for _, migrate := range migrations {
 		if err == nil {
-			err = migrate(ctx, db)
+			err = migrate(ctx, db, d)
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(err, db.Close())
+		return nil, d, errors.Join(err, db.Close())
 	}
-	return barrier.New(db, barrier.SQLite, barrier.Options{AllowUnfenced: allowUnfenced, GidTime: gidTime})
+	b, err := barrier.New(db, d.Dialect, barrier.Options{AllowUnfenced: allowUnfenced, GidTime: gidTime})
+	return b, d, err
 }
 
 // gidTime is the time in a gid that a coordinator made: below the floor such a try is refused. The gids of other makers
@@ -70,24 +100,104 @@ func gidTime(gid string) (ms int64, ok bool) {
 	return t.UnixMilli(), ok
 }
 
-func (s *service) Close() error { return errors.Join(s.buyer.DB().Close(), s.merchant.DB().Close()) }
+// Close ends the calls under way and closes the databases.
+func (s *service) Close() error {
+	for _, k := range []*branch.Participant{s.buyerKit, s.sellKit} {
+		if k != nil {
+			k.Close()
+		}
+	}
+	return errors.Join(s.buyer.DB().Close(), s.merchant.DB().Close())
+}
+
+// branches registers what coordinators call.
+func (s *service) branches() {
+	branch.HandleTCC(s.buyerKit, "buyer", branch.TCC[money.Transfer]{Try: s.buyers.Freeze, Confirm: s.buyers.Confirm, Cancel: s.buyers.Cancel})
+	branch.HandleTCC(s.buyerKit, "leg", branch.TCC[payment.Leg]{
+		Try: one(s.buyers.Hold), Confirm: one(s.buyers.Post), Cancel: one(s.buyers.Void),
+		TryAll: all(s.buyers.HoldAll), ConfirmAll: all(s.buyers.PostAll), CancelAll: all(s.buyers.VoidAll),
+	})
+	branch.HandleTCC(s.sellKit, "merchant", branch.TCC[money.Transfer]{Try: s.shops.Book, Confirm: s.shops.Post, Cancel: s.shops.Cancel})
+	branch.HandleTCC(s.sellKit, "refund", branch.TCC[money.Transfer]{Try: s.shops.HoldBack, Confirm: s.shops.Return, Cancel: s.shops.Keep})
+	branch.HandleTCC(s.sellKit, "stock", branch.TCC[inventory.Request]{Try: s.stock.Reserve, Confirm: s.stock.Deduct, Cancel: s.stock.Release})
+	branch.HandleMessage(s.sellKit, "points", s.grants.Add)
+	branch.HandleMessage(s.sellKit, "notice", s.shops.Notify)
+	branch.HandleMessage(s.sellKit, "sales", s.shops.Count)
+	branch.HandleMessage(s.sellKit, "insurance", s.shops.Insure)
+}
+
+type ledgerOp func(context.Context, *sql.Tx, ledger.Transfer) error
+
+func one(f ledgerOp) branch.Op[payment.Leg] {
+	return func(ctx context.Context, tx *sql.Tx, call *barrier.Call, l payment.Leg) error {
+		return f(ctx, tx, l.Transfer(call))
+	}
+}
+
+func all(f func(context.Context, *sql.Tx, []ledger.Transfer) error) branch.OpAll[payment.Leg] {
+	return func(ctx context.Context, tx *sql.Tx, calls []*barrier.Call, legs []payment.Leg) error {
+		ts := make([]ledger.Transfer, len(calls))
+		for i := range calls {
+			ts[i] = legs[i].Transfer(calls[i])
+		}
+		return f(ctx, tx, ts)
+	}
+}
+
+// pay makes the service serve payments; base is where the coordinator reaches it.
+func (s *service) pay(c payment.Coordinator, base string) {
+	at := func(name string) payment.Branch { return payment.Branch{Base: base + "/" + name} }
+	s.payments = payment.New(payment.Config{
+		DB: s.merchant.DB(), Dialect: s.sell, Coordinator: c,
+		Buyers: at("leg"), Merchants: at("merchant"), MerchantRefunds: at("refund"), Stock: at("stock"),
+		Points: base + "/points/action", Notice: base + "/notice/action", Sales: base + "/sales/action", Insurance: base + "/insurance/action",
+		Inventory: s.stock, InventoryDB: s.merchant.DB(), Log: s.log,
+	})
+}
+
+// background settles payments that were left open and forgets barrier rows, until stop.
+func (s *service) background(ctx context.Context, coordinators []string) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	if s.payments != nil {
+		wg.Go(func() { s.payments.Settle(ctx, 2*time.Second, 10*time.Second) })
+	}
+	if len(coordinators) > 0 {
+		floors := barrier.FloorsFrom(coordinators, os.Getenv("LOCKSTEP_TOKEN"), nil)
+		wg.Go(func() {
+			t := time.NewTicker(time.Hour)
+			defer t.Stop()
+			for {
+				for _, b := range []*barrier.Barrier{s.buyer, s.merchant} {
+					if done, err := b.Clean(ctx, barrier.CleanOptions{Floors: floors}); err != nil && ctx.Err() == nil {
+						s.log.Warn("barrier rows were not cleaned", "err", err)
+					} else if done.Timed+done.Untimed > 0 {
+						s.log.Info("barrier rows cleaned", "timed", done.Timed, "untimed", done.Untimed, "floors", done.Raised)
+					}
+				}
+				select {
+				case <-t.C:
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+	return func() { cancel(); wg.Wait() }
+}
 
 func (s *service) handler() http.Handler {
 	mux := http.NewServeMux()
-	transfer := func(path, op string, b *barrier.Barrier, f func(context.Context, *sql.Tx, *barrier.Call, money.Transfer) error) {
-		mux.Handle(path, branch.HTTP(b, op, branch.Typed(f), s.log))
-	}
-	transfer("/buyer/try", barrier.OpTry, s.buyer, s.buyers.Freeze)
-	transfer("/buyer/confirm", barrier.OpConfirm, s.buyer, s.buyers.Confirm)
-	transfer("/buyer/cancel", barrier.OpCancel, s.buyer, s.buyers.Cancel)
-	transfer("/merchant/try", barrier.OpTry, s.merchant, merchant.Book)
-	transfer("/merchant/confirm", barrier.OpConfirm, s.merchant, merchant.Post)
-	transfer("/merchant/cancel", barrier.OpCancel, s.merchant, merchant.Cancel)
-	mux.Handle("/points/add", branch.HTTP(s.merchant, barrier.OpAction, branch.Typed(points.Add), s.log))
+	mux.Handle("/", branch.Handler(s.buyerKit, s.sellKit))
+	mux.Handle("/points/add", branch.HTTP(s.merchant, barrier.OpAction, branch.Typed(s.grants.Add), s.log))
 	// For messages whose local part was written to the buyers' or the merchants' database.
 	mux.Handle("/buyer/query-prepared", branch.QueryPrepared(s.buyer, s.log))
 	mux.Handle("/merchant/query-prepared", branch.QueryPrepared(s.merchant, s.log))
+	if s.payments != nil {
+		mux.Handle("/v1/", s.payments.Handler())
+	}
 	mux.HandleFunc("POST /accounts", s.create)
+	mux.HandleFunc("GET /merchants/{id}/days", s.days)
 	mux.HandleFunc("GET /state", s.state)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	return mux
@@ -95,10 +205,10 @@ func (s *service) handler() http.Handler {
 
 // account is the body of POST /accounts.
 type account struct {
-	Kind     string `json:"kind"` // buyer or merchant
+	Kind     string `json:"kind"` // buyer, merchant or article
 	ID       string `json:"id"`
 	Currency string `json:"currency"` // empty means money.DefaultCurrency
-	Balance  int64  `json:"balance"`  // buyer: the first deposit in minor units
+	Balance  int64  `json:"balance"`  // buyer: the first deposit in minor units; article: the first delivery
 }
 
 func (s *service) create(w http.ResponseWriter, r *http.Request) {
@@ -117,9 +227,11 @@ func (s *service) create(w http.ResponseWriter, r *http.Request) {
 		case "buyer":
 			err = s.buyers.Create(r.Context(), s.buyer.DB(), a.ID, a.Currency, a.Balance)
 		case "merchant":
-			err = merchant.Create(r.Context(), s.merchant.DB(), a.ID, a.Currency)
+			err = s.shops.Create(r.Context(), s.merchant.DB(), a.ID, a.Currency)
+		case "article":
+			err = s.stock.Stock(r.Context(), s.merchant.DB(), "first:"+a.ID, a.ID, a.Balance)
 		default:
-			err = fmt.Errorf("%w: kind %q; buyer and merchant are possible", barrier.ErrInvalid, a.Kind)
+			err = fmt.Errorf("%w: kind %q; buyer, merchant and article are possible", barrier.ErrInvalid, a.Kind)
 		}
 	}
 	if err != nil {
@@ -129,34 +241,64 @@ func (s *service) create(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// state is the answer to GET /state. Each database is read in one transaction, the two one after the other: Settled
-// and the comparison between them mean something only while no payment is under way.
-type state struct {
-	Buyer    ledger.BuyersState   `json:"buyer"`
-	Merchant merchant.State `json:"merchant"`
-	Points   points.State   `json:"points"`
-	Open     int64          `json:"open"`    // holds and bookings that are neither confirmed nor cancelled
-	Settled  bool           `json:"settled"` // nothing is open
-	Faults   []string       `json:"faults"`  // what is wrong with the sums, in words; empty if not a cent is off
-}
-
-func (s *service) state(w http.ResponseWriter, r *http.Request) {
-	var st state
-	var err error
-	if st.Buyer, err = s.buyers.Read(r.Context(), s.buyer.DB()); err == nil {
-		if st.Merchant, err = merchant.Read(r.Context(), s.merchant.DB()); err == nil {
-			st.Points, err = points.Read(r.Context(), s.merchant.DB())
-		}
-	}
+// days is a merchant's daily summary.
+func (s *service) days(w http.ResponseWriter, r *http.Request) {
+	d, err := s.shops.Days(r.Context(), s.merchant.DB(), r.PathValue("id"), 366)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]any{"days": d})
+}
+
+// state is the answer to GET /state. Each database is read in one transaction, the two one after the other: Settled
+// and the comparison between them mean something only while no payment is under way.
+type state struct {
+	Buyer     ledger.BuyersState `json:"buyer"`
+	Merchant  merchant.State     `json:"merchant"`
+	Points    points.State       `json:"points"`
+	Inventory inventory.State    `json:"inventory"`
+	Messages  merchant.Messages  `json:"messages"`
+	Open      int64              `json:"open"`    // holds and bookings that are neither confirmed nor cancelled
+	Settled   bool               `json:"settled"` // nothing is open
+	Faults    []string           `json:"faults"`  // what is wrong with the sums, in words; empty if not a cent is off
+}
+
+func (s *service) read(ctx context.Context) (st state, err error) {
+	db := s.merchant.DB()
+	if st.Buyer, err = s.buyers.Read(ctx, s.buyer.DB()); err != nil {
+		return st, err
+	}
+	if st.Merchant, err = s.shops.Read(ctx, db); err != nil {
+		return st, err
+	}
+	if st.Points, err = s.grants.Read(ctx, db); err != nil {
+		return st, err
+	}
+	if st.Inventory, err = s.stock.Read(ctx, db); err != nil {
+		return st, err
+	}
+	if st.Messages, err = s.shops.Messages(ctx, db); err != nil {
+		return st, err
+	}
 	st.Open = st.Buyer.OpenHolds + st.Merchant.OpenBookings
 	st.Settled = st.Open == 0
-	st.Faults = append(append(append([]string{}, st.Buyer.Faults()...), st.Merchant.Faults()...), st.Points.Faults()...)
+	st.Faults = []string{}
+	for _, f := range [][]string{st.Buyer.Faults(), st.Merchant.Faults(), st.Points.Faults(), st.Inventory.Faults()} {
+		st.Faults = append(st.Faults, f...)
+	}
 	if st.Settled && st.Buyer.Spent != st.Merchant.Posted {
 		st.Faults = append(st.Faults, fmt.Sprintf("buyers spent %d, merchants were credited %d", st.Buyer.Spent, st.Merchant.Posted))
+	}
+	return st, nil
+}
+
+func (s *service) state(w http.ResponseWriter, r *http.Request) {
+	st, err := s.read(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	enc := json.NewEncoder(w)

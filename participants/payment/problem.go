@@ -1,0 +1,99 @@
+package payment
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+
+	"github.com/lockstep-tx/lockstep/participants/barrier"
+	"github.com/lockstep-tx/lockstep/participants/inventory"
+)
+
+// Problem is a refusal as RFC 9457 writes it (application/problem+json). Type is /problems/ and the reason.
+type Problem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail,omitempty"`
+	Field  string `json:"field,omitempty"`   // of the request that it is about
+	Ref    string `json:"payment,omitempty"` // the payment or order that stays known
+}
+
+func (p *Problem) Error() string { return fmt.Sprintf("%s (field %s): %s", p.Title, p.Field, p.Detail) }
+
+func problem(reason, field, detail string) *Problem {
+	k, ok := kinds[reason]
+	if !ok {
+		k = kind{"The payment was refused", http.StatusUnprocessableEntity, ""}
+		reason = "refused"
+	}
+	if field == "" {
+		field = k.field
+	}
+	return &Problem{Type: "/problems/" + reason, Title: k.title, Status: k.status, Detail: detail, Field: field}
+}
+
+func invalid(field, detail string) *Problem { return problem("invalid", field, detail) }
+
+type kind struct {
+	title  string
+	status int
+	field  string // of a payment's request
+}
+
+// kinds are the reasons: the participants' and this service's.
+var kinds = map[string]kind{
+	"invalid":                {"The request is not complete or not possible", http.StatusBadRequest, ""},
+	"not_found":              {"There is no such thing", http.StatusNotFound, ""},
+	"insufficient_funds":     {"The buyer has not enough money", http.StatusUnprocessableEntity, "amount"},
+	"no_account":             {"There is no such buyer", http.StatusUnprocessableEntity, "buyer"},
+	"account_frozen":         {"The buyer's account is frozen", http.StatusUnprocessableEntity, "buyer"},
+	"account_closed":         {"The buyer's account is closed", http.StatusUnprocessableEntity, "buyer"},
+	"debit_cap":              {"The buyer's account has reached its limit", http.StatusUnprocessableEntity, "amount"},
+	"wrong_currency":         {"The account is in another currency", http.StatusUnprocessableEntity, "currency"},
+	"no_merchant":            {"There is no such merchant", http.StatusUnprocessableEntity, "merchant"},
+	"merchant_funds":         {"The merchant has not so much to give back", http.StatusUnprocessableEntity, "amount"},
+	"stock_gone":             {"There is not enough in stock", http.StatusUnprocessableEntity, "items"},
+	"no_article":             {"There is no such article", http.StatusUnprocessableEntity, "items"},
+	"order_gone":             {"The order has lapsed, was cancelled, or is being paid", http.StatusUnprocessableEntity, "order"},
+	"refund_exceeds_payment": {"The refunds would exceed the payment", http.StatusUnprocessableEntity, "amount"},
+	"not_paid":               {"The payment is not paid", http.StatusConflict, ""},
+	"duplicate_order":        {"The order was paid with another request", http.StatusConflict, "order_no"},
+	"duplicate_refund":       {"The refund was made with another request", http.StatusConflict, "refund_no"},
+	"key_reused":             {"The idempotency key belongs to another request", http.StatusConflict, "Idempotency-Key"},
+	"order_taken":            {"The order is being paid or was paid", http.StatusConflict, ""},
+}
+
+// refusalText is how the participants word a refusal: the reason first, the field last.
+var refusalText = regexp.MustCompile(`\b([a-z]+(?:_[a-z]+)+)\b[^()]*\(field ([a-z_]+)\)`)
+
+// reasonOf finds a refusal's reason in what the coordinator tells of it. The field is the payment's, which is not always
+// the participant's.
+func reasonOf(text string) (reason, field string) {
+	for _, m := range refusalText.FindAllStringSubmatch(text, -1) {
+		if k, ok := kinds[m[1]]; ok {
+			return m[1], k.field
+		}
+	}
+	return text, ""
+}
+
+// problemOf is the answer to a refused payment or refund.
+func problemOf(reason, field, detail, ref string) *Problem {
+	p := problem(reason, field, detail)
+	p.Ref = ref
+	return p
+}
+
+// stockProblem is the answer to a refused order.
+func stockProblem(err error) error {
+	var no *inventory.Refusal
+	switch {
+	case errors.As(err, &no):
+		return problem(no.Reason, "", no.About)
+	case errors.Is(err, barrier.ErrInvalid):
+		return invalid("items", err.Error())
+	}
+	return err
+}

@@ -1,0 +1,183 @@
+package payment
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/api/client"
+	"github.com/lockstep-tx/lockstep/participants/inventory"
+	"github.com/lockstep-tx/lockstep/participants/ledger"
+	"github.com/lockstep-tx/lockstep/participants/money"
+	"github.com/lockstep-tx/lockstep/participants/sqldb"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// RefundRequest gives money of a payment back. RefundNo is the merchant's, unique per payment.
+type RefundRequest struct {
+	RefundNo string `json:"refund_no"`
+	Amount   int64  `json:"amount"` // minor units
+}
+
+// Refund is a refund as it stands.
+type Refund struct {
+	Payment string `json:"payment"`
+	RefundRequest
+	State     State  `json:"state"`
+	Reason    string `json:"reason,omitempty"`
+	Field     string `json:"field,omitempty"`
+	Gid       string `json:"gid"`
+	CreatedMS int64  `json:"created_ms"`
+	DecidedMS int64  `json:"decided_ms,omitempty"`
+}
+
+// Refund gives money of a paid payment back, from the merchant to the buyer, and returns when it is decided or ctx ends. A
+// repeat gives the same refund. *Problem says what was wrong; nothing moved then.
+func (s *Service) Refund(ctx context.Context, payment string, r RefundRequest) (*Refund, error) {
+	if r.RefundNo == "" || len(r.RefundNo) > textMax {
+		return nil, invalid("refund_no", fmt.Sprintf("1 to %d bytes belong here", textMax))
+	}
+	if r.Amount <= 0 || r.Amount > money.MinorMax {
+		return nil, invalid("amount", fmt.Sprintf("1 to %d minor units are possible", int64(money.MinorMax)))
+	}
+	p, err := s.Get(ctx, payment)
+	if err != nil {
+		return nil, err
+	}
+	if p.State != Paid {
+		return nil, problemOf("not_paid", "", "it is "+string(p.State), p.ID)
+	}
+	// The ledger takes a refund of what is posted, and the confirm may be on its way yet.
+	if err := s.drive(ctx, p, client.Settled); err != nil {
+		return nil, err
+	}
+	_, err = s.DB.ExecContext(ctx, s.Dialect.InsertNew("INTO payment_refund (payment, refund_no, amount, gid, state, created_ms) VALUES (?, ?, ?, ?, 'processing', ?)"),
+		p.ID, r.RefundNo, r.Amount, slot.NewGid(s.Now(), nil), s.Now().UnixMilli())
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.refunds(ctx, "payment = ? AND refund_no = ?", p.ID, r.RefundNo)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) != 1 {
+		return nil, errNoRow
+	}
+	has := all[0]
+	if has.Amount != r.Amount {
+		return nil, problemOf("duplicate_refund", "", fmt.Sprintf("it was made with the amount %d", has.Amount), p.ID)
+	}
+	if has.State != Processing {
+		return has, nil
+	}
+	return has, s.driveRefund(ctx, has)
+}
+
+func (s *Service) driveRefund(ctx context.Context, r *Refund) error {
+	p, err := s.Get(ctx, r.Payment)
+	if err != nil {
+		return err
+	}
+	buyer, err := s.Buyers.of("buyer", Leg{
+		Leg:      ledger.Leg{Debit: ledger.PaidTo(p.Currency), Credit: p.Buyer, Minor: r.Amount, Currency: p.Currency},
+		RefundOf: ledger.HoldID(p.Gid, "buyer"),
+	})
+	if err != nil {
+		return err
+	}
+	merchant, err := s.MerchantRefunds.of("merchant", money.Transfer{Account: p.Merchant, Minor: r.Amount, Currency: p.Currency})
+	if err != nil {
+		return err
+	}
+	st, err := s.Coordinator.Execute(ctx, client.Tx{Gid: r.Gid, Branches: []client.Branch{buyer, merchant}}, client.Decided)
+	switch {
+	case err != nil:
+		if ctx.Err() == nil {
+			s.Log.Warn("the coordinator did not answer a refund; it is asked again", "payment", r.Payment, "refund", r.RefundNo, "gid", r.Gid, "err", err)
+		}
+		return nil
+	case st.Committed():
+		r.State = Paid
+	case st.Aborted():
+		r.State = Refused
+		r.Reason, r.Field = reasonOf(st.GetReason())
+	default:
+		return nil
+	}
+	r.DecidedMS = s.Now().UnixMilli()
+	_, err = s.DB.ExecContext(context.WithoutCancel(ctx), s.Dialect.Q("UPDATE payment_refund SET state = ?, reason = ?, field = ?, decided_ms = ? WHERE payment = ? AND refund_no = ? AND state = 'processing'"),
+		string(r.State), cut(r.Reason), r.Field, r.DecidedMS, r.Payment, r.RefundNo)
+	return err
+}
+
+// OrderRequest reserves stock ahead of a payment.
+type OrderRequest struct {
+	Merchant string           `json:"merchant"`
+	OrderNo  string           `json:"order_no"`
+	Items    []inventory.Item `json:"items"`
+	// TTLSeconds is how long the reservation stands unpaid; 0 is 15 minutes, at most a day.
+	TTLSeconds int64 `json:"ttl_seconds,omitempty"`
+}
+
+// Order is an order that has reserved stock. State is reserved, paying, sold or released.
+type Order struct {
+	ID string `json:"id"`
+	OrderRequest
+	State     string `json:"state"`
+	ExpiresMS int64  `json:"expires_ms"`
+}
+
+const (
+	ttlDefault = 15 * time.Minute
+	ttlMax     = 24 * time.Hour
+)
+
+// PreOrder reserves an order's stock; durable on nil. A repeat gives the same order.
+func (s *Service) PreOrder(ctx context.Context, r OrderRequest) (*Order, error) {
+	for _, f := range []struct{ name, value string }{{"merchant", r.Merchant}, {"order_no", r.OrderNo}} {
+		if f.value == "" || len(f.value) > textMax {
+			return nil, invalid(f.name, fmt.Sprintf("1 to %d bytes belong here", textMax))
+		}
+	}
+	if len(r.Items) == 0 {
+		return nil, invalid("items", "at least one article")
+	}
+	if err := checkItems(r.Items); err != nil {
+		return nil, err
+	}
+	ttl := time.Duration(r.TTLSeconds) * time.Second
+	if r.TTLSeconds == 0 {
+		ttl = ttlDefault
+	}
+	if r.TTLSeconds < 0 || r.TTLSeconds > int64(ttlMax/time.Second) {
+		return nil, invalid("ttl_seconds", "0 to 86400 are possible")
+	}
+	id := OrderID(r.Merchant, r.OrderNo)
+	if err := s.keepOrder(ctx, id, r); err != nil {
+		return nil, err
+	}
+	if err := s.Inventory.ReserveOrder(ctx, s.InventoryDB, id, r.Items, s.Now().Add(ttl)); err != nil {
+		return nil, stockProblem(err)
+	}
+	return s.Order(ctx, id)
+}
+
+// keepOrder writes the order's request down; a *Problem if it is there with another one.
+func (s *Service) keepOrder(ctx context.Context, id string, r OrderRequest) error {
+	body := digestible(r)
+	return sqldb.InTx(ctx, s.DB, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, s.Dialect.InsertNew("INTO payment_order (id, merchant, order_no, body, created_ms) VALUES (?, ?, ?, ?, ?)"),
+			id, r.Merchant, r.OrderNo, body, s.Now().UnixMilli()); err != nil {
+			return err
+		}
+		var has string
+		if err := tx.QueryRowContext(ctx, s.Dialect.Q("SELECT body FROM payment_order WHERE id = ?"), id).Scan(&has); err != nil {
+			return err
+		}
+		if has != body {
+			return problemOf("duplicate_order", "", "the order is there with another body", id)
+		}
+		return nil
+	})
+}

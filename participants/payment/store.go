@@ -1,0 +1,207 @@
+package payment
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/participants/sqldb"
+)
+
+// Migrate makes the tables; it may run any number of times.
+func Migrate(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
+	err := d.Migrate(ctx, db, `CREATE TABLE IF NOT EXISTS payment (
+			id varchar(64) PRIMARY KEY,
+			merchant varchar(64) NOT NULL,
+			order_no varchar(64) NOT NULL,
+			body text NOT NULL,
+			digest varchar(64) NOT NULL,
+			gid varchar(128) NOT NULL,
+			state varchar(10) NOT NULL CHECK (state IN ('processing', 'paid', 'refused')),
+			reason varchar(1000) NOT NULL DEFAULT '',
+			field varchar(40) NOT NULL DEFAULT '',
+			created_ms bigint NOT NULL,
+			decided_ms bigint NOT NULL DEFAULT 0,
+			UNIQUE (merchant, order_no),
+			UNIQUE (gid))`,
+		`CREATE TABLE IF NOT EXISTS payment_refund (
+			payment varchar(64) NOT NULL,
+			refund_no varchar(64) NOT NULL,
+			amount bigint NOT NULL CHECK (amount > 0),
+			gid varchar(128) NOT NULL,
+			state varchar(10) NOT NULL CHECK (state IN ('processing', 'paid', 'refused')),
+			reason varchar(1000) NOT NULL DEFAULT '',
+			field varchar(40) NOT NULL DEFAULT '',
+			created_ms bigint NOT NULL,
+			decided_ms bigint NOT NULL DEFAULT 0,
+			PRIMARY KEY (payment, refund_no),
+			UNIQUE (gid))`,
+		`CREATE TABLE IF NOT EXISTS payment_key (
+			idempotency_key varchar(128) PRIMARY KEY,
+			digest varchar(64) NOT NULL,
+			created_ms bigint NOT NULL)`,
+		`CREATE TABLE IF NOT EXISTS payment_order (
+			id varchar(64) PRIMARY KEY,
+			merchant varchar(64) NOT NULL,
+			order_no varchar(64) NOT NULL,
+			body text NOT NULL,
+			created_ms bigint NOT NULL)`)
+	if err != nil {
+		return fmt.Errorf("migrate payment: %w", err)
+	}
+	return nil
+}
+
+// claimKey binds an idempotency key to a request; a *Problem if it belongs to another one.
+func (s *Service) claimKey(ctx context.Context, tx *sql.Tx, key, digest string) error {
+	if key == "" {
+		return nil
+	}
+	if len(key) > 128 {
+		return invalid("Idempotency-Key", "at most 128 bytes")
+	}
+	if _, err := tx.ExecContext(ctx, s.Dialect.InsertNew("INTO payment_key (idempotency_key, digest, created_ms) VALUES (?, ?, ?)"), key, digest, s.Now().UnixMilli()); err != nil {
+		return err
+	}
+	var has string
+	if err := tx.QueryRowContext(ctx, s.Dialect.Q("SELECT digest FROM payment_key WHERE idempotency_key = ?"), key).Scan(&has); err != nil {
+		return err
+	}
+	if has != digest {
+		return problem("key_reused", "", "it came with another body before")
+	}
+	return nil
+}
+
+// insert writes a payment down, or gives the one that the order has already; a *Problem if that is another request.
+func (s *Service) insert(ctx context.Context, p *Payment, key string) (*Payment, error) {
+	body, err := json.Marshal(p.Request)
+	if err != nil {
+		return nil, err
+	}
+	err = sqldb.InTx(ctx, s.DB, func(tx *sql.Tx) error {
+		if err := s.claimKey(ctx, tx, key, p.digest); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, s.Dialect.InsertNew("INTO payment (id, merchant, order_no, body, digest, gid, state, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"),
+			p.ID, p.Merchant, p.OrderNo, string(body), p.digest, p.Gid, string(p.State), p.CreatedMS)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	has, err := s.Get(ctx, p.ID)
+	if err != nil {
+		return nil, err
+	}
+	if has.digest != p.digest {
+		pr := problem("duplicate_order", "", "the order has a payment with another body")
+		pr.Ref = has.ID
+		return nil, pr
+	}
+	return has, nil
+}
+
+// decided books a decision; it stays as it was first booked.
+func (s *Service) decided(ctx context.Context, p *Payment) error {
+	_, err := s.DB.ExecContext(ctx, s.Dialect.Q("UPDATE payment SET state = ?, reason = ?, field = ?, decided_ms = ? WHERE id = ? AND state = 'processing'"),
+		string(p.State), cut(p.Reason), p.Field, p.DecidedMS, p.ID)
+	return err
+}
+
+func cut(s string) string {
+	if len(s) > 250 {
+		return s[:250]
+	}
+	return s
+}
+
+// Get reads a payment; a *Problem with status 404 if there is none.
+func (s *Service) Get(ctx context.Context, id string) (*Payment, error) {
+	all, err := s.list(ctx, "id = ?", 1, id)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) == 0 {
+		return nil, problem("not_found", "id", "no payment "+id)
+	}
+	return all[0], nil
+}
+
+// Filter of List; empty fields take all.
+type Filter struct {
+	Merchant string
+	State    State
+	After    string // the id of the last one before
+	Limit    int
+}
+
+// List gives payments in the order of their ids.
+func (s *Service) List(ctx context.Context, f Filter) ([]*Payment, error) {
+	where, args := "id > ?", []any{f.After}
+	if f.Merchant != "" {
+		where, args = where+" AND merchant = ?", append(args, f.Merchant)
+	}
+	if f.State != "" {
+		where, args = where+" AND state = ?", append(args, string(f.State))
+	}
+	return s.list(ctx, where, f.Limit, args...)
+}
+
+func (s *Service) list(ctx context.Context, where string, limit int, args ...any) ([]*Payment, error) {
+	for i, a := range args {
+		if st, ok := a.(State); ok {
+			args[i] = string(st)
+		}
+	}
+	rows, err := s.DB.QueryContext(ctx, s.Dialect.Q(`SELECT p.id, p.body, p.digest, p.gid, p.state, p.reason, p.field, p.created_ms, p.decided_ms,
+		(SELECT coalesce(sum(r.amount), 0) FROM payment_refund r WHERE r.payment = p.id AND r.state = 'paid')
+		FROM payment p WHERE `+where+" ORDER BY p.id LIMIT ?"), append(args, limit)...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []*Payment
+	for rows.Next() {
+		p, body := &Payment{}, ""
+		if err := rows.Scan(&p.ID, &body, &p.digest, &p.Gid, &p.State, &p.Reason, &p.Field, &p.CreatedMS, &p.DecidedMS, &p.Refunded); err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal([]byte(body), &p.Request); err != nil {
+			return nil, fmt.Errorf("payment %s: %w", p.ID, err)
+		}
+		out = append(out, p)
+	}
+	return out, rows.Err()
+}
+
+func (s *Service) refunds(ctx context.Context, where string, args ...any) ([]*Refund, error) {
+	rows, err := s.DB.QueryContext(ctx, s.Dialect.Q("SELECT payment, refund_no, amount, gid, state, reason, field, created_ms, decided_ms FROM payment_refund WHERE "+where+" ORDER BY created_ms, refund_no"), args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []*Refund
+	for rows.Next() {
+		r := &Refund{}
+		if err := rows.Scan(&r.Payment, &r.RefundNo, &r.Amount, &r.Gid, &r.State, &r.Reason, &r.Field, &r.CreatedMS, &r.DecidedMS); err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, rows.Err()
+}
+
+func (s *Service) openRefunds(ctx context.Context, before time.Time) ([]*Refund, error) {
+	return s.refunds(ctx, "state = 'processing' AND created_ms < ?", before.UnixMilli())
+}
+
+// Refunds are the refunds of a payment, oldest first.
+func (s *Service) Refunds(ctx context.Context, payment string) ([]*Refund, error) {
+	return s.refunds(ctx, "payment = ?", payment)
+}
+
+var errNoRow = errors.New("the row that was written is not there")
