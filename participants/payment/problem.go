@@ -25,6 +25,9 @@ func (p *Problem) Error() string { return fmt.Sprintf("%s (field %s): %s", p.Tit
 func problem(reason, field, detail string) *Problem {
 	k, ok := kinds[reason]
 	if !ok {
+		if detail == "" {
+			detail = reason
+		}
 		k = kind{"The payment was refused", http.StatusUnprocessableEntity, ""}
 		reason = "refused"
 	}
@@ -81,6 +84,9 @@ func reasonOf(text string) (reason, field string) {
 
 // problemOf is the answer to a refused payment or refund.
 func problemOf(reason, field, detail, ref string) *Problem {
+	if detail == reason {
+		detail = "" // the title says it
+	}
 	p := problem(reason, field, detail)
 	p.Ref = ref
 	return p

@@ -165,18 +165,18 @@ func (s *service) background(ctx context.Context, coordinators []string) (stop f
 	if len(coordinators) > 0 {
 		floors := barrier.FloorsFrom(coordinators, os.Getenv("LOCKSTEP_TOKEN"), nil)
 		wg.Go(func() {
-			t := time.NewTicker(time.Hour)
-			defer t.Stop()
 			for {
+				again := time.Hour
 				for _, b := range []*barrier.Barrier{s.buyer, s.merchant} {
 					if done, err := b.Clean(ctx, barrier.CleanOptions{Floors: floors}); err != nil && ctx.Err() == nil {
-						s.log.Warn("barrier rows were not cleaned", "err", err)
+						s.log.Warn("barrier rows were not cleaned; it is tried again in a minute", "err", err)
+						again = time.Minute
 					} else if done.Timed+done.Untimed > 0 {
 						s.log.Info("barrier rows cleaned", "timed", done.Timed, "untimed", done.Untimed, "floors", done.Raised)
 					}
 				}
 				select {
-				case <-t.C:
+				case <-time.After(again):
 				case <-ctx.Done():
 					return
 				}
