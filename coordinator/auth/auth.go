@@ -112,6 +112,8 @@ type Guard struct {
 	openHow    string
 	log        *slog.Logger
 
+	refusals refusals
+
 	mu     sync.Mutex
 	read   time.Time // when the file was last looked at
 	mtime  time.Time
@@ -304,6 +306,52 @@ func Need(id Identity, need Role) error {
 		return &ForbiddenError{Have: id, Need: need}
 	}
 	return nil
+}
+
+// refusalsPerSecond bounds the audit lines of refusals: whoever may not get in shall not fill the disk either.
+const refusalsPerSecond = 20
+
+// refusals counts the refusals of the present second.
+type refusals struct {
+	mu      sync.Mutex
+	second  int64
+	logged  int
+	skipped int // since the last line
+}
+
+// take says whether a line may be written now, and how many were not before it.
+func (r *refusals) take(second int64) (skipped int, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.second != second {
+		r.second, r.logged = second, 0
+	}
+	if r.logged++; r.logged > refusalsPerSecond {
+		r.skipped++
+		return 0, false
+	}
+	skipped, r.skipped = r.skipped, 0
+	return skipped, true
+}
+
+// refused logs that somebody was refused. A path that begins like one with a token in it is not written out.
+func (g *Guard) refused(act string, id Identity, remote string, err error) {
+	skipped, ok := g.refusals.take(time.Now().Unix())
+	if !ok {
+		return
+	}
+	if before, _, hit := strings.Cut(act, "/t/"); hit {
+		act = before + "/t/…"
+	}
+	who := id.Name
+	if who == "" {
+		who = "nobody known"
+	}
+	attrs := []any{"act", fmt.Sprintf("%.200s", act), "who", who, "role", id.Role.String(), "how", id.How, "from", remote, "err", err}
+	if skipped > 0 {
+		attrs = append(attrs, "not_logged", skipped)
+	}
+	g.log.Warn("audit: refused", attrs...)
 }
 
 func addrOf(remote string) (netip.Addr, bool) {

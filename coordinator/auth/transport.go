@@ -71,6 +71,10 @@ func (g *Guard) HTTP(next http.Handler, dtm bool, need func(r *http.Request) Rol
 		if err == nil {
 			err = Need(id, role)
 		}
+		if err != nil {
+			g.refused(r.Method+" "+r.URL.Path, id, c.Remote, err)
+			r = r.WithContext(With(r.Context(), id)) // the refusal may name who it is for
+		}
 		switch {
 		case errors.Is(err, ErrForbidden):
 			refuse(w, r, http.StatusForbidden, err.Error())
@@ -92,7 +96,7 @@ func (g *Guard) GRPC(need func(method string) (role Role, dtm bool)) (grpc.Unary
 			return ctx, nil
 		}
 		if id, ok := g.anybody(); ok {
-			return With(ctx, id), Need(id, role)
+			return With(ctx, id), nil // an admin: nothing is refused
 		}
 		c := Caller{DTM: dtm}
 		if md, ok := metadata.FromIncomingContext(ctx); ok {
@@ -109,6 +113,9 @@ func (g *Guard) GRPC(need func(method string) (role Role, dtm bool)) (grpc.Unary
 		id, err := g.Identify(c)
 		if err == nil {
 			err = Need(id, role)
+		}
+		if err != nil {
+			g.refused(method, id, c.Remote, err)
 		}
 		switch {
 		case errors.Is(err, ErrForbidden):

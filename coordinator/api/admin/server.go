@@ -97,19 +97,19 @@ func Need(r *http.Request) auth.Role {
 }
 
 // Refuse writes a refusal.
-func Refuse(w http.ResponseWriter, _ *http.Request, status int, text string) {
-	writeError(w, status, &Error{Code: http.StatusText(status), Text: text, Next: nextOf(status)})
-}
-
-// nextOf is what to do after a status that the guard gives.
-func nextOf(status int) string {
+func Refuse(w http.ResponseWriter, r *http.Request, status int, text string) {
+	e := &Error{Code: "unavailable", Text: text, Next: "lockstep status"}
 	switch status {
 	case http.StatusUnauthorized:
-		return "export LOCKSTEP_TOKEN=YOUR_TOKEN  # then the same command again"
+		e.Code, e.Next = "unauthorized", "export LOCKSTEP_TOKEN=YOUR_TOKEN  # then the same command again"
 	case http.StatusForbidden:
-		return "lockstep token new --role operator --name YOU  # give the line to whoever keeps the tokens file"
+		name := auth.From(r.Context()).Name
+		if auth.CheckName(name) != nil {
+			name = "YOU"
+		}
+		e.Code, e.Next = "forbidden", fmt.Sprintf("lockstep token new --role %s --name %s  # give the line to whoever keeps the tokens file", Need(r), quote(name))
 	}
-	return "lockstep status"
+	writeError(w, status, e)
 }
 
 func write(w http.ResponseWriter, status int, v any) {
@@ -130,7 +130,7 @@ func refused(w http.ResponseWriter, gid string, err error) {
 	switch {
 	case errors.As(err, &te):
 		code := http.StatusConflict
-		next := fmt.Sprintf("lockstep tx show %s", quote(gid))
+		next := "lockstep tx show " + word(gid)
 		switch te.Code {
 		case txn.CodeNotFound:
 			code, next = http.StatusNotFound, "lockstep tx list"

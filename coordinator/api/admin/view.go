@@ -7,6 +7,7 @@ package admin
 import (
 	"fmt"
 	"sort"
+	"strings"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
@@ -74,7 +75,7 @@ func ViewOf(rep *engine.Reply, full bool) Transaction {
 	if s.Stopped {
 		t.Status = "stopped"
 	}
-	t.Next = next(s)
+	t.Next = next(s, full)
 	if !full {
 		return t
 	}
@@ -85,15 +86,25 @@ func ViewOf(rep *engine.Reply, full bool) Transaction {
 	return t
 }
 
-// next is the command that the state calls for.
-func next(s *txn.State) string {
-	switch {
+// next is the command that the state calls for; shown says that its reader sees what fails already.
+func next(s *txn.State, shown bool) string {
+	switch stuck := s.Phase.Decided() && !s.Phase.Finished() && s.MaxFails() >= engine.StuckFails; {
 	case s.Stopped:
-		return fmt.Sprintf("lockstep tx retry %s", quote(string(s.Gid)))
-	case s.Phase.Decided() && !s.Phase.Finished() && s.MaxFails() >= engine.StuckFails:
-		return fmt.Sprintf("lockstep tx show %s   # mend the participant that fails, then: lockstep tx retry %s", quote(string(s.Gid)), quote(string(s.Gid)))
+		return "lockstep tx retry " + word(string(s.Gid))
+	case stuck && shown:
+		return fmt.Sprintf("lockstep tx retry %s  # once the participant that fails is mended", word(string(s.Gid)))
+	case stuck:
+		return fmt.Sprintf("lockstep tx show %s  # it says what fails", word(string(s.Gid)))
 	}
 	return ""
+}
+
+// word is a gid as an argument of a command: behind -- where it would pass for a flag.
+func word(gid string) string {
+	if strings.HasPrefix(gid, "-") {
+		return "-- " + quote(gid)
+	}
+	return quote(gid)
 }
 
 // quote makes a word that a shell takes as one.

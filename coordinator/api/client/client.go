@@ -29,6 +29,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -125,16 +128,24 @@ type Client struct {
 type Option func(*options)
 
 type options struct {
-	tls   *tls.Config
-	token string
-	extra []grpc.DialOption
+	tls        *tls.Config
+	token      string
+	inTheClear bool
+	extra      []grpc.DialOption
 }
+
+// ErrTokenInTheClear: a token would go to another machine without TLS, where everybody on the way could read it and act
+// with it. Dial gives it for WithToken, a call for WithAuth; nothing was sent.
+var ErrTokenInTheClear = errors.New("a token would go to another machine in the clear: give WithTLS (or, if you must, WithTokenInTheClear)")
 
 // WithTLS speaks TLS with the configuration given; a client certificate in it names the caller.
 func WithTLS(c *tls.Config) Option { return func(o *options) { o.tls = c } }
 
-// WithToken sends a bearer token with every call.
+// WithToken sends a bearer token with every call. Off loopback it needs WithTLS.
 func WithToken(token string) Option { return func(o *options) { o.token = token } }
+
+// WithTokenInTheClear sends tokens without TLS to other machines: everybody on the way can read them and act with them.
+func WithTokenInTheClear() Option { return func(o *options) { o.inTheClear = true } }
 
 // WithDialOptions adds gRPC options, for interceptors and the like.
 func WithDialOptions(extra ...grpc.DialOption) Option {
@@ -152,6 +163,12 @@ func Dial(addr string, opts ...Option) (*Client, error) {
 		creds = credentials.NewTLS(o.tls)
 	}
 	dial := append([]grpc.DialOption{grpc.WithTransportCredentials(creds), grpc.WithDisableServiceConfig()}, o.extra...)
+	if o.tls == nil && !o.inTheClear && !onThisMachine(addr) {
+		if o.token != "" {
+			return nil, fmt.Errorf("dial coordinator %s: %w", addr, ErrTokenInTheClear)
+		}
+		dial = append(dial, grpc.WithChainUnaryInterceptor(noToken), grpc.WithChainStreamInterceptor(noTokenStream))
+	}
 	if o.token != "" {
 		dial = append(dial, grpc.WithPerRPCCredentials(bearer(o.token)))
 	}
@@ -160,6 +177,44 @@ func Dial(addr string, opts ...Option) (*Client, error) {
 		return nil, fmt.Errorf("dial coordinator %s: %w", addr, err)
 	}
 	return &Client{conn: conn, api: apipb.NewCoordinatorClient(conn)}, nil
+}
+
+// onThisMachine says that an address, with or without a resolver's scheme, is of the loopback or a socket file.
+func onThisMachine(addr string) bool {
+	if strings.HasPrefix(addr, "unix:") || strings.HasPrefix(addr, "unix-abstract:") {
+		return true
+	}
+	if scheme, rest, ok := strings.Cut(addr, ":///"); ok && scheme != "" {
+		addr = rest
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		host = addr
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// bears says that the call carries a token of WithAuth.
+func bears(ctx context.Context) error {
+	if md, ok := metadata.FromOutgoingContext(ctx); ok && len(md.Get("authorization")) > 0 {
+		return ErrTokenInTheClear
+	}
+	return nil
+}
+
+func noToken(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if err := bears(ctx); err != nil {
+		return err
+	}
+	return invoke(ctx, method, req, reply, cc, opts...)
+}
+
+func noTokenStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	if err := bears(ctx); err != nil {
+		return nil, err
+	}
+	return open(ctx, desc, cc, method, opts...)
 }
 
 // bearer is a token sent with every call. On loopback it may go in the clear.
@@ -288,7 +343,8 @@ func (c *Client) List(ctx context.Context, q *apipb.ListRequest) ([]State, strin
 	return list, out.GetNextPageToken(), nil
 }
 
-// WithAuth adds a token to the metadata of one call, for programs that act for several callers.
+// WithAuth adds a token to the metadata of one call, for programs that act for several callers. Off loopback the Client
+// needs WithTLS.
 func WithAuth(ctx context.Context, token string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 }

@@ -35,7 +35,7 @@ func (c *importCmd) Run(e *env) error {
 	fmt.Fprintln(e.err, "every DTM server on this store must be stopped, and stay so: two coordinators would drive the same transactions")
 	list, err := dtmimport.Read(e.ctx, dtmimport.Source{URL: c.From, RedisPrefix: c.RedisPrefix, Schema: c.Schema, Force: c.Force})
 	if errors.Is(err, dtmimport.ErrInUse) {
-		return &failure{fmt.Errorf("read DTM's transactions: %w", err), "lockstep import-dtm --force --from …  # if it is not DTM that uses the store"}
+		return &failure{fmt.Errorf("read DTM's transactions: %w", err), c.again("--force") + "  # if it is not DTM that uses the store"}
 	}
 	if err != nil {
 		return &failure{fmt.Errorf("read DTM's transactions: %w", err), "lockstep import-dtm --help"}
@@ -47,19 +47,19 @@ func (c *importCmd) Run(e *env) error {
 	}
 	count := map[string]int{}
 	for i := range list {
-		row, err := c.one(e, &list[i])
+		one, err := c.one(e, &list[i])
 		if err != nil {
 			w.Flush()
 			return err
 		}
-		count[row.Result]++
+		count[one.Result]++
 		if p.json {
-			if err := p.line(row); err != nil {
+			if err := p.line(one); err != nil {
 				return err
 			}
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", row.Gid, row.Mode, row.Status, row.Result, row.Reason)
+		row(w, one.Gid, one.Mode, one.Status, one.Result, one.Reason)
 	}
 	w.Flush()
 	if !p.json {
@@ -69,14 +69,32 @@ func (c *importCmd) Run(e *env) error {
 	switch {
 	case count["not adopted"] > 0:
 		return &failure{fmt.Errorf("not adopted: %d transactions; DTM's store still has them", count["not adopted"]),
-			"lockstep import-dtm --from …  # again, when the reasons above are mended; what was adopted is left as it is"}
+			c.again() + "  # again, when the reasons above are mended; what was adopted is left as it is"}
 	case p.json:
 	case c.DryRun:
-		fmt.Fprintln(e.out, "next: lockstep import-dtm --from …  # without --dry-run")
+		next(e.out, c.again()+"  # without --dry-run")
 	default:
-		fmt.Fprintln(e.out, "next: lockstep tx list --status prepared --status running --status committing --status aborting")
+		next(e.out, c.command("tx", "list", "--status prepared --status running --status committing --status aborting"))
 	}
 	return nil
+}
+
+// again is the command once more, without --dry-run. An address with a password in it is not repeated on the terminal.
+func (c *importCmd) again(more ...string) string {
+	from := "--from URL"
+	if u, err := url.Parse(c.From); err == nil {
+		if _, secret := u.User.Password(); !secret && u.RawQuery == "" {
+			from = flagOf("from", c.From)
+		}
+	}
+	words := append([]string{"import-dtm", from}, more...)
+	if c.RedisPrefix != "{a}" {
+		words = append(words, flagOf("redis-prefix", c.RedisPrefix))
+	}
+	if c.Schema != "public" {
+		words = append(words, flagOf("schema", c.Schema))
+	}
+	return c.command(words...)
 }
 
 // one hands one transaction over. An error ends the command: the coordinator could not be asked, or not as we are.

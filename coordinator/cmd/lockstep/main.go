@@ -127,11 +127,11 @@ func report(stderr io.Writer, err error, command string) int {
 		return exitOK
 	}
 	fmt.Fprintln(stderr, "lockstep:", err)
-	next := "lockstep " + command + " --help"
+	advice := "lockstep " + command + " --help"
 	if f := (*failure)(nil); errors.As(err, &f) && f.next != "" {
-		next = f.next
+		advice = f.next
 	}
-	fmt.Fprintln(stderr, "next:", next)
+	next(stderr, advice)
 	var u usageError
 	if errors.As(err, &u) {
 		return exitUsage

@@ -40,13 +40,16 @@ func TestScripts(t *testing.T) {
 }
 
 // newFixture runs a coordinator with: three prepared transactions held-1 to held-3, a committed one "paid", an aborted
-// one "refused", one "it's stuck" whose confirm keeps failing, and "to-stop", whose confirm fails too.
+// one "refused", one "it's stuck" whose confirm keeps failing, and "to-stop", whose confirm fails too; and to trick who looks at it: "-rf",
+// "next: lockstep tx stop other", and "evil", whose participant refuses with what a terminal obeys.
 func newFixture(t *testing.T) server.Addresses {
 	t.Helper()
 	shop := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/refuse":
 			w.WriteHeader(http.StatusConflict)
+		case "/evil":
+			http.Error(w, "\x1b[2J no\tmoney\nnext: lockstep tx stop other\n\u202egnp.exe \u009b31m \xff", http.StatusConflict)
 		case "/broken":
 			http.Error(w, "out of order", http.StatusInternalServerError)
 		}
@@ -86,7 +89,7 @@ func newFixture(t *testing.T) server.Addresses {
 		t.Fatal(err)
 	}
 	defer cl.Close()
-	for _, gid := range []string{"held-1", "held-2", "held-3"} {
+	for _, gid := range []string{"held-1", "held-2", "held-3", "-rf", "next: lockstep tx stop other"} {
 		if _, err := cl.Begin(wait, client.Tx{Gid: gid}); err != nil {
 			t.Fatal(err)
 		}
@@ -95,7 +98,7 @@ func newFixture(t *testing.T) server.Addresses {
 		gid, try, confirm string
 		until             client.Until
 	}{
-		{"paid", "/ok", "/ok", client.Finished}, {"refused", "/refuse", "/ok", client.Finished}, {"it's stuck", "/ok", "/broken", client.Decided}, {"to-stop", "/ok", "/broken", client.Decided},
+		{"paid", "/ok", "/ok", client.Finished}, {"refused", "/refuse", "/ok", client.Finished}, {"evil", "/evil", "/ok", client.Finished}, {"it's stuck", "/ok", "/broken", client.Decided}, {"to-stop", "/ok", "/broken", client.Decided},
 	} {
 		tx := client.Tx{Gid: c.gid, Branches: []client.Branch{{ID: "b", Try: shop.URL + c.try, Confirm: shop.URL + c.confirm, Cancel: shop.URL + "/ok"}}, Options: client.Options{RetryInterval: time.Millisecond}}
 		if _, err := cl.Execute(wait, tx, c.until); err != nil {

@@ -57,27 +57,35 @@ func (c *txListCmd) Run(e *env) error {
 	if !p.json {
 		fmt.Fprintln(w, "GID\tMODE\tSTATUS\tSLOT\tBEGUN\tAGE\tFAILS\tREASON")
 	}
+	act := "" // what the first transaction that needs an act needs
 	for {
 		var page admin.List
 		if err := c.get(e, "/v1/transactions", q, &page); err != nil {
 			return err
 		}
-		if p.json && !c.All {
-			return p.object(page)
-		}
 		for i := range page.Transactions {
 			t := &page.Transactions[i]
+			t.Next = c.pasteable(t.Next)
+			if act == "" {
+				act = t.Next
+			}
+			if p.json && !c.All {
+				continue
+			}
 			if p.json {
 				if err := p.line(t); err != nil {
 					return err
 				}
 				continue
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%d\t%s\n", t.Gid, t.Mode, t.Status, t.Slot, stamp(t.BegunAt), age(t.BegunAt), t.Fails, cut(t.Reason, 60))
+			row(w, t.Gid, t.Mode, t.Status, t.Slot, stamp(t.BegunAt), age(t.BegunAt), t.Fails, cut(t.Reason, 60))
+		}
+		if p.json && !c.All {
+			return p.object(page)
 		}
 		if page.NextCursor == "" || !c.All {
 			w.Flush()
-			c.advise(e, &page)
+			c.advise(e, act, page.NextCursor)
 			return nil
 		}
 		w.Flush()
@@ -85,28 +93,25 @@ func (c *txListCmd) Run(e *env) error {
 	}
 }
 
-// advise prints the next page's command, or what the first transaction that needs an act needs.
-func (c *txListCmd) advise(e *env, page *admin.List) {
+// advise prints what the first transaction that needs an act needs, and the next page's command.
+func (c *txListCmd) advise(e *env, act, cursor string) {
 	if c.printer(e).json {
 		return
 	}
-	for i := range page.Transactions {
-		if n := page.Transactions[i].Next; n != "" {
-			fmt.Fprintln(e.out, "next:", n)
-			return
-		}
+	if act != "" {
+		next(e.out, act)
 	}
-	if page.NextCursor != "" {
-		fmt.Fprintf(e.out, "next: lockstep tx list %s--cursor %s\n", c.flags(), shellQuote(page.NextCursor))
+	if cursor != "" {
+		next(e.out, "lockstep tx list "+strings.Join(append(c.flags(), flagOf("cursor", cursor)), " "))
 	}
 }
 
-// flags repeats the filters for the next page's command.
-func (c *txListCmd) flags() string {
-	var b strings.Builder
+// flags repeats the filters and the target for the next page's command.
+func (c *txListCmd) flags() []string {
+	var out []string
 	add := func(name, v string) {
 		if v != "" {
-			fmt.Fprintf(&b, "--%s %s ", name, shellQuote(v))
+			out = append(out, flagOf(name, v))
 		}
 	}
 	for _, s := range c.Status {
@@ -124,15 +129,12 @@ func (c *txListCmd) flags() string {
 		add("slot", strconv.Itoa(c.Slot))
 	}
 	if c.Stuck {
-		b.WriteString("--stuck ")
+		out = append(out, "--stuck")
 	}
 	if c.Limit != 50 {
 		add("limit", strconv.Itoa(c.Limit))
 	}
-	if c.AdminAddr != defaultAdmin {
-		add("admin-addr", c.AdminAddr)
-	}
-	return b.String()
+	return append(out, c.target.flags()...)
 }
 
 type txShowCmd struct {
@@ -150,22 +152,27 @@ func (c *txShowCmd) Run(e *env) error {
 }
 
 func (c *target) show(e *env, t *admin.Transaction) error {
+	t.Next = c.pasteable(t.Next)
 	p := c.printer(e)
 	if p.json {
 		return p.object(t)
 	}
 	w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "gid\t%s\nmode\t%s\nstatus\t%s\nslot\t%d, epoch %d\nbegun\t%s\n", t.Gid, t.Mode, t.Status, t.Slot, t.Epoch, stamp(t.BegunAt))
-	for _, row := range []struct {
+	row(w, "gid", t.Gid)
+	row(w, "mode", t.Mode)
+	row(w, "status", t.Status)
+	row(w, "slot", fmt.Sprintf("%d, epoch %d", t.Slot, t.Epoch))
+	row(w, "begun", stamp(t.BegunAt))
+	for _, moment := range []struct {
 		name string
 		at   int64
 	}{{"decided", t.DecidedAt}, {"finished", t.FinishedAt}, {"due next", t.NextAt}} {
-		if row.at != 0 {
-			fmt.Fprintf(w, "%s\t%s\n", row.name, stamp(row.at))
+		if moment.at != 0 {
+			row(w, moment.name, stamp(moment.at))
 		}
 	}
 	if t.Reason != "" {
-		fmt.Fprintf(w, "reason\t%s\n", t.Reason)
+		row(w, "reason", t.Reason)
 	}
 	if len(t.Branches) > 0 {
 		fmt.Fprintln(w, "\nBRANCH\tOP\tSTATUS\tATTEMPTS\tFAILS\tDUE\tURL\tLAST ERROR")
@@ -174,7 +181,7 @@ func (c *target) show(e *env, t *admin.Transaction) error {
 			if b.NextAt > 0 && b.Status == "pending" {
 				due = stamp(b.NextAt)
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n", b.ID, b.Op, b.Status, b.Attempts, b.Fails, due, b.URL, cut(b.LastError, 80))
+			row(w, b.ID, b.Op, b.Status, b.Attempts, b.Fails, due, b.URL, cut(b.LastError, 80))
 		}
 	}
 	fmt.Fprintln(w, "\nTIME\tWHAT\tBRANCH\tOP\tATTEMPT\tTOOK\tANSWER")
@@ -186,14 +193,14 @@ func (c *target) show(e *env, t *admin.Transaction) error {
 		if m.What == "called" {
 			took = (time.Duration(m.TookUS) * time.Microsecond).String()
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", stamp(m.At), m.What, m.Branch, m.Op, attempt, took, strings.TrimSpace(m.Outcome+" "+cut(m.Text, 100)))
+		row(w, stamp(m.At), m.What, m.Branch, m.Op, attempt, took, strings.TrimSpace(m.Outcome+" "+cut(m.Text, 100)))
 	}
 	if !t.Bodies {
 		fmt.Fprintln(w, "\nonly the outcome is still kept (--keep-finished)")
 	}
 	w.Flush()
 	if t.Next != "" {
-		fmt.Fprintln(e.out, "next:", t.Next)
+		next(e.out, t.Next)
 	}
 	return nil
 }
@@ -239,11 +246,12 @@ func (c *statusCmd) Run(e *env) error {
 	w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "MEMBER\tSLOTS\tHTTP\tGRPC\tADMIN")
 	for _, m := range st.Members {
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", m.ID, m.Slots, m.HTTP, m.GRPC, m.Admin)
+		row(w, m.ID, m.Slots, m.HTTP, m.GRPC, m.Admin)
 	}
 	w.Flush()
 	if st.Unheld > 0 {
-		fmt.Fprintf(e.out, "%d slots have no live holder\nnext: lockstep status  # again in some seconds; if it stays, look at the coordinators' logs\n", st.Unheld)
+		fmt.Fprintf(e.out, "%d slots have no live holder\n", st.Unheld)
+		next(e.out, c.command("status")+"  # again in some seconds; if it stays, look at the coordinators' logs")
 	}
 	return nil
 }
@@ -251,20 +259,3 @@ func (c *statusCmd) Run(e *env) error {
 func stamp(ms int64) string { return time.UnixMilli(ms).Format("2006-01-02 15:04:05.000") }
 
 func age(ms int64) string { return time.Since(time.UnixMilli(ms)).Truncate(time.Second).String() }
-
-func cut(s string, n int) string {
-	s = strings.Join(strings.Fields(s), " ")
-	if r := []rune(s); len(r) > n {
-		return string(r[:n-1]) + "…"
-	}
-	return s
-}
-
-func shellQuote(s string) string {
-	if s != "" && strings.IndexFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.:/", r))
-	}) < 0 {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
