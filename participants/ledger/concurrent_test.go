@@ -137,7 +137,7 @@ func TestEverythingAtOnce(t *testing.T) {
 		for worker := range 12 {
 			wg.Go(func() {
 				r := rand.New(rand.NewPCG(uint64(worker), 7))
-				for i := range 40 {
+				for i := range rounds {
 					from, to := r.IntN(len(ids)), r.IntN(len(ids)-1)
 					if to >= from {
 						to++
