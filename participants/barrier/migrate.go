@@ -26,6 +26,13 @@ func MigrateSchema(ctx context.Context, db *sql.DB, d Dialect, schema string) er
 			return fmt.Errorf("migrate barrier: %w", err)
 		}
 	}
+	var fences int
+	if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM "+dialect.fence()).Scan(&fences); err != nil {
+		return fmt.Errorf("migrate barrier: %w", err)
+	}
+	if fences != SlotCount {
+		return fmt.Errorf("migrate barrier: %s has %d rows instead of one for each of the %d slots", dialect.fence(), fences, SlotCount)
+	}
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("migrate barrier: %w", err)
 	}
