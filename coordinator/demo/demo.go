@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,15 +56,18 @@ type ledger struct {
 }
 
 // Run plays the demo. It returns an error when anything did not go as told, and when the money is off.
-func Run(ctx context.Context, cfg Config) (err error) {
+func Run(ctx context.Context, cfg Config) error {
 	d := &demo{cfg: cfg, start: time.Now()}
+	return d.play(ctx, d.open, d.payWithDTM, d.payNative, d.refuse, d.underLoad, d.kill, d.count)
+}
+
+// play plays acts in a directory of its own, and cleans up.
+func (d *demo) play(ctx context.Context, acts ...func(context.Context) error) (err error) {
 	if d.dir, err = os.MkdirTemp("", "lockstep-demo-*"); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	for _, act := range []func(context.Context) error{
-		d.open, d.payWithDTM, d.payNative, d.refuse, d.underLoad, d.kill, d.count,
-	} {
+	for _, act := range acts {
 		if err := act(ctx); err != nil {
 			if ctx.Err() != nil {
 				return errors.New("interrupted; everything was stopped and removed")
@@ -153,10 +157,16 @@ func (d *demo) payNative(ctx context.Context) error {
 	return nil
 }
 
+// dtmFailure is DTM's word for a refusal: anything else says nothing of the transaction.
+const dtmFailure = "FAILURE"
+
 // refuse shows that a No cancels everything.
 func (d *demo) refuse(ctx context.Context) error {
-	if _, err := d.dtmPayment(ctx, 3, firstDeposit+1); err == nil {
+	switch _, err := d.dtmPayment(ctx, 3, firstDeposit+1); {
+	case err == nil:
 		return errors.New("a buyer spent more than the balance")
+	case !strings.Contains(err.Error(), dtmFailure):
+		return fmt.Errorf("a payment of more than the balance was not refused but failed: %w", err)
 	}
 	tx, err := d.nativePayment(ctx, 4, firstDeposit+1, d.parts.base, client.Finished)
 	if err != nil {

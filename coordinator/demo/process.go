@@ -18,9 +18,10 @@ import (
 
 // process is a child that is ended by its pid.
 type process struct {
-	cmd  *exec.Cmd
-	done chan error
-	log  string
+	cmd   *exec.Cmd
+	done  chan struct{} // closed when it has ended
+	ended error         // how; read it after done
+	log   string
 }
 
 func start(name, logFile string, args ...string) (*process, error) {
@@ -29,14 +30,14 @@ func start(name, logFile string, args ...string) (*process, error) {
 		return nil, err
 	}
 	defer f.Close()
-	p := &process{cmd: exec.Command(name, args...), done: make(chan error, 1), log: logFile}
+	p := &process{cmd: exec.Command(name, args...), done: make(chan struct{}), log: logFile}
 	p.cmd.Stdout, p.cmd.Stderr = f, f
 	// Ctrl-C reaches the demo alone, which ends its children in order; should the demo die, they die with it.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	go func() { p.done <- p.cmd.Wait() }()
+	go func() { p.ended = p.cmd.Wait(); close(p.done) }()
 	return p, nil
 }
 
@@ -46,8 +47,8 @@ func (p *process) pid() int { return p.cmd.Process.Pid }
 func (p *process) end() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
 	select {
-	case err := <-p.done:
-		return err
+	case <-p.done:
+		return p.ended
 	case <-time.After(15 * time.Second):
 		_ = p.cmd.Process.Kill()
 		<-p.done
@@ -68,8 +69,8 @@ func (p *process) await(ctx context.Context, what string, ready func() bool) err
 	deadline := time.Now().Add(15 * time.Second)
 	for !ready() {
 		select {
-		case err := <-p.done:
-			return fmt.Errorf("%s ended while starting (%v): %s", what, err, p.tail())
+		case <-p.done:
+			return fmt.Errorf("%s ended while starting (%v): %s", what, p.ended, p.tail())
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(10 * time.Millisecond):
