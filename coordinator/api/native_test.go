@@ -138,6 +138,41 @@ func TestAnIdempotencyKeyHasOneEffectAndOneAnswer(t *testing.T) {
 	}
 }
 
+// The same key with another body is a clear error, at Begin as at Execute, whatever became of the first; the first stays.
+func TestBeginWithTheSameKeyAndAnotherBodyIsRefused(t *testing.T) {
+	c, p, _ := rig(t)
+	ctx := within(t)
+	tx := client.Tx{IdempotencyKey: "order-1", Branches: untried(branches(p, "a"))}
+	first, err := c.Begin(ctx, tx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := tx
+	other.Branches = untried(branches(p, "a"))
+	other.Branches[0].Payload = []byte(`{"n":2}`)
+	refused := func(when string) {
+		t.Helper()
+		for what, begin := range map[string]func() (client.State, error){
+			"begin": func() (client.State, error) { return c.Begin(ctx, other) }, "without branches": func() (client.State, error) { return c.Begin(ctx, client.Tx{IdempotencyKey: "order-1"}) },
+		} {
+			if st, err := begin(); status.Code(err) != codes.FailedPrecondition && status.Code(err) != codes.AlreadyExists || !strings.Contains(status.Convert(err).Message(), "idempotency key") {
+				t.Errorf("%s, %s: %v, %v", when, what, st.Transaction, err)
+			}
+		}
+		if again, err := c.Begin(ctx, tx); when == "prepared" && (err != nil || again.GetGid() != first.GetGid()) {
+			t.Errorf("%s: the same again: %v, %v", when, again.Transaction, err)
+		}
+	}
+	refused("prepared")
+	if st, err := c.Get(ctx, first.GetGid()); err != nil || len(st.GetBranches()) != 1 {
+		t.Errorf("%v, %v", st.Transaction, err)
+	}
+	if st, err := c.Commit(ctx, first.GetGid(), client.Finished); err != nil || !st.Committed() {
+		t.Fatal(st, err)
+	}
+	refused("committed")
+}
+
 func TestBeginRegisterCommit(t *testing.T) {
 	c, p, _ := rig(t)
 	ctx := within(t)

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	dto "github.com/prometheus/client_model/go"
 
@@ -41,8 +42,13 @@ func TestAlertsFromTheThirdFailureOn(t *testing.T) {
 	done := make(chan struct{})
 	go func() { defer close(done); a.Run(ctx) }()
 	for _, want := range []string{`"status":"submitted","branch":"http://shop/confirm","error":"out of order","retry_count":3}`, `"status":"submitted","branch":"http://shop/confirm","error":"out of order","retry_count":4}`, `"status":"aborting","branch":"http://shop/confirm","error":"out of order","retry_count":3}`} {
-		if s := <-got; s != `POST application/json {"gid":"g",`+want {
-			t.Errorf("got %s, want %s", s, want)
+		select {
+		case s := <-got:
+			if s != `POST application/json {"gid":"g",`+want {
+				t.Errorf("got %s, want %s", s, want)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("no alert came; want %s", want)
 		}
 	}
 	cancel()
