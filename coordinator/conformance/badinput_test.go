@@ -411,3 +411,26 @@ func TestBadQueriesAreRefused(t *testing.T) {
 		t.Errorf("/all of nothing answered %d %s", code, body)
 	}
 }
+
+// What is not of the protocol is answered in the protocol's form all the same: clients parse it.
+func TestUnknownPathsAndMethodsAreAnsweredInTheProtocolsForm(t *testing.T) {
+	r, _ := start(t)
+	for _, c := range []struct {
+		method, path string
+		want         int
+		allow        string
+	}{
+		{"GET", "/", 404, ""}, {"GET", "/api/dtmsvr/nothing", 404, ""}, {"POST", "/nothing", 404, ""},
+		{"GET", "/api/dtmsvr/submit", 405, "POST"}, {"POST", "/api/dtmsvr/query", 405, "GET, HEAD"}, {"DELETE", "/api/dtmsvr/newGid", 405, "GET, HEAD"},
+	} {
+		code, body, h := r.Do(c.method, r.HTTP+c.path, nil)
+		var out map[string]string
+		if err := json.Unmarshal(body, &out); err != nil || code != c.want || h.Get("Allow") != c.allow || !strings.Contains(out["message"], "there is no "+c.method) || out["dtm_result"] != "" || h.Get("Content-Type") != "application/json" {
+			t.Errorf("%s %s: %d %s, %v", c.method, c.path, code, body, h)
+		}
+	}
+	code, body, h := r.Do("GET", r.JSONRPC, nil)
+	if code != 405 || h.Get("Allow") != "POST" || !strings.Contains(string(body), `"code":-32600`) {
+		t.Errorf("GET json-rpc: %d %s", code, body)
+	}
+}

@@ -3,6 +3,7 @@ package dtmwire
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -103,8 +104,49 @@ func (s *Server) Handler() http.Handler {
 	get("GET", Prefix+"/queryKV", s.httpQueryKV)
 	mux.HandleFunc("/api/ping", func(w http.ResponseWriter, _ *http.Request) { writeBody(w, http.StatusOK, []byte(`{"msg":"pong"}`)) })
 	mux.HandleFunc("POST /api/json-rpc", s.jsonRPC)
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if h, pattern := mux.Handler(r); pattern == "" {
+			unknown(w, r, h)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
 }
+
+// unknown answers a path or method that is not of the protocol in the protocol's form; h is what the mux would answer.
+func unknown(w http.ResponseWriter, r *http.Request, h http.Handler) {
+	plain := &discarded{header: http.Header{}}
+	h.ServeHTTP(plain, r)
+	text := fmt.Sprintf("there is no %s %.200s here", toValid(r.Method), toValid(r.URL.Path))
+	if allow := plain.header.Get("Allow"); allow != "" {
+		w.Header().Set("Allow", allow)
+		text += "; send " + allow
+	}
+	if RouteOf(r.URL.Path) == "json-rpc" {
+		writeRPCError(w, plain.status, nil, rpcRequest, text)
+		return
+	}
+	body, err := json.Marshal(map[string]string{"message": text})
+	if err != nil {
+		body = []byte(`{"message":"there is no such path here"}`)
+	}
+	writeBody(w, plain.status, body)
+}
+
+// discarded keeps the status and the headers of an answer.
+type discarded struct {
+	header http.Header
+	status int
+}
+
+// Header is http.ResponseWriter's.
+func (d *discarded) Header() http.Header { return d.header }
+
+// Write is http.ResponseWriter's.
+func (d *discarded) Write(b []byte) (int, error) { return len(b), nil }
+
+// WriteHeader is http.ResponseWriter's.
+func (d *discarded) WriteHeader(status int) { d.status = status }
 
 func okay(w http.ResponseWriter, err error) error {
 	if err == nil {

@@ -100,9 +100,10 @@ var cloudMetadata = []netip.Addr{netip.MustParseAddr("169.254.169.254"), netip.M
 // allowed judges an address; named says that its host's name is among the patterns. Link-local and cloud metadata
 // addresses need a pattern of their own even then: a name's owner chooses where it points.
 func (a *Allow) allowed(ip netip.Addr, named bool) bool {
-	ip = ip.Unmap().WithZone("")
+	outer := ip.Unmap().WithZone("")
+	ip, bits := embedded(outer)
 	for _, p := range a.prefixes {
-		if p.Contains(ip) {
+		if p.Contains(ip) || p.Bits() >= bits && p.Contains(outer) {
 			return true
 		}
 	}
@@ -118,6 +119,24 @@ func (a *Allow) allowed(ip netip.Addr, named bool) bool {
 		}
 	}
 	return true
+}
+
+// Networks whose addresses lead to the IPv4 address within them: NAT64 (RFC 6052) and 6to4 (RFC 3056).
+var (
+	nat64  = netip.MustParsePrefix("64:ff9b::/96")
+	sixTo4 = netip.MustParsePrefix("2002::/16")
+)
+
+// embedded gives the address that ip leads to, itself for most. bits is how long a pattern must be that means ip as it
+// stands: one that happens to contain a whole transition network does not mean what lies behind it.
+func embedded(ip netip.Addr) (to netip.Addr, bits int) {
+	switch b := ip.As16(); {
+	case nat64.Contains(ip):
+		return netip.AddrFrom4([4]byte(b[12:16])), nat64.Bits()
+	case sixTo4.Contains(ip):
+		return netip.AddrFrom4([4]byte(b[2:6])), sixTo4.Bits()
+	}
+	return ip, 0
 }
 
 // dialFunc dials addr on behalf of a url whose host:port was target.

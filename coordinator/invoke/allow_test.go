@@ -27,6 +27,7 @@ func TestDefaultRefusesLinkLocalAndCloudMetadata(t *testing.T) {
 	for addr, want := range map[string]bool{
 		"127.0.0.1": true, "10.0.0.1": true, "192.0.2.1": true, "::1": true, "2001:db8::1": true, "fd00::1": true,
 		"169.254.169.254": false, "169.254.0.1": false, "fe80::1": false, "fe80::1%eth0": false, "::ffff:169.254.169.254": false,
+		"64:ff9b::169.254.169.254": false, "2002:a9fe:a9fe::1": false, "64:ff9b::169.254.0.1": false, "64:ff9b::0.0.0.0": false, "64:ff9b::10.0.0.1": true, "2002:c000:201::1": true,
 		"fd00:ec2::254": false, "100.100.100.200": false, "168.63.129.16": false, "224.0.0.1": false, "ff02::1": false, "0.0.0.0": false, "::": false,
 	} {
 		if got := a.allowed(netip.MustParseAddr(addr), false); got != want {
@@ -49,6 +50,8 @@ func TestPatternsAllowWhatTheyNameAndNothingElse(t *testing.T) {
 		{"*.example.com", "http://a.example.com/", true}, {"*.example.com", "http://example.com/", false}, {"*.example.com", "http://badexample.com/", false},
 		{"pay.example.com,10.0.0.0/8", "http://10.1.1.1/", true}, {"pay.example.com,10.0.0.0/8", "http://11.1.1.1/", false},
 		{"169.254.169.254", "http://169.254.169.254/", true}, {"*.example.com", "http://169.254.169.254/", false}, {"fe80::/10", "http://[fe80::1]:80/", true},
+		{"10.0.0.0/8", "http://[64:ff9b::10.1.1.1]/", true}, {"10.0.0.0/8", "http://[64:ff9b::11.1.1.1]/", false}, {"10.0.0.0/8", "http://[2002:a01:101::]/", true},
+		{"2000::/3", "http://[2002:a9fe:a9fe::]/", false}, {"::/0", "http://[64:ff9b::169.254.169.254]/", false}, {"64:ff9b::/96", "http://[64:ff9b::11.1.1.1]/", true},
 	} {
 		err := allowOf(t, strings.Split(c.patterns, ",")...).CheckURL(c.url)
 		if (err == nil) != c.want {

@@ -23,7 +23,7 @@ type front struct {
 func (s *Server) openFront(context.Context) error {
 	f := &front{ended: make(chan error, 1)}
 	f.say("reading the configuration")
-	f.srv = newHTTPServer(f)
+	f.srv = s.newHTTPServer(f)
 	go func() { f.ended <- f.srv.Serve(s.secure(s.listen.admin)) }()
 	s.front = f
 	s.onClose(f.srv.Close)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -93,7 +94,7 @@ func (s *Server) httpServer() *http.Server {
 		}
 		return auth.RoleOperator
 	}, refuseDTM)
-	return newHTTPServer(s.counted("http", guarded, func(r *http.Request) string {
+	return s.newHTTPServer(s.counted("http", guarded, func(r *http.Request) string {
 		_, path := auth.PathToken(r.URL.Path)
 		return dtmwire.RouteOf(path)
 	}))
@@ -122,8 +123,8 @@ func refuseDTM(w http.ResponseWriter, r *http.Request, code int, text string) {
 	}
 }
 
-func newHTTPServer(h http.Handler) *http.Server {
-	return &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
+func (s *Server) newHTTPServer(h http.Handler) *http.Server {
+	return &http.Server{Handler: h, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
 }
 
 // counted counts requests by route and status.
@@ -251,7 +252,7 @@ func (s *Server) adminServer() *http.Server {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	return newHTTPServer(s.guard.HTTP(mux, false, func(r *http.Request) auth.Role {
+	return s.newHTTPServer(s.guard.HTTP(mux, false, func(r *http.Request) auth.Role {
 		if r.URL.Path == "/healthz" || r.URL.Path == "/readyz" {
 			return auth.RoleNone
 		}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -78,5 +79,22 @@ func TestEveryRefusalIsAnAuditLineWithoutTheToken(t *testing.T) {
 		if strings.Contains(g.log.String(), secret) {
 			t.Error("a token stands in the log")
 		}
+	}
+}
+
+// What net/http has to say stands in the coordinator's log, in its form.
+func TestAFailedHandshakeStandsInTheLog(t *testing.T) {
+	g := serveGuarded(t)
+	for _, addr := range []string{g.addr.HTTP, g.addr.Admin} {
+		before := len(g.log.String())
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = conn.Write([]byte("this is no TLS\r\n\r\n")) // it may be cut off
+		conn.Close()
+		eventually(t, "the log says so", func() bool {
+			return strings.Contains(g.log.String()[before:], "level=WARN msg=\"http: TLS handshake error")
+		})
 	}
 }
