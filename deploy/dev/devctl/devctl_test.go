@@ -132,16 +132,20 @@ func TestPortsAreFreeAndDistinct(t *testing.T) {
 // The list of what is missing is exact, whatever is installed here.
 func TestMissingNamesExactlyThePackages(t *testing.T) {
 	none := installed{}
-	if got := strings.Join(none.missing(), " "); got != "postgresql mariadb-server-core mariadb-client-core redis-server" {
+	if got := strings.Join(none.missing(), " "); got != "postgresql mariadb-server-core mariadb-client-core redis-server default-jre-headless maven" {
 		t.Errorf("missing %q", got)
 	}
-	all := installed{"p", "i", "m", "mi", "mp", "r"}
+	all := installed{"p", "i", "m", "mi", "mp", "r", "j", "", true}
 	if got := all.missing(); got != nil {
 		t.Errorf("missing %q", got)
 	}
+	all.jars = false
+	if got := strings.Join(all.missing(), " "); got != "maven" {
+		t.Errorf("without the jars, missing %q", got)
+	}
 	var w bytes.Buffer
 	none.describe(&w, nil)
-	if !strings.Contains(w.String(), "will install Debian packages: postgresql mariadb-server-core mariadb-client-core redis-server\n") {
+	if !strings.Contains(w.String(), "will install Debian packages: postgresql mariadb-server-core mariadb-client-core redis-server default-jre-headless maven\n") {
 		t.Errorf("%s", w.String())
 	}
 }

@@ -19,6 +19,8 @@ type installed struct {
 	mariadbd, mariadbInstall string
 	myPrintDefaults          string // mariadb-install-db calls it
 	redis                    string
+	java, mvn                string
+	jars                     bool // Kafka's, in the cache: Maven is not needed any more
 }
 
 // find looks where Debian puts the programs, then in PATH. PostgreSQL 15 comes before other versions.
@@ -46,6 +48,9 @@ func find() installed {
 	have.mariadbInstall = program("mariadb-install-db", "/usr/bin")
 	have.myPrintDefaults = program("my_print_defaults", "/usr/bin")
 	have.redis = program("redis-server", "/usr/bin")
+	have.java = program("java", "/usr/bin")
+	have.mvn = program("mvn", "/usr/bin")
+	have.jars = haveJars()
 	return have
 }
 
@@ -78,18 +83,29 @@ func (h installed) missing() []string {
 	if h.redis == "" {
 		pkgs = append(pkgs, "redis-server")
 	}
+	if h.java == "" {
+		pkgs = append(pkgs, "default-jre-headless")
+	}
+	if h.mvn == "" && !h.jars {
+		pkgs = append(pkgs, "maven")
+	}
 	return pkgs
 }
 
 // describe says what is there and, unless that is refused, what will be done.
 func (h installed) describe(w io.Writer, refused error) {
-	for _, p := range []struct{ name, path string }{{"PostgreSQL", h.postgres}, {"MariaDB", h.mariadbd}, {"Redis", h.redis}} {
+	for _, p := range []struct{ name, path string }{{"PostgreSQL", h.postgres}, {"MariaDB", h.mariadbd}, {"Redis", h.redis}, {"Java", h.java}} {
 		if p.path == "" {
 			p.path = "missing"
 		}
 		fmt.Fprintf(w, "  %-11s %s\n", p.name, p.path)
 	}
 	fmt.Fprintf(w, "  %-11s three members, built from go.mod\n", "etcd")
+	jars := "Apache Kafka " + kafkaVersion + ", its jars are in the cache"
+	if !h.jars {
+		jars = "Apache Kafka " + kafkaVersion + ", its jars (44 MB) will be fetched with Maven"
+	}
+	fmt.Fprintf(w, "  %-11s %s\n", "Kafka", jars)
 	if refused != nil {
 		return // the error says it all
 	}
@@ -98,7 +114,7 @@ func (h installed) describe(w io.Writer, refused error) {
 	} else {
 		fmt.Fprintln(w, "nothing to install")
 	}
-	fmt.Fprintln(w, "will start, on free ports of 127.0.0.1 with their data in a directory of their own: postgres, mariadb, redis, redis (appendfsync always), etcd x 3")
+	fmt.Fprintln(w, "will start, on free ports of 127.0.0.1 with their data in a directory of their own: postgres, mariadb, redis, redis (appendfsync always), etcd x 3, kafka")
 }
 
 // asRoot returns the prefix that runs a command as root, or an error if there is no right to.

@@ -29,6 +29,7 @@ const (
 	mariadb  kind = "mariadb"
 	redis    kind = "redis"
 	etcd     kind = "etcd"
+	kafka    kind = "kafka"
 )
 
 // readyLimit is how long one server may take from its start to its first answer.
@@ -43,7 +44,7 @@ type server struct {
 	Name     string `json:"name"`
 	Kind     kind   `json:"kind"`
 	Port     int    `json:"port"`
-	PeerPort int    `json:"peer_port,omitempty"` // etcd
+	PeerPort int    `json:"peer_port,omitempty"` // etcd, kafka (its controller)
 	AOF      bool   `json:"aof,omitempty"`       // redis: every write is on disk before it is answered
 
 	ended <-chan struct{} // closed when the process that this run started ends
@@ -57,6 +58,8 @@ func (sv *server) stopSignal() syscall.Signal {
 		return syscall.SIGINT // "fast": ends the sessions instead of waiting for them
 	case etcd:
 		return syscall.SIGKILL // a member that leaves in good order waits for others that are leaving too
+	case kafka:
+		return syscall.SIGKILL // its data goes with it, and a broker in good order takes seconds to leave
 	case mariadb, redis:
 	}
 	return syscall.SIGTERM
@@ -75,6 +78,8 @@ func (sv *server) url(s *serverSet) string {
 		u.Scheme, u.User, u.Path = "redis", url.UserPassword("", s.Password), "0"
 	case etcd:
 		u.Scheme = "http"
+	case kafka:
+		return sv.addr() // clients take a broker without a scheme
 	}
 	return u.String()
 }
@@ -92,6 +97,8 @@ func (sv *server) probe(ctx context.Context, s *serverSet) error {
 		return pingRedis(ctx, sv.addr(), s.Password)
 	case etcd:
 		return pingEtcd(ctx, sv.addr())
+	case kafka:
+		return pingKafka(ctx, sv.addr())
 	}
 	return fmt.Errorf("no probe for %q", sv.Kind)
 }
@@ -267,6 +274,8 @@ func (s *serverSet) prepare(ctx context.Context, sv *server) ([]string, error) {
 		return argv, nil
 	case redis:
 		return []string{s.have.redis, filepath.Join(data, "redis.conf")}, nil
+	case kafka:
+		return s.have.kafkaArgv("kafka.Kafka", filepath.Join(data, "server.properties"))
 	case etcd:
 		var cluster []string
 		for _, other := range s.Servers {
@@ -327,6 +336,8 @@ func (s *serverSet) initialise(ctx context.Context, sv *server, data string) err
 		return os.WriteFile(filepath.Join(data, "redis.conf"), []byte(conf), 0o600)
 	case etcd:
 		return nil
+	case kafka:
+		return s.initKafka(ctx, sv, data)
 	}
 	return fmt.Errorf("no data for %q", sv.Kind)
 }

@@ -118,6 +118,9 @@ func ensure(ctx context.Context, dir string, withOwner bool, progress io.Writer)
 	if err := have.install(ctx, progress); err != nil {
 		return nil, err
 	}
+	if err := have.fetchJars(ctx, progress); err != nil {
+		return nil, err
+	}
 	for attempt := 1; ; attempt++ {
 		s, fresh, err := start(ctx, dir, withOwner, have, progress)
 		if err == nil {
@@ -213,7 +216,7 @@ func plan(dir string) (*serverSet, error) {
 		h.Write([]byte(abs))
 		s.Home = filepath.Join(os.TempDir(), fmt.Sprintf("lockstep-dev-%016x", h.Sum64()))
 	}
-	ports, err := freePorts(10)
+	ports, err := freePorts(12)
 	if err != nil {
 		return nil, err
 	}
@@ -225,6 +228,7 @@ func plan(dir string) (*serverSet, error) {
 		{Name: "etcd1", Kind: etcd, Port: ports[4], PeerPort: ports[5]},
 		{Name: "etcd2", Kind: etcd, Port: ports[6], PeerPort: ports[7]},
 		{Name: "etcd3", Kind: etcd, Port: ports[8], PeerPort: ports[9]},
+		{Name: "kafka", Kind: kafka, Port: ports[10], PeerPort: ports[11]},
 	}
 	return s, writeJSON(filepath.Join(abs, stateFile), s)
 }
@@ -274,7 +278,7 @@ func freePorts(n int) ([]int, error) {
 	return nil, errors.New("no free ports between 20000 and 32000")
 }
 
-var serverNames = []string{"postgres", "mariadb", "redis", "redis-aof", "etcd1", "etcd2", "etcd3"}
+var serverNames = []string{"postgres", "mariadb", "redis", "redis-aof", "etcd1", "etcd2", "etcd3", "kafka"}
 
 // remove deletes what devctl makes in a directory, the mark last, and the directory itself if nobody else uses it.
 func remove(dir string) error {
@@ -374,7 +378,7 @@ func (s *serverSet) env() []string {
 			endpoints = append(endpoints, "http://"+sv.addr())
 			pids, dirs, names = append(pids, pid), append(dirs, data), append(names, sv.Name)
 		default:
-			key := "LOCKSTEP_TEST_" + map[string]string{"postgres": "POSTGRES", "mariadb": "MYSQL", "redis": "REDIS", "redis-aof": "REDIS_AOF"}[sv.Name]
+			key := "LOCKSTEP_TEST_" + map[string]string{"postgres": "POSTGRES", "mariadb": "MYSQL", "redis": "REDIS", "redis-aof": "REDIS_AOF", "kafka": "KAFKA"}[sv.Name]
 			env = append(env, key+"_URL="+sv.url(s), key+"_PID="+pid, key+"_DATA_DIR="+data)
 		}
 	}
