@@ -94,10 +94,12 @@ func TestCallsThatCannotBeAreInvalid(t *testing.T) {
 
 // A call that was built by hand is checked as one from the wire.
 func TestDoRefusesAnInvalidCall(t *testing.T) {
-	c := newCounter(t)
-	if _, err := c.b.Do(context.Background(), &barrier.Call{Gid: "g"}, effect("x")); !errors.Is(err, barrier.ErrInvalid) {
-		t.Fatal(err)
-	}
+	onEach(t, func(t *testing.T, d barrier.Dialect) {
+		c := newCounter(t, d)
+		if _, err := c.b.Do(context.Background(), &barrier.Call{Gid: "g"}, c.effect("x")); !errors.Is(err, barrier.ErrInvalid) {
+			t.Fatal(err)
+		}
+	})
 }
 
 func FuzzFromHTTP(f *testing.F) {

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -28,88 +27,99 @@ func gidAt(at time.Time, n int) string {
 // Rule: rows go only at or below a floor that was raised before, which passes no unfinished transaction; what is below it
 // is not taken for new.
 func TestCleaning(t *testing.T) {
-	ctx := context.Background()
-	now := time.UnixMilli(1_790_000_000_000)
-	c := openCounter(t, filepath.Join(t.TempDir(), "x.db"), barrier.Options{GidTime: gidTime})
-	old, open, behind, young, unknown, other := gidAt(now.Add(-50*time.Hour), 1), gidAt(now.Add(-40*time.Hour), 1), gidAt(now.Add(-30*time.Hour), 1),
-		gidAt(now.Add(-time.Hour), 1), gidAt(now.Add(-50*time.Hour), 2), gidAt(now.Add(-30*time.Hour), 3)
-	for i, gid := range []string{old, open, behind, young, unknown, other, "untimed"} {
-		c.do(t, call("tcc", gid, "try", 1), barrier.Done, nil, i+1)
-	}
-	o := barrier.CleanOptions{
-		Now: func() time.Time { return now }, Batch: 2,
-		Floors: func(context.Context) (map[int]int64, error) {
-			ms, _ := gidTime(open)
-			return map[int]int64{1: ms, 3: now.UnixMilli()}, nil
-		},
-	}
-	done, err := c.b.Clean(ctx, o)
-	if err != nil || done != (barrier.Cleaned{Timed: 2, Raised: 2}) {
-		t.Fatalf("%+v, %v", done, err)
-	}
-	left := map[string]bool{}
-	rows, err := c.db.Query(`SELECT gid FROM dtm_barrier_barrier`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for rows.Next() {
-		var gid string
-		if err := rows.Scan(&gid); err != nil {
+	onEach(t, func(t *testing.T, d barrier.Dialect) {
+		ctx := context.Background()
+		now := time.UnixMilli(1_790_000_000_000)
+		c := openCounter(t, d, barrier.Options{GidTime: gidTime})
+		old, open, behind, young, unknown, other := gidAt(now.Add(-50*time.Hour), 1), gidAt(now.Add(-40*time.Hour), 1), gidAt(now.Add(-30*time.Hour), 1),
+			gidAt(now.Add(-time.Hour), 1), gidAt(now.Add(-50*time.Hour), 2), gidAt(now.Add(-30*time.Hour), 3)
+		for i, gid := range []string{old, open, behind, young, unknown, other, "untimed"} {
+			c.do(t, call("tcc", gid, "try", 1), barrier.Done, nil, i+1)
+		}
+		o := barrier.CleanOptions{
+			Now: func() time.Time { return now }, Batch: 2,
+			Floors: func(context.Context) (map[int]int64, error) {
+				ms, _ := gidTime(open)
+				return map[int]int64{1: ms, 3: now.UnixMilli()}, nil
+			},
+		}
+		done, err := c.b.Clean(ctx, o)
+		if err != nil || done != (barrier.Cleaned{Timed: 2, Raised: 2}) {
+			t.Fatalf("%+v, %v", done, err)
+		}
+		left := map[string]bool{}
+		rows, err := c.db.Query(c.sql(`SELECT gid FROM {barrier}`))
+		if err != nil {
 			t.Fatal(err)
 		}
-		left[gid] = true
-	}
-	if rows.Close(); len(left) != 5 || left[old] || left[other] {
-		t.Fatalf("left: %v", left)
-	}
-	// What was cleaned does not run again; what was not goes on.
-	c.do(t, call("tcc", old, "try", 1), barrier.Unknown, barrier.ErrRefused, 7)
-	for _, op := range []string{"confirm", "cancel"} {
-		if got, err := c.b.Do(ctx, call("tcc", old, op, 1), effect(op)); got != barrier.Unknown || err == nil || errors.Is(err, barrier.ErrRefused) || c.effects(t, op) != 0 {
-			t.Errorf("%s: %s, %v", op, got, err)
+		for rows.Next() {
+			var gid string
+			if err := rows.Scan(&gid); err != nil {
+				t.Fatal(err)
+			}
+			left[gid] = true
 		}
-	}
-	c.do(t, call("tcc", open, "try", 1), barrier.Repeated, nil, 7)
-	c.do(t, call("tcc", open, "confirm", 1), barrier.Done, nil, 1)
-	c.do(t, call("tcc", behind, "confirm", 1), barrier.Done, nil, 2)
-	c.do(t, call("tcc", gidAt(now.Add(-35*time.Hour), 1), "try", 1), barrier.Done, nil, 8) // above the floor
-	if done, err = c.b.Clean(ctx, o); err != nil || done != (barrier.Cleaned{}) {
-		t.Errorf("again: %+v, %v", done, err)
-	}
+		if rows.Close(); len(left) != 5 || left[old] || left[other] {
+			t.Fatalf("left: %v", left)
+		}
+		// What was cleaned does not run again; what was not goes on.
+		c.do(t, call("tcc", old, "try", 1), barrier.Unknown, barrier.ErrRefused, 7)
+		for _, op := range []string{"confirm", "cancel"} {
+			if got, err := c.b.Do(ctx, call("tcc", old, op, 1), c.effect(op)); got != barrier.Unknown || err == nil || errors.Is(err, barrier.ErrRefused) || c.effects(t, op) != 0 {
+				t.Errorf("%s: %s, %v", op, got, err)
+			}
+		}
+		c.do(t, call("tcc", open, "try", 1), barrier.Repeated, nil, 7)
+		c.do(t, call("tcc", open, "confirm", 1), barrier.Done, nil, 1)
+		c.do(t, call("tcc", behind, "confirm", 1), barrier.Done, nil, 2)
+		c.do(t, call("tcc", gidAt(now.Add(-35*time.Hour), 1), "try", 1), barrier.Done, nil, 8) // above the floor
+		if done, err = c.b.Clean(ctx, o); err != nil || done != (barrier.Cleaned{}) {
+			t.Errorf("again: %+v, %v", done, err)
+		}
+	})
+}
+
+// monthAgo is more than 30 days ago, by the server's clock.
+var monthAgo = map[barrier.Dialect]string{
+	barrier.SQLite:     `datetime('now', '-31 days')`,
+	barrier.PostgreSQL: `now() - interval '31 days'`,
+	barrier.MySQL:      `now() - interval 31 day`,
 }
 
 // Rule: rows of gids that carry no time go by their age.
 func TestCleaningOfUntimedRows(t *testing.T) {
-	ctx := context.Background()
-	c := openCounter(t, filepath.Join(t.TempDir(), "x.db"), barrier.Options{GidTime: gidTime})
-	for i := range 7 {
-		c.do(t, call("tcc", fmt.Sprintf("g%d", i), "try", 1), barrier.Done, nil, i+1)
-	}
-	if _, err := c.db.Exec(`UPDATE dtm_barrier_barrier SET create_time = datetime('now', '-31 days') WHERE gid < 'g5'`); err != nil {
-		t.Fatal(err)
-	}
-	o := barrier.CleanOptions{Batch: 2, Floors: func(context.Context) (map[int]int64, error) { return nil, nil }}
-	done, err := c.b.Clean(ctx, o)
-	if n := c.rows(t); err != nil || done != (barrier.Cleaned{Untimed: 5}) || n != 2 {
-		t.Errorf("%+v, %v, %d rows left", done, err, n)
-	}
+	onEach(t, func(t *testing.T, d barrier.Dialect) {
+		ctx := context.Background()
+		c := openCounter(t, d, barrier.Options{GidTime: gidTime})
+		for i := range 7 {
+			c.do(t, call("tcc", fmt.Sprintf("g%d", i), "try", 1), barrier.Done, nil, i+1)
+		}
+		c.exec(t, `UPDATE {barrier} SET create_time = `+monthAgo[d]+` WHERE gid < 'g5'`)
+		o := barrier.CleanOptions{Batch: 2, Floors: func(context.Context) (map[int]int64, error) { return nil, nil }}
+		done, err := c.b.Clean(ctx, o)
+		if n := c.rows(t); err != nil || done != (barrier.Cleaned{Untimed: 5}) || n != 2 {
+			t.Errorf("%+v, %v, %d rows left", done, err, n)
+		}
+	})
 }
 
 // Rule: without the holders' word nothing is cleaned.
 func TestCleaningNeedsFloors(t *testing.T) {
-	ctx := context.Background()
-	c := openCounter(t, filepath.Join(t.TempDir(), "x.db"), barrier.Options{GidTime: gidTime})
-	c.do(t, call("tcc", gidAt(time.UnixMilli(1), 1), "try", 1), barrier.Done, nil, 1)
-	if _, err := c.b.Clean(ctx, barrier.CleanOptions{}); !errors.Is(err, barrier.ErrInvalid) {
-		t.Error(err)
-	}
-	down := errors.New("nobody answers")
-	if _, err := c.b.Clean(ctx, barrier.CleanOptions{Floors: func(context.Context) (map[int]int64, error) { return nil, down }}); !errors.Is(err, down) {
-		t.Error(err)
-	}
-	if n := c.rows(t); n != 1 {
-		t.Errorf("%d rows left", n)
-	}
+	onEach(t, func(t *testing.T, d barrier.Dialect) {
+		ctx := context.Background()
+		c := openCounter(t, d, barrier.Options{GidTime: gidTime})
+		c.do(t, call("tcc", gidAt(time.UnixMilli(1), 1), "try", 1), barrier.Done, nil, 1)
+		if _, err := c.b.Clean(ctx, barrier.CleanOptions{}); !errors.Is(err, barrier.ErrInvalid) {
+			t.Error(err)
+		}
+		down := errors.New("nobody answers")
+		if _, err := c.b.Clean(ctx, barrier.CleanOptions{Floors: func(context.Context) (map[int]int64, error) { return nil, down }}); !errors.Is(err, down) {
+			t.Error(err)
+		}
+		if n := c.rows(t); n != 1 {
+			t.Errorf("%d rows left", n)
+		}
+	})
 }
 
 func TestFloorsFromCoordinators(t *testing.T) {
