@@ -1,10 +1,13 @@
 package barrier
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -14,8 +17,7 @@ type Result struct {
 	Err     error
 }
 
-// ErrAlone says that a batch failed as a whole: its members are done one by one.
-// ErrAlone is for a business function that must not share its transaction any longer, as one that was cut off and may
+// ErrAlone says that a batch failed as a whole: its members are done one by one. It is for a business function that must not share its transaction any longer, as one that was cut off and may
 // still be writing: returned, wrapped, it has the batch rolled back and every member done by itself.
 var ErrAlone = errors.New("the batch failed as a whole")
 
@@ -68,6 +70,10 @@ func (b *Barrier) DoWork(ctx context.Context, within time.Duration, calls []*Cal
 		return context.WithTimeout(ctx, within)
 	}
 	if len(together) > 1 {
+		// In one order, so that batches that overlap wait for each other in turn.
+		slices.SortFunc(together, func(i, j int) int {
+			return cmp.Or(strings.Compare(calls[i].Gid, calls[j].Gid), strings.Compare(calls[i].BranchID, calls[j].BranchID))
+		})
 		ctx, cancel := bounded()
 		err := b.batch(ctx, calls, together, results, work)
 		cancel()

@@ -189,27 +189,42 @@ func TestConcurrentRepeatsActOnce(t *testing.T) {
 		for range 4 { // as four processes would hold it
 			handles = append(handles, p.open(t, barrier.Options{}))
 		}
-		for _, op := range []string{"try", "confirm"} {
+		type step struct {
+			gid, transType, op string
+			first              barrier.Outcome
+		}
+		for _, s := range []step{
+			{"g1", "tcc", "try", barrier.Done}, {"g1", "tcc", "confirm", barrier.Done},
+			{"g2", "tcc", "try", barrier.Done}, {"g2", "tcc", "cancel", barrier.Done},
+			{"g3", "tcc", "cancel", barrier.Empty}, {"g4", "tcc", "confirm", barrier.Done},
+			{"g5", "workflow", "action", barrier.Done}, {"g5", "workflow", "commit", barrier.Done},
+			{"g6", "workflow", "action", barrier.Done}, {"g6", "workflow", "rollback", barrier.Done},
+			{"g7", "workflow", "rollback", barrier.Empty}, {"g8", "saga", "compensate", barrier.Empty},
+		} {
 			outcomes := make([]barrier.Outcome, 32)
 			errs := make([]error, len(outcomes))
 			var wg sync.WaitGroup
 			for i := range outcomes {
 				wg.Go(func() {
-					outcomes[i], errs[i] = handles[i%4].b.Do(context.Background(), call("tcc", "g1", op, 1), p.effect(op))
+					outcomes[i], errs[i] = handles[i%4].b.Do(context.Background(), call(s.transType, s.gid, s.op, 1), p.effect(s.gid+s.op))
 				})
 			}
 			wg.Wait()
-			done := 0
+			first := 0
 			for i, o := range outcomes {
-				if errs[i] != nil || (o != barrier.Done && o != barrier.Repeated) {
-					t.Fatalf("%s %d: %s, %v", op, i, o, errs[i])
+				if errs[i] != nil || (o != s.first && o != barrier.Repeated) {
+					t.Fatalf("%v %d: %s, %v", s, i, o, errs[i])
 				}
-				if o == barrier.Done {
-					done++
+				if o == s.first {
+					first++
 				}
 			}
-			if n := handles[0].effects(t, op); done != 1 || n != 1 {
-				t.Errorf("%s: %d say they did it, its effect is there %d times", op, done, n)
+			want := 0
+			if s.first == barrier.Done {
+				want = 1
+			}
+			if n := handles[0].effects(t, s.gid+s.op); first != 1 || n != want {
+				t.Errorf("%v: %d say they were first, its effect is there %d times", s, first, n)
 			}
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"time"
 )
 
@@ -186,18 +187,29 @@ func (g generic) enterWith(ctx context.Context, tx *sql.Tx, locks []lock, member
 		return nil, err
 	}
 	for i := range members {
-		m := &members[i]
-		if err := claim(m); err != nil {
-			return nil, err
-		}
-		var err error
-		if m.undone != "" {
-			if f.members[i].tombstone, err = g.insert(ctx, tx, verb, suffix, m, m.undone); err != nil {
-				return nil, err
+		// The rows of a branch in the order of the index, as the members are: whoever waits for a row locks the gap below it
+		// too on MySQL, where its holder must have nothing left to write.
+		m, own := &members[i], &f.members[i]
+		steps := []string{m.op}
+		for _, op := range []string{m.undone, m.rival} {
+			if op != "" {
+				steps = append(steps, op)
 			}
 		}
-		if f.members[i].first, err = g.insert(ctx, tx, verb, suffix, m, m.op); err != nil {
-			return nil, err
+		slices.Sort(steps)
+		for _, op := range steps {
+			var err error
+			switch op {
+			case m.op:
+				own.first, err = g.insert(ctx, tx, verb, suffix, m, op)
+			case m.undone:
+				own.tombstone, err = g.insert(ctx, tx, verb, suffix, m, op)
+			case m.rival:
+				err = claim(m)
+			}
+			if err != nil {
+				return nil, err
+			}
 		}
 	}
 	// All rows are read after all locks are held: the first plain read fixes the snapshot where the database has one per
