@@ -4,12 +4,14 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -53,7 +55,32 @@ func read(t *testing.T, path string) string {
 	return string(raw)
 }
 
-var link = regexp.MustCompile(`\]\(([^)#\s]+)(#[^)\s]*)?\)`)
+var (
+	link    = regexp.MustCompile(`\]\(([^)#\s]*)(#[^)\s]*)?\)`)
+	heading = regexp.MustCompile(`(?m)^#+ +(.+?) *$`)
+	fenced  = regexp.MustCompile("(?ms)^```.*?^```")
+)
+
+// anchors are the places in a page that a link may name, as GitHub makes them from headings.
+func anchors(page string) map[string]bool {
+	out := map[string]bool{}
+	for _, m := range heading.FindAllStringSubmatch(fenced.ReplaceAllString(page, ""), -1) {
+		name := strings.Map(func(r rune) rune {
+			switch {
+			case r == ' ':
+				return '-'
+			case unicode.IsLetter(r), unicode.IsDigit(r), r == '-', r == '_':
+				return unicode.ToLower(r)
+			}
+			return -1
+		}, m[1])
+		for n, base := 1, name; out[name]; n++ {
+			name = fmt.Sprintf("%s-%d", base, n)
+		}
+		out[name] = true
+	}
+	return out
+}
 
 func TestLinksLeadSomewhere(t *testing.T) {
 	for _, page := range pages(t) {
@@ -61,8 +88,14 @@ func TestLinksLeadSomewhere(t *testing.T) {
 			if strings.Contains(m[1], "://") {
 				continue
 			}
-			if _, err := os.Stat(filepath.Join(filepath.Dir(page), m[1])); err != nil {
+			target := page
+			if m[1] != "" {
+				target = filepath.Join(filepath.Dir(page), m[1])
+			}
+			if _, err := os.Stat(target); err != nil {
 				t.Errorf("%s links to %s, which is not there", page, m[1])
+			} else if m[2] != "" && strings.HasSuffix(target, ".md") && !anchors(read(t, target))[m[2][1:]] {
+				t.Errorf("%s links to %s%s, and there is no such heading", page, m[1], m[2])
 			}
 		}
 	}
@@ -132,7 +165,7 @@ func TestSampleConfigurationHoldsTheDefaults(t *testing.T) {
 
 var testName = regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z0-9_]+)`")
 
-// TestGuaranteesNameTestsThatExist: every test that docs/guarantees.md and docs/testing.md name is in the code, and
+// TestGuaranteesNameTestsThatExist: every test that docs/guarantees.md, docs/testing.md and docs/reference/dtm.md name is in the code, and
 // every guarantee names one or says that it is not built.
 func TestGuaranteesNameTestsThatExist(t *testing.T) {
 	out, err := exec.Command("git", "-C", root, "grep", "-hoE", "^func (Test|Fuzz)[A-Za-z0-9_]+", "--", "*_test.go").Output()
@@ -144,7 +177,7 @@ func TestGuaranteesNameTestsThatExist(t *testing.T) {
 		exist[l] = true
 	}
 	page := read(t, "guarantees.md")
-	for _, p := range []string{page, read(t, "testing.md")} {
+	for _, p := range []string{page, read(t, "testing.md"), read(t, "reference/dtm.md")} {
 		for _, m := range testName.FindAllStringSubmatch(p, -1) {
 			if !exist[m[1]] {
 				t.Errorf("%s is named and does not exist", m[1])
@@ -159,25 +192,77 @@ func TestGuaranteesNameTestsThatExist(t *testing.T) {
 	}
 }
 
+// programs are those whose commands the pages show.
+var programs = map[string]string{"lockstep": "coordinator/cmd/lockstep", "lockstep-participants": "participants/cmd/lockstep-participants"}
+
+var (
+	commandLine = regexp.MustCompile(`(?m)^  ([a-z][a-z-]*(?: [a-z][a-z-]*)?)(?:  +| \[| --|$)`)
+	helpFlag    = regexp.MustCompile(`(?m)^ +(?:-[a-z], +)?--(?:\[no-\])?([a-z][a-z-]*)`)
+)
+
+// flagsOf asks a program for its commands and their flags, as its kong model has them: the key is "lockstep tx list".
+func flagsOf(t *testing.T, name, pkg string) map[string]map[string]bool {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), name)
+	build := exec.Command("go", "build", "-o", program, "./"+pkg)
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, out)
+	}
+	help := func(args ...string) string {
+		out, err := exec.Command(program, append(args, "--help")...).Output()
+		if err != nil {
+			t.Fatalf("%s %v --help: %v", name, args, err)
+		}
+		return string(out)
+	}
+	_, commands, _ := strings.Cut(help(), "\nCommands:\n")
+	all := map[string]map[string]bool{}
+	for _, m := range commandLine.FindAllStringSubmatch(commands, -1) {
+		flags := map[string]bool{"help": true}
+		for _, f := range helpFlag.FindAllStringSubmatch(help(strings.Fields(m[1])...), -1) {
+			flags[f[1]] = true
+		}
+		all[name+" "+m[1]] = flags
+	}
+	if len(all) < 2 {
+		t.Fatalf("%s has the commands %v", name, all)
+	}
+	return all
+}
+
 // TestFlagsInThePagesExist: a command that a page shows can be typed.
 func TestFlagsInThePagesExist(t *testing.T) {
-	known := map[string]bool{}
-	for _, k := range config.Keys() {
-		known[k] = true
+	known := map[string]map[string]bool{}
+	for name, pkg := range programs {
+		maps.Copy(known, flagsOf(t, name, pkg))
 	}
-	for _, other := range []string{"help", "admin-addr", "ca", "cert", "key", "output", "timeout", "status", "mode", "older-than", "newer-than", "slot", "prefix", "stuck", "limit", "cursor", "all", "from", "redis-prefix", "schema", "dry-run", "keep", "payments", "role", "name"} {
-		known[other] = true
+	if !known["lockstep tx list"]["stuck"] || !known["lockstep serve"]["keep-finished"] || known["lockstep status"]["stuck"] {
+		t.Fatalf("the flags were not read: %v", known)
 	}
-	shown := regexp.MustCompile(`lockstep (?:serve|tx|status|config|token|import-dtm|demo)[^\n` + "`" + `]*`)
+	shown := regexp.MustCompile(`\b(lockstep(?:-participants)? [a-z][a-z-]*(?: [a-z][a-z-]*)?)([^\n` + "`" + `]*)`)
 	flagName := regexp.MustCompile(`--([a-z][a-z-]*)`)
+	examined := 0
 	for _, page := range pages(t) {
-		for _, cmd := range shown.FindAllString(read(t, page), -1) {
-			for _, m := range flagName.FindAllStringSubmatch(cmd, -1) {
-				if !known[m[1]] {
-					t.Errorf("%s shows --%s in %q, which no command has", page, m[1], cmd)
+		for _, m := range shown.FindAllStringSubmatch(read(t, page), -1) {
+			flags, ok := known[m[1]]
+			if !ok { // one word alone is the command
+				words := strings.Fields(m[1])
+				flags, ok = known[words[0]+" "+words[1]]
+			}
+			if !ok {
+				continue // prose, or a group of commands
+			}
+			for _, f := range flagName.FindAllStringSubmatch(m[2], -1) {
+				examined++
+				if !flags[f[1]] {
+					t.Errorf("%s shows --%s in %q, which that command does not have", page, f[1], m[0])
 				}
 			}
 		}
+	}
+	if examined < 10 {
+		t.Errorf("only %d flags were examined", examined)
 	}
 }
 
@@ -190,5 +275,23 @@ func TestTheGuidesParticipantIsTheExample(t *testing.T) {
 	}
 	if n := strings.Count(code, "\n"); n >= 60 {
 		t.Errorf("the complete participant has %d lines", n)
+	}
+}
+
+// Each defect of DTM that the reference lists has a row: what we do, and the test or the reason why not.
+func TestEveryDefectOfDTMHasARow(t *testing.T) {
+	page := read(t, "reference/dtm.md")
+	for i := 1; i <= 43; i++ {
+		row := regexp.MustCompile(fmt.Sprintf(`(?m)^\| D%d \|.*$`, i)).FindString(page)
+		if !testName.MatchString(row) && !strings.Contains(row, "out of scope:") {
+			t.Errorf("D%d names no test and does not say why it is out of scope: %q", i, row)
+		}
+	}
+}
+
+func TestAnchorsAreGitHubs(t *testing.T) {
+	got := anchors("# What DTM's `x` does, 1\n## Same\n## Same\n```\n# no heading\n```\n")
+	if want := map[string]bool{"what-dtms-x-does-1": true, "same": true, "same-1": true}; !cmp.Equal(got, want) {
+		t.Error(cmp.Diff(got, want))
 	}
 }

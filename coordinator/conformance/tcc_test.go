@@ -284,7 +284,8 @@ func TestBranchHeadersGoWithEveryCall(t *testing.T) {
 	})
 }
 
-// Deviation 1: a wait_result submit that is still running is ONGOING, and the transaction goes on.
+// Deviation 1, and D37: a wait_result submit that is still running is ONGOING, also where a confirm answers FAILURE, and
+// the transaction goes on.
 func TestTCCWaitResultOfAConfirmThatIsNotOverIsOngoing(t *testing.T) {
 	for _, c := range tccClients {
 		for name, answer := range map[string]rig.Answer{"ongoing": rig.Ongoing, "refused": rig.Failure, "broken": rig.Broken} {

@@ -138,6 +138,7 @@ func TestXAWithoutBranchesEndsAtOnce(t *testing.T) {
 }
 
 // A gid may hold quotes and spaces (section 3.3).
+// D27: DTM formats the gid into SQL.
 func TestXAGidWithQuotesAndSpaces(t *testing.T) {
 	eachXA(t, func(t *testing.T, c xaClient, r *rig.Rig, p *rig.Participant, gid string) {
 		odd := gid + `-'"a b"` + "`%2F?&=#"

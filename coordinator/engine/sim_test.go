@@ -630,7 +630,8 @@ func seedsToRun() []uint64 {
 	return out
 }
 
-// TestNothingIsDecidedTwiceOrLost runs the simulation: lost and late answers, zombies, crashes, takeovers.
+// TestNothingIsDecidedTwiceOrLost runs the simulation: lost and late answers, zombies, crashes, takeovers, and clocks
+// that are wrong by ten minutes (D12: DTM compares wall clocks, and bears three seconds).
 func TestNothingIsDecidedTwiceOrLost(t *testing.T) {
 	total, committed := 0, 0
 	for _, seed := range seedsToRun() {

@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -211,4 +213,37 @@ func FuzzList(f *testing.F) {
 			t.Errorf("%q: %d %q", query, w.Code, e.Text)
 		}
 	})
+}
+
+// docs/reference/cli.md names every field and code of the API's JSON, and every code has one case.
+func TestTheCommandLinesJSONIsDocumented(t *testing.T) {
+	raw, err := os.ReadFile("../../../docs/reference/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(raw)
+	for _, v := range []any{List{}, Transaction{}, Branch{}, Moment{}, Status{}, MemberStatus{}, engine.Member{}} {
+		for f := range reflect.TypeOf(v).Fields() {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if name != "" && !strings.Contains(page, "`"+name+"`") && !strings.Contains(page, `"`+name+`"`) {
+				t.Errorf("docs/reference/cli.md does not name %s of %T", name, v)
+			}
+		}
+	}
+	codes := []string{"unauthorized", "forbidden", "not_found", "unavailable", "internal"}
+	for c := txn.CodeInvalid; c <= txn.CodeStaleEpoch; c++ {
+		codes = append(codes, c.String())
+	}
+	for _, c := range codes {
+		if c != strings.ToLower(c) || strings.Contains(c, " ") || !strings.Contains(page, "`"+c+"`") {
+			t.Errorf("code %q is not documented, or not in the one case", c)
+		}
+	}
+	for status, want := range map[int]string{401: "unauthorized", 403: "forbidden", 503: "unavailable"} {
+		w := httptest.NewRecorder()
+		Refuse(w, httptest.NewRequest("GET", "/v1/status", nil), status, "no")
+		if e := judge(t, want, w); e.Code != want {
+			t.Errorf("%d: code %q, want %q", status, e.Code, want)
+		}
+	}
 }
