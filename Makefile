@@ -97,6 +97,10 @@ bench-payments: devctl build ## payments on PostgreSQL and MariaDB behind barrie
 	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-payments --db postgres
 	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-payments --db mysql
 
+.PHONY: bench-hot
+bench-hot: devctl ## every payment goes to one merchant: direct, serial batch, buffered, aggregated, sub-accounts
+	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-hot
+
 .PHONY: pgo
 pgo: build ## measure anew what the compiler optimises the coordinator by
 	$(GO) build -o bin/ ./coordinator/bench/cmd/bench-participants ./coordinator/bench/cmd/bench-load
@@ -119,7 +123,7 @@ devctl:
 	@CGO_ENABLED=0 $(GO) build -o bin/devctl ./deploy/dev/devctl
 
 .PHONY: up
-up: devctl ## start private PostgreSQL, MariaDB, Redis and etcd under DIR (.dev)
+up: devctl ## start private PostgreSQL, MariaDB, Redis, etcd and Kafka under DIR (.dev)
 	@bin/devctl up --dir $(DIR)
 
 .PHONY: down

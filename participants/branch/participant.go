@@ -195,6 +195,19 @@ func decode[P any](raw []byte, overGRPC bool) (payload P, err error) {
 	return payload, json.Unmarshal(raw, &payload)
 }
 
+// Call makes one call in this process, at the HTTP path of its function; it is answered as over HTTP: see Status for what an
+// error means.
+func (p *Participant) Call(ctx context.Context, path string, call *barrier.Call, payload []byte) error {
+	o, ok := p.branches[path]
+	if !ok {
+		return fmt.Errorf("%w: no branch is served at %q", errNoBranch, path)
+	}
+	if call.Op != o.op {
+		return fmt.Errorf("%w: %s serves op %s, the call has %s", barrier.ErrInvalid, path, o.op, call.Op)
+	}
+	return p.exec.do(ctx, o, call, payload, false)
+}
+
 // Handler serves the branches over HTTP, the batch protocol at BatchPath and messages' check-back at /query-prepared.
 func (p *Participant) Handler() http.Handler {
 	mux := http.NewServeMux()

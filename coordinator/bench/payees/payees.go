@@ -224,3 +224,16 @@ func Serve(ctx context.Context, all ...Options) error {
 	}
 	return g.Wait()
 }
+
+// Call makes one call in this process, in the style Kit.
+func (p *Payee) Call(ctx context.Context, path string, call *barrier.Call, payload []byte) error {
+	return p.kit.Call(ctx, path, call, payload)
+}
+
+// Post posts buffered accounts at the default rate until ctx ends.
+func (p *Payee) Post(ctx context.Context) error {
+	return ledger.Poster{Ledger: p.ledger, DB: p.db}.Run(ctx)
+}
+
+// Sums reads what went through the database.
+func (p *Payee) Sums(ctx context.Context) (Sums, error) { return p.read(ctx) }

@@ -72,33 +72,42 @@ func (r *Rig) StartPayees(ctx context.Context, p PayeesPlan) (*Payees, error) {
 
 // createDatabase makes an empty database on the server and gives its URL.
 func (r *Rig) createDatabase(ctx context.Context, serverURL string) (string, error) {
+	u, drop, err := CreateDatabase(ctx, serverURL)
+	if err == nil {
+		r.defers(drop)
+	}
+	return u, err
+}
+
+// CreateDatabase makes an empty database on the server and gives its URL and how it is dropped again.
+func CreateDatabase(ctx context.Context, serverURL string) (string, func(context.Context) error, error) {
 	u, err := url.Parse(serverURL)
 	if err != nil {
-		return "", errors.New("the server's URL cannot be parsed")
+		return "", nil, errors.New("the server's URL cannot be parsed")
 	}
 	name := "payees_" + strings.ToLower(rand.Text()[:12])
 	db, _, err := payees.Open(ctx, serverURL)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	defer db.Close()
 	if _, err := db.ExecContext(ctx, "CREATE DATABASE "+name); err != nil {
-		return "", err
+		return "", nil, err
 	}
 	drop := []string{"DROP DATABASE IF EXISTS " + name + " WITH (FORCE)"}
 	if u.Scheme == "mysql" {
 		drop = []string{"DROP DATABASE IF EXISTS " + name, "DROP DATABASE IF EXISTS " + name + "_b"}
 	}
-	r.defers(func(ctx context.Context) error {
+	dropped := func(ctx context.Context) error {
 		db, _, err := payees.Open(ctx, serverURL)
 		if err != nil {
 			return err
 		}
 		defer db.Close()
 		return execAll(ctx, db, drop)
-	})
+	}
 	u.Path = "/" + name
-	return u.String(), nil
+	return u.String(), dropped, nil
 }
 
 func execAll(ctx context.Context, db *sql.DB, stmts []string) error {

@@ -38,6 +38,7 @@ func StartEmbedded(ctx context.Context, dir string) (*Embedded, error) {
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	cfg.LogLevel, cfg.LogOutputs = "fatal", []string{"stderr"}
 	cfg.QuotaBackendBytes = EmbeddedQuotaBytes
+	cfg.BackendBatchInterval, cfg.BackendBatchLimit = time.Second, 50_000
 	cfg.TickMs, cfg.ElectionMs = 50, 500 // one member: nobody else's link is measured by it
 	e, err := startEtcd(ctx, cfg)
 	if err != nil {

@@ -53,7 +53,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var c cli
 	code := -1
 	parser, err := kong.New(&c, kong.Name("devctl"), kong.Writers(stdout, stderr), kong.Exit(func(n int) { code = n }),
-		kong.Description("Private PostgreSQL, MariaDB, Redis and etcd for development and tests."),
+		kong.Description("Private PostgreSQL, MariaDB, Redis, etcd and Kafka for development and tests."),
 		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(out{stdout, stderr}))
 	if err != nil {
 		fmt.Fprintln(stderr, "devctl:", err)
