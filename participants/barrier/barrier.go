@@ -113,7 +113,12 @@ func (b *Barrier) DB() *sql.DB { return b.db }
 
 // Do runs one branch call in one local transaction: fence, barrier rows, then business, whose tx ends with Do's return:
 // business neither commits nor keeps it. An error of business rolls everything back, the barrier rows included, and is
-// returned as it is; it should wrap ErrRefused or ErrOngoing where it means that.
+// returned as it is; it should wrap ErrRefused or ErrOngoing where it means that. business returns each error that the
+// database gives it, unless it set a savepoint before: MySQL ends the transaction at a deadlock, and what is written after
+// one that was passed over stands by itself. Do notices that, and cannot take it back.
+//
+// The transaction is at READ COMMITTED on PostgreSQL, whatever the server's default: a snapshot from before the fence's
+// lock would show the fence as it was. On the others it is at the server's default.
 //
 // The n-th Do on one Call is kept apart from its others by barrier_id n, in the order of the calls: a handler that makes
 // several must make them in the same order each time. Each is a local transaction of its own.
@@ -127,7 +132,7 @@ func (b *Barrier) Do(ctx context.Context, call *Call, business func(tx *sql.Tx) 
 	if err := b.admit(call); err != nil {
 		return Unknown, err
 	}
-	tx, err := b.db.BeginTx(ctx, nil)
+	tx, err := b.begin(ctx)
 	if err != nil {
 		return Unknown, fmt.Errorf("barrier %s: begin: %w", call, err)
 	}
@@ -145,6 +150,9 @@ func (b *Barrier) Do(ctx context.Context, call *Call, business func(tx *sql.Tx) 
 		if err := business(tx); err != nil {
 			return Unknown, err
 		}
+		if err := b.dialect.stands(ctx, tx, m.key, m.op); err != nil {
+			return Unknown, fmt.Errorf("barrier %s: %w", call, err)
+		}
 	}
 	// Repeated wrote nothing but, perhaps, a higher epoch: that counts too.
 	if err := tx.Commit(); err != nil {
@@ -154,6 +162,11 @@ func (b *Barrier) Do(ctx context.Context, call *Call, business func(tx *sql.Tx) 
 	return outcome, nil
 }
 
+// begin begins a local transaction at the isolation level that the fence needs.
+func (b *Barrier) begin(ctx context.Context) (*sql.Tx, error) {
+	return b.db.BeginTx(ctx, b.dialect.isolation())
+}
+
 // QueryPrepared answers a message's check-back: nil if its local part is committed, ErrRefused if it is not and, from
 // now on, cannot be: the answer is written first, and a local part that comes later gets ErrDuplicate. ErrStale as Do.
 func (b *Barrier) QueryPrepared(ctx context.Context, call *Call) error {
@@ -161,7 +174,7 @@ func (b *Barrier) QueryPrepared(ctx context.Context, call *Call) error {
 	if err := b.admit(c); err != nil {
 		return err
 	}
-	tx, err := b.db.BeginTx(ctx, nil)
+	tx, err := b.begin(ctx)
 	if err != nil {
 		return fmt.Errorf("barrier %s: begin: %w", c, err)
 	}

@@ -94,7 +94,7 @@ func (b *Barrier) DoWork(ctx context.Context, within time.Duration, calls []*Cal
 
 // batch does the calls at the indexes in together; an error means that nothing of it stands, or nobody knows.
 func (b *Barrier) batch(ctx context.Context, calls []*Call, together []int, results []Result, work Work) error {
-	tx, err := b.db.BeginTx(ctx, nil)
+	tx, err := b.begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -180,6 +180,9 @@ func (w *batchWork) all(ctx context.Context, run []int, work Work, results []Res
 		if results[i].Err, err = w.run(ctx, func() error { return work.One(i, w.tx) }); err != nil {
 			return err
 		}
+	}
+	if last := w.b.dialect.lastSavepoint(); w.open && last != "" {
+		return w.b.dialect.savepoint(ctx, w.tx, last)
 	}
 	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -95,6 +97,10 @@ func (c *Call) validate() error {
 	}{{"gid", c.Gid, 128}, {"trans_type", c.TransType, 45}, {"branch_id", c.BranchID, 128}, {"op", c.Op, 45}} {
 		if f.value == "" || len(f.value) > f.max {
 			return fmt.Errorf("%w: %s has %d bytes; 1 to %d are possible", ErrInvalid, f.name, len(f.value), f.max)
+		}
+		// A database that cannot store a text, or compares it without its last spaces, would take two calls for one.
+		if !utf8.ValidString(f.value) || strings.ContainsFunc(f.value, unicode.IsControl) || strings.HasSuffix(f.value, " ") {
+			return fmt.Errorf("%w: %s %q: UTF-8 without control characters and without a space at the end is possible", ErrInvalid, f.name, f.value)
 		}
 	}
 	if c.calls > 99 {

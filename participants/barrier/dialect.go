@@ -49,6 +49,13 @@ type dialect interface {
 	enter(ctx context.Context, tx *sql.Tx, locks []lock, members []member) (*facts, error)
 	// forget deletes one row that this transaction has inserted.
 	forget(ctx context.Context, tx *sql.Tx, k key, op string) error
+	// stands is an error if the row that this transaction has inserted is gone, because the server ended the transaction on
+	// its own and does not say so at the commit.
+	stands(ctx context.Context, tx *sql.Tx, k key, op string) error
+	// lastSavepoint ends the savepoint of a batch, where that tells whether the transaction still stands.
+	lastSavepoint() string
+	// isolation is what a transaction begins with.
+	isolation() *sql.TxOptions
 	// savepoint carries out statements on savepoints, separated by ";".
 	savepoint(ctx context.Context, tx *sql.Tx, stmts string) error
 	// retryable says that the whole transaction failed for a reason that may be gone the next time.
@@ -129,6 +136,10 @@ func (g generic) table() string  { return g.tableName }
 func (g generic) fence() string  { return g.fenceName }
 func (g generic) arg(int) string { return "?" }
 
+func (generic) isolation() *sql.TxOptions                          { return nil }
+func (generic) stands(context.Context, *sql.Tx, key, string) error { return nil }
+func (generic) lastSavepoint() string                              { return "" }
+
 func (g generic) timeArg(t time.Time) any { return t.UTC().Format(time.DateTime) }
 
 func (g generic) lockFences(ctx context.Context, tx *sql.Tx, locks []lock, f *facts) error {
@@ -164,8 +175,8 @@ func (g generic) insert(ctx context.Context, tx *sql.Tx, verb, suffix string, m 
 }
 
 // rows reads the branch's rows under the member's barrier_id.
-func (g generic) rows(ctx context.Context, tx *sql.Tx, m *member) (map[string]string, error) {
-	rows, err := tx.QueryContext(ctx, "SELECT op, reason FROM "+g.tableName+" WHERE gid = ? AND branch_id = ? AND barrier_id = ?", m.gid, m.branch, m.barrierID)
+func (g generic) rows(ctx context.Context, tx *sql.Tx, m *member, how string) (map[string]string, error) {
+	rows, err := tx.QueryContext(ctx, "SELECT op, reason FROM "+g.tableName+" WHERE gid = ? AND branch_id = ? AND barrier_id = ?"+how, m.gid, m.branch, m.barrierID)
 	if err != nil {
 		return nil, err
 	}
@@ -181,8 +192,9 @@ func (g generic) rows(ctx context.Context, tx *sql.Tx, m *member) (map[string]st
 	return out, rows.Err()
 }
 
-func (g generic) enterWith(ctx context.Context, tx *sql.Tx, locks []lock, members []member, verb, suffix string, claim func(*member) error) (*facts, error) {
+func (g generic) enterWith(ctx context.Context, tx *sql.Tx, locks []lock, members []member, verb, suffix string, claim func(*member) (bool, error)) (*facts, error) {
 	f := &facts{fences: map[int]fenceRow{}, members: make([]found, len(members))}
+	how := make([]string, len(members))
 	if err := g.lockFences(ctx, tx, locks, f); err != nil {
 		return nil, err
 	}
@@ -197,6 +209,7 @@ func (g generic) enterWith(ctx context.Context, tx *sql.Tx, locks []lock, member
 			}
 		}
 		slices.Sort(steps)
+		claimed := true
 		for _, op := range steps {
 			var err error
 			switch op {
@@ -205,11 +218,15 @@ func (g generic) enterWith(ctx context.Context, tx *sql.Tx, locks []lock, member
 			case m.undone:
 				own.tombstone, err = g.insert(ctx, tx, verb, suffix, m, op)
 			case m.rival:
-				err = claim(m)
+				claimed, err = claim(m)
 			}
 			if err != nil {
 				return nil, err
 			}
+		}
+		// Without a row that both would lock, opposites see each other by locking what they read.
+		if own.tombstone || !claimed {
+			how[i] = g.share
 		}
 	}
 	// All rows are read after all locks are held: the first plain read fixes the snapshot where the database has one per
@@ -219,7 +236,7 @@ func (g generic) enterWith(ctx context.Context, tx *sql.Tx, locks []lock, member
 			continue
 		}
 		var err error
-		if f.members[i].rows, err = g.rows(ctx, tx, &members[i]); err != nil {
+		if f.members[i].rows, err = g.rows(ctx, tx, &members[i], how[i]); err != nil {
 			return nil, err
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 
 	"github.com/go-sql-driver/mysql"
 )
@@ -55,23 +54,33 @@ func (d mysqlDialect) migrate() []string {
 const octal = `(SELECT 0 AS n UNION ALL SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4 UNION ALL SELECT 5 UNION ALL SELECT 6 UNION ALL SELECT 7)`
 
 func (d mysqlDialect) enter(ctx context.Context, tx *sql.Tx, locks []lock, members []member) (*facts, error) {
-	return d.enterWith(ctx, tx, locks, members, "INSERT IGNORE", "", func(m *member) error {
-		if m.rival == "" {
-			return nil
-		}
+	return d.enterWith(ctx, tx, locks, members, "INSERT IGNORE", "", func(m *member) (bool, error) {
 		var id int64
 		err := tx.QueryRowContext(ctx, "SELECT id FROM "+d.tableName+" WHERE gid = ? AND branch_id = ? AND op = ? AND barrier_id = ? FOR UPDATE",
 			m.gid, m.branch, m.rival, m.barrierID).Scan(&id)
 		if errors.Is(err, sql.ErrNoRows) {
-			return nil
+			return false, nil
 		}
-		return err
+		return true, err
 	})
 }
 
+// savepoint releases a savepoint before it sets the next one of that name, although that would take its place: the release
+// fails where a member has passed over a deadlock, which ends the transaction, and what the next one writes would stand by
+// itself.
 func (mysqlDialect) savepoint(ctx context.Context, tx *sql.Tx, stmts string) error {
-	// A savepoint takes the place of the one of the same name.
-	return execEach(ctx, tx, strings.TrimPrefix(stmts, "RELEASE SAVEPOINT member; "))
+	return execEach(ctx, tx, stmts)
+}
+
+func (mysqlDialect) lastSavepoint() string { return "RELEASE SAVEPOINT member" }
+
+func (d mysqlDialect) stands(ctx context.Context, tx *sql.Tx, k key, op string) error {
+	var one int
+	err := tx.QueryRowContext(ctx, "SELECT 1 FROM "+d.tableName+" WHERE gid = ? AND branch_id = ? AND op = ? AND barrier_id = ?", k.gid, k.branch, op, k.barrierID).Scan(&one)
+	if errors.Is(err, sql.ErrNoRows) {
+		return errors.New("the server ended the local transaction, as at a deadlock, and the function went on; what it wrote after that may stand")
+	}
+	return err
 }
 
 // retryable: deadlock, lock wait over, a changed record (MariaDB 11), and what the server did on its own.

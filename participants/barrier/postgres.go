@@ -28,6 +28,12 @@ func (p postgres) table() string    { return p.schema + ".barrier" }
 func (p postgres) fence() string    { return p.schema + ".lockstep_fence" }
 func (p postgres) arg(n int) string { return fmt.Sprintf("$%d", n) }
 
+// isolation: a statement's snapshot is taken after the locks that the statements before it waited for, at this level alone.
+func (postgres) isolation() *sql.TxOptions { return &sql.TxOptions{Isolation: sql.LevelReadCommitted} }
+
+func (postgres) stands(context.Context, *sql.Tx, key, string) error { return nil }
+func (postgres) lastSavepoint() string                              { return "" }
+
 func (postgres) timeArg(t time.Time) any { return t }
 
 func (p postgres) migrate() []string {

@@ -40,7 +40,7 @@ func (d sqliteDialect) migrate() []string {
 }
 
 func (d sqliteDialect) enter(ctx context.Context, tx *sql.Tx, locks []lock, members []member) (*facts, error) {
-	return d.enterWith(ctx, tx, locks, members, "INSERT", " ON CONFLICT (gid, branch_id, op, barrier_id) DO NOTHING", func(*member) error { return nil })
+	return d.enterWith(ctx, tx, locks, members, "INSERT", " ON CONFLICT (gid, branch_id, op, barrier_id) DO NOTHING", func(*member) (bool, error) { return true, nil })
 }
 
 func (sqliteDialect) savepoint(ctx context.Context, tx *sql.Tx, stmts string) error {
