@@ -206,7 +206,7 @@ func TestMembersOfABatch(t *testing.T) {
 		batch := func(op string, f func(ctx context.Context, tx *sql.Tx, t ledger.Transfer) error) []barrier.Result {
 			var calls []*barrier.Call
 			for i := range 12 {
-				gid := fmt.Sprint("g", i)
+				gid := fmt.Sprintf("g%02d", i) // a batch runs its members in this order
 				calls = append(calls, &barrier.Call{TransType: "tcc", Gid: gid, BranchID: "01", Op: op, Fence: barrier.Fence{Slot: barrier.SlotOf(gid), Epoch: 1}})
 			}
 			return guard.DoAll(ctx, 0, calls, func(i int, tx *sql.Tx) error {

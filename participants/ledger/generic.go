@@ -218,7 +218,7 @@ func (w *generic) fold(ctx context.Context, tx *sql.Tx, account string) (bool, e
 		debit, credit, account); err != nil {
 		return false, err
 	}
-	return true, w.drop(ctx, tx, ids)
+	return true, w.drop(ctx, tx, account, ids)
 }
 
 // waiting locks rows of the buffer, those of transactions under way left out.
@@ -243,9 +243,9 @@ func (n names) waiting(ctx context.Context, tx *sql.Tx, account, where string) (
 }
 
 // drop deletes rows of the buffer that waiting has locked.
-func (n names) drop(ctx context.Context, tx *sql.Tx, ids []any) error {
+func (n names) drop(ctx context.Context, tx *sql.Tx, account string, ids []any) error {
 	for chunk := range slices.Chunk(ids, 500) {
-		r, err := tx.ExecContext(ctx, n.q("DELETE FROM {p}buffer WHERE id IN (?"+strings.Repeat(", ?", len(chunk)-1)+")"), chunk...)
+		r, err := tx.ExecContext(ctx, n.q("DELETE FROM {p}buffer WHERE account = ? AND id IN (?"+strings.Repeat(", ?", len(chunk)-1)+")"), append([]any{account}, chunk...)...)
 		if err != nil {
 			return err
 		}

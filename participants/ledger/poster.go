@@ -136,7 +136,7 @@ func (l *Ledger) cut(ctx context.Context, tx *sql.Tx, id string, day int) (int64
 		if err != nil {
 			return 0, err
 		}
-		if err := l.dropSome(ctx, tx, some); err != nil {
+		if err := l.dropSome(ctx, tx, aside, some); err != nil {
 			return 0, err
 		}
 		ids, debit, credit = append(ids, some...), debit+d, credit+c
@@ -156,11 +156,11 @@ func (l *Ledger) cut(ctx context.Context, tx *sql.Tx, id string, day int) (int64
 }
 
 // dropSome is drop for any number.
-func (l *Ledger) dropSome(ctx context.Context, tx *sql.Tx, ids []any) error {
+func (l *Ledger) dropSome(ctx context.Context, tx *sql.Tx, account string, ids []any) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	return l.drop(ctx, tx, ids)
+	return l.drop(ctx, tx, account, ids)
 }
 
 // writeCut moves a day's net amount from the clearing account to the account.

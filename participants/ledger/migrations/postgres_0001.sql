@@ -80,14 +80,13 @@ CREATE TRIGGER entry_is_immutable BEFORE UPDATE OR DELETE ON {p}entry FOR EACH S
 -- next
 -- What insert-only sides have posted and their account's counters do not show yet. day is 0, or yyyymmdd where a day cut posts it.
 CREATE TABLE {p}buffer (
-	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	id bigint GENERATED ALWAYS AS IDENTITY,
 	account text COLLATE "C" NOT NULL,
 	day int NOT NULL,
 	debit bigint NOT NULL CHECK (debit >= 0),
-	credit bigint NOT NULL CHECK (credit >= 0)
+	credit bigint NOT NULL CHECK (credit >= 0),
+	PRIMARY KEY (account, id)
 )
--- next
-CREATE INDEX {i}buffer_account ON {p}buffer (account, day)
 -- next
 -- The entries of a posted transfer, and what its insert-only sides owe their counters.
 CREATE FUNCTION {p}book(p_id text, p_now bigint, p_day int) RETURNS void LANGUAGE plpgsql VOLATILE AS $body$
@@ -207,7 +206,7 @@ DECLARE
 	c bigint;
 BEGIN
 	PERFORM 1 FROM {p}account WHERE id = p_account AND shard = 1 FOR UPDATE;
-	WITH gone AS (DELETE FROM {p}buffer WHERE id IN (SELECT id FROM {p}buffer WHERE account = p_account AND day = 0 LIMIT p_max) RETURNING debit, credit)
+	WITH gone AS (DELETE FROM {p}buffer WHERE account = p_account AND id IN (SELECT id FROM {p}buffer WHERE account = p_account AND day = 0 LIMIT p_max) RETURNING debit, credit)
 		SELECT count(*), coalesce(sum(debit), 0), coalesce(sum(credit), 0) INTO n, d, c FROM gone;
 	IF n > 0 THEN
 		UPDATE {p}account SET debits_posted = debits_posted + d, credits_posted = credits_posted + c WHERE id = p_account AND shard = 1;
