@@ -30,8 +30,8 @@ build: ## bin/lockstep and bin/lockstep-participants
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/lockstep-participants ./participants/cmd/lockstep-participants
 
 .PHONY: demo
-demo: build ## real payments through a coordinator that is killed on the way, counted to the cent
-	@bin/lockstep demo
+demo: build $(if $(DB),devctl) ## real payments through a coordinator that is killed on the way, counted to the cent (DB=postgres or mysql: on a private server)
+	@$(if $(DB),bin/devctl run -- sh -c 'bin/lockstep demo --db "$$LOCKSTEP_TEST_$(if $(filter postgres,$(DB)),POSTGRES,MYSQL)_URL"',bin/lockstep demo)
 
 .PHONY: generate
 generate: ## regenerate what is generated from the code

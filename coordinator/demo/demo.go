@@ -27,6 +27,8 @@ type Config struct {
 	Lockstep, Participants string
 	// Keep leaves the directory with the databases and logs behind.
 	Keep bool
+	// DB is the address of a database for the participants, which must be empty; "" is two SQLite files.
+	DB string
 	// Load is how many payments run in the act under load.
 	Load int
 }
@@ -49,16 +51,17 @@ type demo struct {
 
 // ledger is what the money should be in the end, counted from what the coordinator answered alone.
 type ledger struct {
-	mu      sync.Mutex
-	spent   int64
-	points  int64
-	unknown []string // gids whose answer was not learned: asked again before the count
+	mu       sync.Mutex
+	spent    int64
+	refunded int64
+	points   int64
+	unknown  []string // gids whose answer was not learned: asked again before the count
 }
 
 // Run plays the demo. It returns an error when anything did not go as told, and when the money is off.
 func Run(ctx context.Context, cfg Config) error {
 	d := &demo{cfg: cfg, start: time.Now()}
-	return d.play(ctx, d.open, d.payWithDTM, d.payNative, d.refuse, d.underLoad, d.kill, d.count)
+	return d.play(ctx, d.open, d.payWithDTM, d.payNative, d.payOrders, d.refuse, d.underLoad, d.kill, d.count)
 }
 
 // play plays acts in a directory of its own, and cleans up.
@@ -101,13 +104,13 @@ func merchant(i int) string { return fmt.Sprintf("merchant-%02d", i%merchants) }
 // open starts the processes and opens the accounts.
 func (d *demo) open(ctx context.Context) error {
 	var err error
-	if d.parts, err = startParticipants(ctx, d.cfg.Participants, d.dir); err != nil {
+	if d.coord, err = startCoordinator(ctx, d.cfg.Lockstep, filepath.Join(d.dir, "coordinator"), addresses{"127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"}); err != nil {
+		return err
+	}
+	if d.parts, err = startParticipants(ctx, d.cfg.Participants, d.dir, d.cfg.DB, d.coord.addr.GRPC); err != nil {
 		return err
 	}
 	if d.gate, err = newGate(d.parts.base); err != nil {
-		return err
-	}
-	if d.coord, err = startCoordinator(ctx, d.cfg.Lockstep, filepath.Join(d.dir, "coordinator"), addresses{"127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"}); err != nil {
 		return err
 	}
 	if d.payer, err = startPayer(d.cfg.Participants, filepath.Join(d.dir, "payer.log"), "http://"+d.coord.addr.HTTP+"/api/dtmsvr", d.parts.base); err != nil {
@@ -126,8 +129,15 @@ func (d *demo) open(ctx context.Context) error {
 			return err
 		}
 	}
-	d.tell("a coordinator (pid %d, embedded etcd, synced to disk) and a participant process (pid %d, two SQLite databases behind barriers) run; %d buyers have %s each",
-		d.coord.pid(), d.parts.pid(), buyers, yuan(firstDeposit))
+	if err := d.parts.create(ctx, "article", article, articleStock); err != nil {
+		return err
+	}
+	where := "two SQLite databases"
+	if scheme, _, ok := strings.Cut(d.cfg.DB, ":"); ok {
+		where = "a " + scheme + " database"
+	}
+	d.tell("a coordinator (pid %d, embedded etcd, synced to disk) and a participant process (pid %d, %s behind barriers) run; %d buyers have %s each",
+		d.coord.pid(), d.parts.pid(), where, buyers, yuan(firstDeposit))
 	return nil
 }
 
@@ -294,7 +304,8 @@ func (d *demo) count(ctx context.Context) error {
 		}
 	}
 	total := int64(buyers) * firstDeposit
-	d.tell("the money, counted in the databases: buyers %s + merchants %s = %s; it was %s", yuan(st.Buyer.Balance), yuan(st.Merchant.Posted), yuan(st.Buyer.Balance+st.Merchant.Posted), yuan(total))
+	income := st.Merchant.Posted - st.Merchant.Refunded
+	d.tell("the money, counted in the databases: buyers %s + merchants %s = %s; it was %s", yuan(st.Buyer.Balance), yuan(income), yuan(st.Buyer.Balance+income), yuan(total))
 	d.tell("payments %d, refused %d; still frozen %d; points %d, expected %d", d.made.Load(), d.refused.Load(), st.Open, st.Points.Points, d.want.points)
 	var errs []error
 	check := func(ok bool, format string, args ...any) {
@@ -304,7 +315,8 @@ func (d *demo) count(ctx context.Context) error {
 	}
 	check(len(st.Faults) == 0, "the databases contradict themselves: %v", st.Faults)
 	check(st.Settled, "%d holds are still open", st.Open)
-	check(st.Buyer.Balance+st.Merchant.Posted == total, "%d fen are missing or too many", st.Buyer.Balance+st.Merchant.Posted-total)
+	check(st.Buyer.Balance+income == total, "%d fen are missing or too many", st.Buyer.Balance+income-total)
+	check(st.Merchant.Refunded == d.want.refunded, "%d fen were refunded, the coordinator committed %d", st.Merchant.Refunded, d.want.refunded)
 	check(st.Merchant.Posted == d.want.spent, "merchants got %d fen, the coordinator committed %d", st.Merchant.Posted, d.want.spent)
 	check(st.Points.Points == d.want.points, "%d points were given, %d were due", st.Points.Points, d.want.points)
 	if err := errors.Join(errs...); err != nil {

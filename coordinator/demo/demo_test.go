@@ -43,7 +43,7 @@ func TestDemo(t *testing.T) {
 	if err := Run(ctx, cfg); err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
-	for _, want := range []string{"act 5: ", "SIGKILL", "not a cent is off", "payments 23, refused 2; still frozen 0"} {
+	for _, want := range []string{"act 6: ", "SIGKILL", "not a cent is off", "payments 24, refused 3; still frozen 0"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it does not say %q:\n%s", want, out.String())
 		}

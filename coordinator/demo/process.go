@@ -147,10 +147,12 @@ type participants struct {
 	base string
 }
 
-func startParticipants(ctx context.Context, program, dir string) (*participants, error) {
+func startParticipants(ctx context.Context, program, dir, db, coordinator string) (*participants, error) {
 	port := filepath.Join(dir, "participants.port")
-	p, err := start(program, filepath.Join(dir, "participants.log"), "serve", "--listen", "127.0.0.1:0", "--port-file", port,
-		"--db-buyer", filepath.Join(dir, "buyers.db"), "--db-merchant", filepath.Join(dir, "merchants.db"))
+	if db == "" {
+		db = "sqlite:" + dir
+	}
+	p, err := start(program, filepath.Join(dir, "participants.log"), "serve", "--listen", "127.0.0.1:0", "--port-file", port, "--db", db, "--coordinator", coordinator)
 	if err != nil {
 		return nil, err
 	}
@@ -196,7 +198,8 @@ type state struct {
 		Balance int64 `json:"balance"`
 	} `json:"buyer"`
 	Merchant struct {
-		Posted int64 `json:"posted"`
+		Posted   int64 `json:"posted"`
+		Refunded int64 `json:"refunded"`
 	} `json:"merchant"`
 	Points struct {
 		Points int64 `json:"points"`
