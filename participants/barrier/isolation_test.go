@@ -200,8 +200,9 @@ func TestBatchThatWaitsTooLongIsDoneOneByOne(t *testing.T) {
 // its call, or the batch it is in, look done.
 func TestDeadlockThatBusinessPassesOver(t *testing.T) {
 	onServers(t, func(t *testing.T, d barrier.Dialect) {
-		for _, n := range []int{1, 3} { // alone, and in the middle of a batch
-			t.Run(fmt.Sprint(n), func(t *testing.T) {
+		for _, at := range [][2]int{{0, 1}, {1, 3}, {2, 3}} { // alone, amid a batch, and its last
+			hit, n := at[0], at[1]
+			t.Run(fmt.Sprintf("member %d of %d", hit, n), func(t *testing.T) {
 				c := newCounter(t, d)
 				moneyTable(t, c, 5)
 				if d == barrier.PostgreSQL { // it is who waits longest that looks for deadlocks there
@@ -216,7 +217,7 @@ func TestDeadlockThatBusinessPassesOver(t *testing.T) {
 				ran := runs{}
 				results := c.b.DoAll(t.Context(), bounded, calls, func(i int, tx *sql.Tx) error {
 					ran[i]++
-					if i != n/2 || ran[i] > 1 {
+					if i != hit || ran[i] > 1 {
 						return add(c, i)(tx)
 					}
 					if err := add(c, 3)(tx); err != nil {

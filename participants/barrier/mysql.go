@@ -26,7 +26,7 @@ func (d mysqlDialect) migrate() []string {
 	return []string{
 		`CREATE DATABASE IF NOT EXISTS ` + d.schema + ` DEFAULT CHARACTER SET utf8mb4`,
 		// utf8mb4_bin: gids that differ in case alone are different gids. NOT NULL, unlike DTM's own: only then is the key
-		// unique to InnoDB, which locks the gaps beside a row otherwise, and repeats of one confirm in a deadlock.
+		// unique to InnoDB, which otherwise locks the gaps beside the row that it looks for.
 		`CREATE TABLE IF NOT EXISTS ` + d.tableName + ` (
 			id bigint(22) PRIMARY KEY AUTO_INCREMENT,
 			trans_type varchar(45) NOT NULL DEFAULT '',
