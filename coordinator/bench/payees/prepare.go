@@ -18,6 +18,7 @@ type Plan struct {
 	Mode    ledger.Mode // of the numbered accounts; the zero Mode is the ledger's default
 	Shards  int         // of the mode Split
 	Deposit int64       // each one's first balance in minor units
+	Entries int         // of old payments, made by a loader (PostgreSQL)
 }
 
 // Prepare makes the tables and accounts of a database that is empty.
@@ -49,6 +50,9 @@ func Prepare(ctx context.Context, rawURL string, plan Plan) error {
 			return err
 		}
 	}
+	if err := fill(ctx, db, plan); err != nil {
+		return fmt.Errorf("fill the ledger: %w", err)
+	}
 	if plan.Deposit == 0 {
 		return nil
 	}
@@ -64,6 +68,33 @@ func Prepare(ctx context.Context, rawURL string, plan Plan) error {
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// fill writes entries of old payments that moved nothing on balance: each of the numbered accounts paid and was paid back.
+// They stand where real ones would, with their transfers, gids and times of a year.
+func fill(ctx context.Context, db *sql.DB, plan Plan) error {
+	const perStmt = 100_000
+	for from := 0; from < plan.Entries/2; from += perStmt {
+		to := min(from+perStmt, plan.Entries/2) - 1
+		for _, stmt := range []string{
+			`INSERT INTO ledger_transfer (id, leg, legs, kind, state, digest, gid, branch, of_id, debit, debit_shard, credit, credit_shard, amount, currency, total, created_us, settled_us)
+				SELECT 'ls1old' || lpad(i::text, 19, '0') || ':01', 0, 1, 'hold', 'posted', md5(i::text) || md5(i::text), 'ls1old' || lpad(i::text, 19, '0'), '01', '',
+					$3 || '-' || lpad((i % $4)::text, 6, '0'), 0, $3 || '-' || lpad((i % $4)::text, 6, '0'), 0, 7, 'CNY', 7, 1700000000000000 + i * 3000000, 1700000000000000 + i * 3000000
+				FROM generate_series($1::bigint, $2::bigint) AS i`,
+			`INSERT INTO ledger_entry (transfer_id, leg, direction, account, amount, currency, gid, branch, posted_us, balance_after)
+				SELECT 'ls1old' || lpad(i::text, 19, '0') || ':01', 0, d, $3 || '-' || lpad((i % $4)::text, 6, '0'), 7, 'CNY', 'ls1old' || lpad(i::text, 19, '0'), '01', 1700000000000000 + i * 3000000, 0
+				FROM generate_series($1::bigint, $2::bigint) AS i, (VALUES ('debit'), ('credit')) AS s (d)`,
+		} {
+			if _, err := db.ExecContext(ctx, stmt, from, to, plan.Kind, plan.N); err != nil {
+				return err
+			}
+		}
+	}
+	if plan.Entries > 0 {
+		_, err := db.ExecContext(ctx, "VACUUM ANALYZE ledger_transfer, ledger_entry")
+		return err
 	}
 	return nil
 }

@@ -31,21 +31,30 @@ type options struct {
 	dir, binDir, envOfURL string
 	check                 bool
 	only                  string
-	conns                 int
+	conns, fill           int
 }
 
 // turn is one of the three ways to pay.
 type turn struct {
 	name, contender, api, style string
 	atLeast                     float64 // in multiples of DTM; 0 is not promised
+	filled                      bool    // between ledgers that hold many entries already
+}
+
+// growth are the two turns of --fill: the same payments with many entries present as with none.
+func growth(entries int) []turn {
+	return []turn{
+		{name: "native, batches, empty ledgers", contender: rig.Lockstep, api: load.PayNative, style: payees.Kit},
+		{name: fmt.Sprintf("native, batches, %d entries present", entries), contender: rig.Lockstep, api: load.PayNative, style: payees.Kit, atLeast: 0.9, filled: true},
+	}
 }
 
 func turns(db string) []turn {
 	dtm := map[string]string{"postgres": rig.DTMPostgres, "mysql": rig.DTMMariaDB}[db]
 	t := []turn{
-		{"DTM, its SDK and barrier", dtm, load.PayDTM, payees.DTM, 0},
-		{"Lockstep, DTM's SDK, the same participants", rig.Lockstep, load.PayDTM, payees.DTM, 2},
-		{"Lockstep, native, batches", rig.Lockstep, load.PayNative, payees.Kit, 5},
+		{name: "DTM, its SDK and barrier", contender: dtm, api: load.PayDTM, style: payees.DTM},
+		{name: "Lockstep, DTM's SDK, the same participants", contender: rig.Lockstep, api: load.PayDTM, style: payees.DTM, atLeast: 2},
+		{name: "Lockstep, native, batches", contender: rig.Lockstep, api: load.PayNative, style: payees.Kit, atLeast: 5},
 	}
 	if db != "postgres" { // the promise is for PostgreSQL
 		for i := range t {
@@ -65,6 +74,7 @@ func main() {
 	flag.DurationVar(&o.warmUp, "warm-up", 2*time.Second, "load before each window")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where the run's files go; must be on a disk")
 	flag.StringVar(&o.binDir, "bin", "", "where the other binaries are (default: bin/ of the module, built first)")
+	flag.IntVar(&o.fill, "fill", 0, "compare ledgers with so many entries, half with the buyers and half with the merchants, to empty ones (PostgreSQL)")
 	flag.IntVar(&o.conns, "conns", 8, "the participants' connections to each database")
 	flag.StringVar(&o.only, "only", "", "one way alone: dtm, wire or native")
 	flag.BoolVar(&o.check, "check", false, "exit with 1 when a target is missed")
@@ -97,19 +107,34 @@ func run(ctx context.Context, o options) (err error) {
 	if i := slices.Index([]string{"dtm", "wire", "native"}, o.only); i >= 0 {
 		ways = ways[i : i+1]
 	}
+	if o.fill > 0 {
+		if o.db != "postgres" {
+			return errors.New("--fill is for PostgreSQL")
+		}
+		ways = growth(o.fill)
+	}
 	contenders := map[string]*rig.Contender{}
-	places := map[string]*rig.Payees{}
+	type place struct {
+		style  string
+		filled bool
+	}
+	places := map[place]*rig.Payees{}
 	for _, w := range ways {
 		if contenders[w.contender] == nil {
 			if contenders[w.contender], err = r.Start(ctx, w.contender); err != nil {
 				return fmt.Errorf("start %s: %w", w.contender, err)
 			}
 		}
-		if places[w.style] == nil {
-			if places[w.style], err = r.StartPayees(ctx, rig.PayeesPlan{
+		at := place{w.style, w.filled}
+		if places[at] == nil {
+			fill := 0
+			if w.filled {
+				fill = o.fill / 2
+			}
+			if places[at], err = r.StartPayees(ctx, rig.PayeesPlan{
 				Style: w.style, Args: []string{"-conns", strconv.Itoa(o.conns)}, ServerURL: os.Getenv(o.envOfURL),
-				Buyers:    payees.Plan{Kind: "buyer", N: o.n, Deposit: 1 << 40},
-				Merchants: payees.Plan{Kind: "merchant", N: o.n},
+				Buyers:    payees.Plan{Kind: "buyer", N: o.n, Deposit: 1 << 40, Entries: fill},
+				Merchants: payees.Plan{Kind: "merchant", N: o.n, Entries: fill},
 			}); err != nil {
 				return err
 			}
@@ -118,7 +143,7 @@ func run(ctx context.Context, o options) (err error) {
 	samples := make([][]rig.Sample, len(ways))
 	for round := range o.rounds {
 		for i, w := range ways {
-			s, err := r.MeasurePayments(ctx, contenders[w.contender], w.api, places[w.style], load.Plan{Clients: o.clients, WarmUp: o.warmUp, Duration: o.round})
+			s, err := r.MeasurePayments(ctx, contenders[w.contender], w.api, places[place{w.style, w.filled}], load.Plan{Clients: o.clients, WarmUp: o.warmUp, Duration: o.round})
 			if err != nil {
 				return fmt.Errorf("%s: %w", w.name, err)
 			}
