@@ -87,7 +87,7 @@ func TestAParticipantThatIsDownForAnHour(t *testing.T) {
 	if alerts.Load() == 0 {
 		t.Error("the webhook was not called")
 	}
-	if out := c.cli("tx", "list", "--stuck"); !strings.Contains(out, "hour") || !strings.Contains(out, "next: lockstep tx show hour") {
+	if out := c.cli("tx", "list", "--stuck"); !strings.Contains(out, "hour") || !strings.Contains(out, "next: lockstep tx show --admin-addr "+c.addr.Admin+" hour") {
 		t.Errorf("tx list --stuck:\n%s", out)
 	}
 	eventually(t, 5*time.Second, "the metric shows it", func() bool { return c.metric("lockstep_transactions_stuck") == 1 })

@@ -23,6 +23,7 @@ func (r *Runner) Do(ctx context.Context, req Request) (Reply, error) {
 			return Reply{}, ErrStopping
 		}
 		changed := r.changedChan()
+		began := time.Now()
 		rep, err := r.try(ctx, n, req)
 		if !errors.Is(err, ErrNotHolder) {
 			return rep, err
@@ -31,6 +32,9 @@ func (r *Runner) Do(ctx context.Context, req Request) (Reply, error) {
 			return rep, err
 		}
 		req.Resent = true // whoever had it may have carried it out before the slot moved on
+		if time.Since(began) > time.Second {
+			deadline = time.Now().Add(r.cfg.RouteTimeout) // a holder had it until now: the search begins anew
+		}
 		left := time.Until(deadline)
 		if left <= 0 {
 			return Reply{}, fmt.Errorf("%w (slot %d)", ErrUnavailable, n)

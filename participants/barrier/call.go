@@ -53,6 +53,17 @@ func rivalOf(op string) string {
 	return ""
 }
 
+// opposites returns the operations that contradict op.
+func opposites(op string) []string {
+	switch {
+	case undoes(op) != "":
+		return []string{OpConfirm, OpCommit}
+	case rivalOf(op) != "":
+		return []string{OpCancel, OpRollback}
+	}
+	return nil
+}
+
 // coordinatorOnly says whether nobody but a coordinator makes such a call. DTM's clients make tries, a workflow's steps
 // in both directions, and a message's local part themselves, and know no epoch.
 func coordinatorOnly(transType, op string) bool {

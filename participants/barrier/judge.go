@@ -6,14 +6,35 @@ import (
 )
 
 // admit refuses what no database needs to be asked about.
-func (b *Barrier) admit(call *Call) error {
+func (b *Barrier) admit(call *Call) error { return call.admit(b.options.AllowUnfenced) }
+
+func (call *Call) admit(allowUnfenced bool) error {
 	if err := call.validate(); err != nil {
 		return err
 	}
-	if !call.Fence.given() && coordinatorOnly(call.TransType, call.Op) && !b.options.AllowUnfenced {
+	if !call.Fence.given() && coordinatorOnly(call.TransType, call.Op) && !allowUnfenced {
 		return fmt.Errorf("%w: barrier %s: a %s comes from a coordinator and carries Lockstep-Slot and Lockstep-Epoch", ErrUnfenced, call, call.Op)
 	}
 	return nil
+}
+
+// Entry is what the barrier of another store needs to know of one barrier call.
+type Entry struct {
+	BarrierID string   // 01, 02 …: which of the handler's calls it is
+	Undone    string   // the op whose row this one writes too, if it is not there; "" if none
+	Rival     string   // the op whose row this op and its opposites take turns on; "" if none
+	Opposites []string // the ops of which none may have been here
+	Fences    []Fence  // what the call is checked against, its transaction's first; epoch 0 where it carries none
+}
+
+// Enter counts a barrier call on c, as Do does, and checks all that no database needs to be asked about. Errors:
+// ErrInvalid, ErrUnfenced. It is for barriers of other stores, such as package redisbarrier.
+func (c *Call) Enter(allowUnfenced bool) (Entry, error) {
+	c.calls++
+	if err := c.admit(allowUnfenced); err != nil {
+		return Entry{}, err
+	}
+	return Entry{fmt.Sprintf("%02d", c.calls), undoes(c.Op), rivalOf(c.Op), opposites(c.Op), c.fences()}, nil
 }
 
 // fences are those that a call is checked against: of its transaction and, where it is another one, of its account.
@@ -83,7 +104,7 @@ func (b *Barrier) judge(call *Call, m *member, f *facts, own *found) (Outcome, e
 	case call.Op == OpMsg: // not first
 		return Unknown, fmt.Errorf("%w: barrier %s: the message was prepared before or has been decided", ErrDuplicate, call)
 	case m.undone != "":
-		for _, op := range []string{OpConfirm, OpCommit} {
+		for _, op := range opposites(call.Op) {
 			if _, ok := own.rows[op]; ok {
 				return Unknown, fmt.Errorf("%w: barrier %s: %s of this branch has been here", ErrContradiction, call, op)
 			}
@@ -92,7 +113,7 @@ func (b *Barrier) judge(call *Call, m *member, f *facts, own *found) (Outcome, e
 			return Empty, nil
 		}
 	case m.rival != "":
-		for _, op := range []string{OpCancel, OpRollback} {
+		for _, op := range opposites(call.Op) {
 			if _, ok := own.rows[op]; ok {
 				return Unknown, fmt.Errorf("%w: barrier %s: found the tombstone of a %s", ErrContradiction, call, op)
 			}

@@ -97,8 +97,9 @@ func (v *Inventory) Expire(ctx context.Context, db *sql.DB, limit int) (int, err
 
 // State is a look at all articles.
 type State struct {
-	Articles                       []Article `json:"articles"` // by sku
-	OpenHolds, HeldItems, SoldSums int64     `json:"-"`
+	Articles            []Article `json:"articles"`   // by sku
+	OpenHolds           int64     `json:"open_holds"` // of payments
+	HeldItems, SoldSums int64     `json:"-"`
 }
 
 // Article is one article's numbers.
@@ -127,7 +128,7 @@ func (v *Inventory) Read(ctx context.Context, db *sql.DB) (State, error) {
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return s, err
 	}
-	err = db.QueryRowContext(ctx, `SELECT count(CASE WHEN state = 'held' THEN 1 END), coalesce(sum(CASE WHEN state = 'held' THEN n END), 0),
+	err = db.QueryRowContext(ctx, `SELECT count(CASE WHEN state = 'held' AND holder NOT LIKE 'order:%' THEN 1 END), coalesce(sum(CASE WHEN state = 'held' THEN n END), 0),
 		coalesce(sum(CASE WHEN state = 'sold' THEN n END), 0) FROM inventory_hold`).Scan(&s.OpenHolds, &s.HeldItems, &s.SoldSums)
 	return s, err
 }

@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 func sleeper(t *testing.T, args ...string) (*exec.Cmd, record) {
 	t.Helper()
 	cmd := exec.Command("/bin/sh", args...)
+	if _, err := cmd.StdinPipe(); err != nil { // one that reads waits for as long as the test runs
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -282,7 +282,7 @@ func (s *service) read(ctx context.Context) (st state, err error) {
 	if st.Messages, err = s.shops.Messages(ctx, db); err != nil {
 		return st, err
 	}
-	st.Open = st.Buyer.OpenHolds + st.Merchant.OpenBookings
+	st.Open = st.Buyer.OpenHolds + st.Merchant.OpenBookings + st.Inventory.OpenHolds
 	st.Settled = st.Open == 0
 	st.Faults = []string{}
 	for _, f := range [][]string{st.Buyer.Faults(), st.Merchant.Faults(), st.Points.Faults(), st.Inventory.Faults()} {
