@@ -65,7 +65,7 @@ func TestBatchIsAsOneByOne(t *testing.T) {
 	batch := []member{
 		{"tcc", "new", "try", 1, ""}, {"tcc", "tried", "confirm", 1, ""}, {"tcc", "tried2", "cancel", 1, ""},
 		{"tcc", "done", "confirm", 1, ""}, {"tcc", "gone", "confirm", 1, ""}, {"tcc", "empty", "try", 1, ""},
-		{"tcc", "never", "cancel", 1, ""}, {"tcc", "{high}y", "try", 8, ""}, {"tcc", "{high}z", "try", 10, ""},
+		{"tcc", "never", "cancel", 1, ""}, {"tcc", "{high}y", "try", 8, ""}, {"tcc", "{high}w", "cancel", 8, ""}, {"tcc", "{high}z", "try", 10, ""},
 		{"tcc", "bare", "confirm", 0, ""}, {"", "untyped", "try", 1, ""}, {"workflow", "w", "rollback", 1, ""},
 		{"tcc", "poor", "try", 1, "refused"}, {"tcc", "broken", "try", 1, "sql"}, {"tcc", "bad cancel", "cancel", 1, "sql"}, {"tcc", "later", "try", 1, ""},
 		{"msg", "m", "msg", 0, ""}, {"tcc", "odd", "somebody's own op", 1, ""},
