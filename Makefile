@@ -101,10 +101,9 @@ bench-payments: devctl build ## payments on PostgreSQL and MariaDB behind barrie
 bench-hot: devctl ## every payment goes to one merchant: direct, serial batch, buffered, aggregated, sub-accounts
 	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-hot
 
-.PHONY: pgo
-pgo: build ## measure anew what the compiler optimises the coordinator by
-	$(GO) build -o bin/ ./coordinator/bench/cmd/bench-participants ./coordinator/bench/cmd/bench-load
-	coordinator/bench/pgo.sh bin coordinator/cmd/lockstep/default.pgo
+.PHONY: bench-payments-growth
+bench-payments-growth: devctl build ## the same payments with ten million ledger entries present as with none
+	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-payments --db postgres --fill 10000000
 
 .PHONY: bench-recovery
 bench-recovery: devctl build ## 100,000 open transactions, SIGKILL, restart
