@@ -314,23 +314,24 @@ func (c counter) killConnectionOf(t *testing.T, tx *sql.Tx) error {
 
 // Rule: calls whose identity differs in anything are different calls, or cannot be.
 func TestIdentitiesThatAreAlmostEqual(t *testing.T) {
-	onEach(t, func(t *testing.T, d barrier.Dialect) {
-		c := newCounter(t, d)
-		n := 0
-		for _, gid := range []string{"g", "G", "g ", " g", "gg", "ɡ", "g\u0301", "ǵ", "ß", "ss", "g\x00", "g\xff", "g\xffx", "g\t", "g\n", "g%", "g_", "g'", `g"`, `g\`, "g{}", strings.Repeat("g", 128), strings.Repeat("g", 127) + "h", strings.Repeat("g", 129)} {
-			for _, branch := range []string{"01", "1", "01 "} {
-				one := call("tcc", gid, "try", 1)
-				one.BranchID = branch
-				got, err := c.b.Do(t.Context(), one, c.effect("try"))
-				if err == nil && got == barrier.Done {
-					n++
-				} else if !errors.Is(err, barrier.ErrInvalid) {
-					t.Errorf("gid %q branch %q: %s, %v", gid, branch, got, err)
-				}
+	onEach(t, func(t *testing.T, d barrier.Dialect) { almostEqual(t, newCounter(t, d)) })
+}
+
+func almostEqual(t *testing.T, c counter) {
+	n := 0
+	for _, gid := range []string{"g", "G", "g ", " g", "gg", "ɡ", "g\u0301", "ǵ", "ß", "ss", "g\x00", "g\xff", "g\xffx", "g\t", "g\n", "g%", "g_", "g'", `g"`, `g\`, "g{}", strings.Repeat("g", 128), strings.Repeat("g", 127) + "h", strings.Repeat("g", 129)} {
+		for _, branch := range []string{"01", "1", "01 "} {
+			one := call("tcc", gid, "try", 1)
+			one.BranchID = branch
+			got, err := c.b.Do(t.Context(), one, c.effect("try"))
+			if err == nil && got == barrier.Done {
+				n++
+			} else if !errors.Is(err, barrier.ErrInvalid) {
+				t.Errorf("gid %q branch %q: %s, %v", gid, branch, got, err)
 			}
 		}
-		if got := c.effects(t, "try"); got != n || c.rows(t) != n || n < 30 {
-			t.Errorf("%d effects and %d rows of %d calls", got, c.rows(t), n)
-		}
-	})
+	}
+	if got := c.effects(t, "try"); got != n || c.rows(t) != n || n < 30 {
+		t.Errorf("%d effects and %d rows of %d calls", got, c.rows(t), n)
+	}
 }

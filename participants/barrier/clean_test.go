@@ -7,6 +7,8 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -99,6 +101,58 @@ func TestCleaningOfUntimedRows(t *testing.T) {
 		done, err := c.b.Clean(ctx, o)
 		if n := c.rows(t); err != nil || done != (barrier.Cleaned{Untimed: 5}) || n != 2 {
 			t.Errorf("%+v, %v, %d rows left", done, err, n)
+		}
+	})
+}
+
+// deadlock says that the call is to be repeated: on MySQL two inserts of a row that a third is just deleting deadlock.
+func deadlock(err error) bool { return strings.Contains(err.Error(), "Deadlock") }
+
+// Rule (G5): repeats that race with a cleaning whose floors rise are refused or repeated, and never run again.
+func TestCleaningRacesWithRepeats(t *testing.T) {
+	onEach(t, func(t *testing.T, d barrier.Dialect) {
+		p := freshPlace(t, d)
+		start := time.UnixMilli(1_790_000_000_000)
+		o := barrier.Options{GidTime: gidTime}
+		const gids = 60
+		var all []string
+		for i := range gids {
+			all = append(all, gidAt(start.Add(time.Duration(i)*time.Minute), i%3))
+		}
+		var wg sync.WaitGroup
+		for range 3 {
+			c := p.open(t, o)
+			wg.Go(func() {
+				for n := range gids { // each gid several times, while the floors pass it
+					for _, gid := range all[max(0, n-6) : n+1] {
+						got, err := c.b.Do(context.WithoutCancel(t.Context()), call("tcc", gid, "try", 1), p.effect(gid))
+						if err != nil && !errors.Is(err, barrier.ErrRefused) && !deadlock(err) {
+							t.Errorf("%s: %s, %v", gid, got, err)
+						}
+					}
+				}
+			})
+		}
+		cleaner := p.open(t, o)
+		wg.Go(func() {
+			for n := range gids {
+				floor := start.Add(time.Duration(n) * time.Minute)
+				if _, err := cleaner.b.Clean(context.WithoutCancel(t.Context()), barrier.CleanOptions{
+					Now: func() time.Time { return floor.Add(24 * time.Hour) }, Batch: 7,
+					Floors: func(context.Context) (map[int]int64, error) {
+						ms := floor.UnixMilli()
+						return map[int]int64{0: ms, 1: ms, 2: ms}, nil
+					},
+				}); err != nil && !deadlock(err) {
+					t.Errorf("clean: %v", err)
+				}
+			}
+		})
+		wg.Wait()
+		for _, gid := range all {
+			if n := cleaner.effects(t, gid); n > 1 {
+				t.Errorf("%s ran %d times", gid, n)
+			}
 		}
 	})
 }

@@ -40,6 +40,15 @@ func (d mysqlDialect) migrate() []string {
 			KEY (create_time),
 			KEY (update_time),
 			UNIQUE KEY (gid, branch_id, op, barrier_id)) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin`,
+		// A table that DTM's script has made takes gids that differ in case for one: it is changed, once.
+		`SET @lockstep_change = (SELECT IF(count(*) = 0, 'DO 0', 'ALTER TABLE ` + d.tableName + `
+			MODIFY gid varchar(128) COLLATE utf8mb4_bin NOT NULL DEFAULT '''', MODIFY branch_id varchar(128) COLLATE utf8mb4_bin NOT NULL DEFAULT '''',
+			MODIFY op varchar(45) COLLATE utf8mb4_bin NOT NULL DEFAULT '''', MODIFY barrier_id varchar(45) COLLATE utf8mb4_bin NOT NULL DEFAULT ''''')
+			FROM information_schema.columns WHERE table_schema = '` + d.schema + `' AND table_name = 'barrier'
+			AND column_name IN ('gid', 'branch_id', 'op', 'barrier_id') AND (collation_name <> 'utf8mb4_bin' OR is_nullable = 'YES'))`,
+		`PREPARE lockstep_change FROM @lockstep_change`,
+		`EXECUTE lockstep_change`,
+		`DEALLOCATE PREPARE lockstep_change`,
 		`CREATE TABLE IF NOT EXISTS ` + d.fenceName + ` (
 			slot int PRIMARY KEY CHECK (slot BETWEEN 0 AND 1023),
 			epoch bigint NOT NULL DEFAULT 1 CHECK (epoch >= 1),

@@ -234,6 +234,9 @@ func TestBusinessIsRefusedBeforeAnythingIsWritten(t *testing.T) {
 	if got, err := work("g1", "try", redisbarrier.Freeze(account, 1)); !errors.Is(err, barrier.ErrRefused) {
 		t.Fatal("a missing account:", got, err)
 	}
+	if got, err := work("g1", "try", redisbarrier.Work{Changes: []redisbarrier.Change{{Key: account, Field: redisbarrier.Available, By: 1}}}); !errors.Is(err, barrier.ErrRefused) {
+		t.Fatal("a credit to a missing account:", got, err)
+	}
 	f.client.HSet(ctx, account, redisbarrier.Available, 100)
 	for n, want := range []barrier.Outcome{barrier.Done, barrier.Repeated} {
 		if got, err := work("g2", "try", redisbarrier.Freeze(account, 70)); got != want || err != nil {
