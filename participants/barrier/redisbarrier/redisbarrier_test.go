@@ -52,11 +52,17 @@ func open(t *testing.T, o redisbarrier.Options) fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
 	f := fixture{name: fmt.Sprintf("t%d.%d.", os.Getpid(), fixtures.Add(1)), client: c}
-	if o.Prefix == "" {
-		o.Prefix = f.name
-	}
+	o.Prefix = f.name
+	t.Cleanup(func() {
+		var fences []string
+		for n := range barrier.SlotCount {
+			fences = append(fences, fmt.Sprintf("%s:fence:%d", o.Prefix, n))
+		}
+		if err := errors.Join(c.Unlink(context.Background(), fences...).Err(), c.Close()); err != nil {
+			t.Error(err)
+		}
+	})
 	for range 2 {
 		if err := redisbarrier.Migrate(t.Context(), c, o); err != nil {
 			t.Fatal(err)
@@ -419,7 +425,7 @@ func TestExpiryAndCleaning(t *testing.T) {
 	if ttl := f.client.TTL(ctx, f.name+"untimed-01-try-01").Val(); ttl < 30*24*time.Hour-time.Minute || ttl > 30*24*time.Hour {
 		t.Errorf("an untimed mark expires in %s", ttl)
 	}
-	o := barrier.CleanOptions{Batch: 2, Now: func() time.Time { return now }, Floors: func(context.Context) (map[int]int64, error) {
+	o := barrier.CleanOptions{Batch: 20, Now: func() time.Time { return now }, Floors: func(context.Context) (map[int]int64, error) {
 		ms, _ := gidTime(unfinished)
 		return map[int]int64{1: ms, 3: now.UnixMilli()}, nil
 	}}
