@@ -123,7 +123,9 @@ func (c *cleaning) forget(ctx context.Context, gids []string) error {
 	if err := c.raise(ctx, raise); err != nil {
 		return err
 	}
-	return c.inTx(ctx, func(tx *sql.Tx) error {
+	deleted := 0
+	err := c.inTx(ctx, func(tx *sql.Tx) error {
+		deleted = 0
 		for _, gid := range gids {
 			r, err := tx.ExecContext(ctx, "DELETE FROM "+c.b.dialect.table()+" WHERE gid = "+c.b.dialect.arg(1), gid)
 			if err != nil {
@@ -133,10 +135,14 @@ func (c *cleaning) forget(ctx context.Context, gids []string) error {
 			if err != nil {
 				return err
 			}
-			c.done.Timed += int(n)
+			deleted += int(n)
 		}
 		return nil
 	})
+	if err == nil {
+		c.done.Timed += deleted
+	}
+	return err
 }
 
 // raise raises floors, under the exclusive locks of their slots: a call that has passed the old floor has ended by then.
@@ -221,8 +227,18 @@ func (c *cleaning) untimed(ctx context.Context) error {
 	}
 }
 
+// inTx runs f in a transaction, a few times if it falls to a deadlock with the calls: f may run again.
 func (c *cleaning) inTx(ctx context.Context, f func(tx *sql.Tx) error) error {
-	tx, err := c.b.db.BeginTx(ctx, nil)
+	for attempt := 1; ; attempt++ {
+		err := c.once(ctx, f)
+		if err == nil || attempt == 5 || ctx.Err() != nil || !c.b.dialect.retryable(err) {
+			return err
+		}
+	}
+}
+
+func (c *cleaning) once(ctx context.Context, f func(tx *sql.Tx) error) error {
+	tx, err := c.b.begin(ctx)
 	if err != nil {
 		return err
 	}

@@ -7,8 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
+	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"slices"
@@ -486,6 +489,82 @@ func TestConcurrentCalls(t *testing.T) {
 		}
 		if n["confirm"]+n["cancel"] != 1 || f.effects(t, gid+"cancel") > f.effects(t, gid+"try") {
 			t.Errorf("%s: %v", gid, n)
+		}
+	}
+}
+
+// proxy forwards connections to addr; once armed, it lets one request through and drops the connection instead of giving
+// its answer.
+func proxy(t *testing.T, addr string) (at string, armed *atomic.Bool) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	armed = new(atomic.Bool)
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return // closed
+			}
+			out, err := net.Dial("tcp", addr)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			go func() { _, _ = io.Copy(out, in); out.Close() }()
+			go func() {
+				defer in.Close()
+				answer := make([]byte, 1<<16)
+				for {
+					n, err := out.Read(answer)
+					if err != nil || armed.CompareAndSwap(true, false) {
+						return
+					}
+					if _, err := in.Write(answer[:n]); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return l.Addr().String(), armed
+}
+
+// Rule (G5): where the answer is lost after the script has run, the call is unknown, and its repeat runs nothing.
+func TestAnswerThatIsLost(t *testing.T) {
+	f := open(t, redisbarrier.Options{})
+	u, err := url.Parse(redisURL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var armed *atomic.Bool
+	u.Host, armed = proxy(t, u.Host)
+	c, err := redisbarrier.Open(t.Context(), u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b, err := redisbarrier.New(c, redisbarrier.Options{Prefix: f.name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.do(t, call("tcc", "warm", "try", 1), barrier.Done, nil, 1) // the script is known to the server
+	for i, s := range []struct {
+		transType, op string
+		again         barrier.Outcome
+		err           error
+	}{{"tcc", "try", barrier.Repeated, nil}, {"tcc", "confirm", barrier.Repeated, nil}, {"msg", "msg", barrier.Unknown, barrier.ErrDuplicate}} {
+		one := func() *barrier.Call { return call(s.transType, fmt.Sprint(f.name, s.op), s.op, 1) }
+		effect := fmt.Sprint("lost", i)
+		armed.Store(true)
+		if got, err := b.Do(t.Context(), one(), f.effect(effect)); err == nil || errors.Is(err, barrier.ErrDuplicate) || errors.Is(err, barrier.ErrRefused) {
+			t.Errorf("%s whose answer is lost: %s, %v", s.op, got, err)
+		}
+		if got, err := b.Do(t.Context(), one(), f.effect(effect)); got != s.again || !errors.Is(err, s.err) || f.effects(t, effect) != 1 {
+			t.Errorf("%s again: %s, %v, %d effects", s.op, got, err, f.effects(t, effect))
 		}
 	}
 }
