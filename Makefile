@@ -101,6 +101,11 @@ bench-payments: devctl build ## payments on PostgreSQL and MariaDB behind barrie
 bench-hot: devctl ## every payment goes to one merchant: direct, serial batch, buffered, aggregated, sub-accounts
 	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-hot
 
+.PHONY: bench-xa
+bench-xa: devctl build ## what two-phase commit does beside TCC: a slow participant, one that hangs, a killed coordinator
+	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-xa --db postgres
+	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-xa --db mysql
+
 .PHONY: bench-payments-growth
 bench-payments-growth: devctl build ## the same payments with ten million ledger entries present as with none
 	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-payments --db postgres --fill 10000000
