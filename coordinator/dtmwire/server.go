@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,15 +92,25 @@ func New(e Engine, kv engine.KV, allow URLChecker, lim Limits, now func() time.T
 
 // hotSlots is how many slots the gids of one second fall into: transactions that are written together then share
 // guards and outbox heads. The window moves on every second, so that all slots are used alike.
-const hotSlots = 8
+const hotSlots = 4
 
-// NewGid makes a gid whose slot this process holds, so that its requests need no second hop.
+// NewGid makes a gid whose slot this process holds, so that its requests need no second hop: one of the first hotSlots
+// that it holds from the second's slot on.
 func (s *Server) NewGid() string {
 	now, holds := s.now(), s.engine.LocalSlots()
 	first := int(now.Unix()) * hotSlots % slot.Count
-	return slot.NewGid(now, func(n int) bool {
-		return (n-first+slot.Count)%slot.Count < hotSlots && holds(n)
-	})
+	var hot [hotSlots]int
+	n := 0
+	for i := 0; i < slot.Count && n < hotSlots; i++ {
+		if at := (first + i) % slot.Count; holds(at) {
+			hot[n] = at
+			n++
+		}
+	}
+	if n == 0 {
+		return slot.NewGid(now, nil)
+	}
+	return slot.NewGid(now, func(at int) bool { return slices.Contains(hot[:n], at) })
 }
 
 // prepare begins a transaction.
