@@ -18,6 +18,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && (os.Args[1] == "exec" || os.Getenv("LOCKSTEP_DEVCTL_TEST") != "") {
 		main()
 	}
+	os.Setenv(wayVariable, "packages") // the tests look at processes and kill them; those of containers say so
 	os.Exit(m.Run())
 }
 
@@ -81,7 +82,7 @@ func TestDownRemovesItsOwnOnly(t *testing.T) {
 	if err := mark(dir); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := plan(dir); err != nil {
+	if _, err := plan(dir, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "etcd1.log"), nil, 0o600); err != nil {
@@ -138,7 +139,7 @@ func TestMissingNamesExactlyThePackages(t *testing.T) {
 	if got := strings.Join(none.missing(), " "); got != "postgresql mariadb-server-core mariadb-client-core redis-server default-jre-headless maven" {
 		t.Errorf("missing %q", got)
 	}
-	all := installed{"p", "i", "m", "mi", "mp", "r", "j", "", true}
+	all := installed{"p", "i", "m", "mi", "mp", "r", "j", "", true, ""}
 	if got := all.missing(); got != nil {
 		t.Errorf("missing %q", got)
 	}

@@ -20,7 +20,8 @@ type installed struct {
 	myPrintDefaults          string // mariadb-install-db calls it
 	redis                    string
 	java, mvn                string
-	jars                     bool // Kafka's, in the cache: Maven is not needed any more
+	jars                     bool   // Kafka's, in the cache: Maven is not needed any more
+	docker                   string // where an engine answers: then nothing above is needed
 }
 
 // find looks where Debian puts the programs, then in PATH. PostgreSQL 15 comes before other versions.
@@ -94,6 +95,13 @@ func (h installed) missing() []string {
 
 // describe says what is there and, unless that is refused, what will be done.
 func (h installed) describe(w io.Writer, refused error) {
+	if h.docker != "" {
+		fmt.Fprintf(w, "  %-11s %s, its engine answers (%s=packages uses Debian's packages instead)\n", "Docker", h.docker, wayVariable)
+		fmt.Fprintf(w, "  %-11s three members, built from go.mod\n", "etcd")
+		fmt.Fprintln(w, "will fetch what is missing of the images postgres:15, mariadb:10.11, redis:7, apache/kafka:"+kafkaVersion)
+		fmt.Fprintln(w, "will start, on free ports of 127.0.0.1, with docker compose: postgres, mariadb, redis, redis (appendfsync always), kafka; as processes: etcd x 3")
+		return
+	}
 	for _, p := range []struct{ name, path string }{{"PostgreSQL", h.postgres}, {"MariaDB", h.mariadbd}, {"Redis", h.redis}, {"Java", h.java}} {
 		if p.path == "" {
 			p.path = "missing"

@@ -1,5 +1,7 @@
 // Command devctl starts and stops the private servers that Lockstep is developed and tested against: PostgreSQL,
-// MariaDB, two Redis and a three-member etcd, on free loopback ports, with everything they write under one directory.
+// MariaDB, two Redis, Kafka and a three-member etcd, on free loopback ports, with everything they write under one directory.
+// Where a Docker engine answers, and LOCKSTEP_DEV is not "packages", all but etcd are containers of a compose project that
+// belongs to the directory (compose.go); that way was only ever tried against a stand-in for docker.
 //
 // Its law: it touches nothing that it did not make. A process is ended only if its pid and its start time are those
 // that were recorded before it became a server; a directory is removed only if it carries devctl's mark. One lock per
@@ -113,7 +115,10 @@ type planCmd struct{}
 
 func (c *planCmd) Run(ctx context.Context, o out) error {
 	have := find()
-	err := have.mayInstall(ctx)
+	var err error
+	if have.docker = dockerAnswers(ctx); have.docker == "" {
+		err = have.mayInstall(ctx)
+	}
 	have.describe(o.stdout, err)
 	return err
 }

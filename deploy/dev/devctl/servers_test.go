@@ -120,6 +120,22 @@ func TestKilledServersComeBackAtOnce(t *testing.T) {
 	}
 }
 
+// An engine that answers but brings no containers, as where no registry can be reached: a set without data is made of processes.
+func TestPackagesWhereContainersDoNotCome(t *testing.T) {
+	d := newFakeDocker(t)
+	d.does(t, "no-up")
+	dir := filepath.Join(t.TempDir(), "dev")
+	s := up(t, dir)
+	if s.Project != "" {
+		t.Errorf("the set is still the project %s", s.Project)
+	}
+	s.pids(t)
+	called := strings.Join(d.calls(t), "\n")
+	if !strings.Contains(called, " up -d postgres mariadb redis redis-aof kafka\n") || !strings.Contains(called, " down -v --remove-orphans") {
+		t.Errorf("docker was called so:\n%s", called)
+	}
+}
+
 // The whole life: up, up again, members killed, up, down, nothing left.
 func TestServersComeBackAndLeaveNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "dev")

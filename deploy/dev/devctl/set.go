@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"io/fs"
 	"math/big"
@@ -35,6 +34,7 @@ type serverSet struct {
 	Dir      string    `json:"dir"`
 	Home     string    `json:"home"` // the servers' data and sockets: Dir, or a directory in /tmp where Dir does not do
 	Password string    `json:"password"`
+	Project  string    `json:"project,omitempty"` // of docker compose, which then has all but etcd; "" is processes
 	Servers  []*server `json:"servers"`
 
 	// The user PostgreSQL runs as: it refuses root. 0 where devctl itself is not root.
@@ -69,7 +69,7 @@ func mark(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, markFile)); err == nil {
 		return nil
 	}
-	for _, name := range append(slices.Clone(serverNames), stateFile, "env") {
+	for _, name := range append(slices.Clone(serverNames), stateFile, composeFile, "env") {
 		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
 			return fmt.Errorf("%s holds %s, which devctl did not make; give another --dir", dir, name)
 		}
@@ -115,10 +115,23 @@ func load(dir string) (*serverSet, error) {
 // finished on its data. With withOwner the servers end with this process.
 func ensure(ctx context.Context, dir string, withOwner bool, progress io.Writer) (*serverSet, error) {
 	have := find()
-	if err := have.install(ctx, progress); err != nil {
-		return nil, err
+	if s, err := load(dir); err == nil { // a set stays what it was made as
+		if s.Project != "" {
+			have.docker = "docker"
+		}
+	} else {
+		have.docker = dockerAnswers(ctx)
 	}
-	if err := have.fetchJars(ctx, progress); err != nil {
+	packages := func() error {
+		if have.docker != "" {
+			return nil
+		}
+		if err := have.install(ctx, progress); err != nil {
+			return err
+		}
+		return have.fetchJars(ctx, progress)
+	}
+	if err := packages(); err != nil {
 		return nil, err
 	}
 	for attempt := 1; ; attempt++ {
@@ -126,8 +139,20 @@ func ensure(ctx context.Context, dir string, withOwner bool, progress io.Writer)
 		if err == nil {
 			return s, nil
 		}
+		if fresh && ctx.Err() == nil && errors.Is(err, errContainers) && !strings.Contains(err.Error(), portTaken) {
+			fmt.Fprintf(progress, "%v\nthe containers do not come; Debian's packages instead (%s=packages does so at once)\n", err, wayVariable)
+			if err := down(dir); err != nil {
+				return nil, err
+			}
+			have.docker = ""
+			if err := packages(); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		// Somebody else took a port between the look and the bind. Only a set without data may change its ports.
-		if !fresh || ctx.Err() != nil || attempt == 3 || !strings.Contains(strings.ToLower(err.Error()), "address already in use") {
+		taken := strings.Contains(strings.ToLower(err.Error()), "address already in use") || strings.Contains(err.Error(), portTaken)
+		if !fresh || ctx.Err() != nil || attempt == 3 || !taken {
 			return nil, err
 		}
 		fmt.Fprintln(progress, "a port was taken meanwhile; once more with others")
@@ -148,7 +173,7 @@ func start(ctx context.Context, dir string, withOwner bool, have installed, prog
 	defer lock.Close()
 	s, err = load(dir)
 	if fresh = errors.Is(err, fs.ErrNotExist); fresh {
-		s, err = plan(dir)
+		s, err = plan(dir, have.docker != "")
 	}
 	if err != nil {
 		return nil, fresh, err
@@ -168,7 +193,15 @@ func start(ctx context.Context, dir string, withOwner bool, have installed, prog
 	begun := time.Now()
 	started := 0
 	g, gctx := errgroup.WithContext(ctx)
+	var silent []*server // of the containers
 	for _, sv := range s.Servers {
+		if s.contained(sv) {
+			if s.answers(gctx, sv) != nil {
+				silent = append(silent, sv)
+				started++
+			}
+			continue
+		}
 		if r, err := readRecord(s.recordPath(sv.Name)); err == nil && r.alive() && sv.probe(gctx, s) == nil {
 			continue
 		}
@@ -176,6 +209,9 @@ func start(ctx context.Context, dir string, withOwner bool, have installed, prog
 		if sv.Kind != etcd {
 			g.Go(func() error { return s.bring(gctx, sv) })
 		}
+	}
+	if s.Project != "" {
+		g.Go(func() error { return s.bringContainers(gctx, silent) })
 	}
 	g.Go(func() error { return s.bringEtcd(ctx, gctx) })
 	if err := g.Wait(); err != nil {
@@ -188,8 +224,8 @@ func start(ctx context.Context, dir string, withOwner bool, have installed, prog
 	return s, fresh, nil
 }
 
-// plan lays out a new set and writes it down before anything starts.
-func plan(dir string) (*serverSet, error) {
+// plan lays out a new set, in containers or as processes, and writes it down before anything starts.
+func plan(dir string, contained bool) (*serverSet, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
@@ -199,6 +235,9 @@ func plan(dir string) (*serverSet, error) {
 		return nil, err
 	}
 	s := &serverSet{Dir: abs, Home: abs, Password: hex.EncodeToString(secret)}
+	if contained {
+		s.Project = hashOf(abs)
+	}
 	if os.Geteuid() == 0 {
 		u, err := user.Lookup("postgres")
 		if err != nil {
@@ -212,9 +251,7 @@ func plan(dir string) (*serverSet, error) {
 	}
 	// A socket's path has at most 107 bytes, and PostgreSQL's user must be able to reach its data.
 	if len(abs) > 80 || (s.PostgresUID != 0 && !othersMayEnter(abs)) {
-		h := fnv.New64a()
-		h.Write([]byte(abs))
-		s.Home = filepath.Join(os.TempDir(), fmt.Sprintf("lockstep-dev-%016x", h.Sum64()))
+		s.Home = filepath.Join(os.TempDir(), hashOf(abs))
 	}
 	ports, err := freePorts(12)
 	if err != nil {
@@ -282,7 +319,7 @@ var serverNames = []string{"postgres", "mariadb", "redis", "redis-aof", "etcd1",
 
 // remove deletes what devctl makes in a directory, the mark last, and the directory itself if nobody else uses it.
 func remove(dir string) error {
-	names := []string{stateFile, "env", "mariadb.sock", "mariadb.pid"}
+	names := []string{stateFile, composeFile, "env", "mariadb.sock", "mariadb.pid"}
 	for _, name := range serverNames {
 		names = append(names, name, name+".part", name+".log", name+".pid.json")
 	}
@@ -320,7 +357,11 @@ func down(dir string) error {
 		return err
 	}
 	var g errgroup.Group
+	g.Go(func() error { return s.downContainers(context.Background()) })
 	for _, sv := range s.Servers {
+		if s.contained(sv) {
+			continue
+		}
 		g.Go(func() error {
 			r, err := readRecord(s.recordPath(sv.Name))
 			if err != nil {
@@ -352,12 +393,15 @@ func (s *serverSet) print(w io.Writer) error {
 	dead := 0
 	for _, sv := range s.Servers {
 		r, _ := readRecord(s.recordPath(sv.Name))
-		state := "up"
-		if !r.alive() {
+		state, data, alive := "up", s.dataPath(sv.Name), r.alive()
+		if s.contained(sv) {
+			data, alive = "volume "+s.Project+"_"+sv.Name, sv.probe(context.Background(), s) == nil
+		}
+		if !alive {
 			state = "down"
 			dead++
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%d\t127.0.0.1:%d\t%s\n", sv.Name, state, r.Pid, sv.Port, s.dataPath(sv.Name))
+		fmt.Fprintf(tw, "%s\t%s\t%d\t127.0.0.1:%d\t%s\n", sv.Name, state, r.Pid, sv.Port, data)
 	}
 	fmt.Fprintf(tw, "addresses: %s\n", filepath.Join(s.Dir, "env"))
 	if dead > 0 {
@@ -379,7 +423,9 @@ func (s *serverSet) env() []string {
 			pids, dirs, names = append(pids, pid), append(dirs, data), append(names, sv.Name)
 		default:
 			key := "LOCKSTEP_TEST_" + map[string]string{"postgres": "POSTGRES", "mariadb": "MYSQL", "redis": "REDIS", "redis-aof": "REDIS_AOF", "kafka": "KAFKA"}[sv.Name]
-			env = append(env, key+"_URL="+sv.url(s), key+"_PID="+pid, key+"_DATA_DIR="+data)
+			if env = append(env, key+"_URL="+sv.url(s)); !s.contained(sv) { // a container's process and files are the engine's
+				env = append(env, key+"_PID="+pid, key+"_DATA_DIR="+data)
+			}
 		}
 	}
 	if self, err := os.Executable(); err == nil {
