@@ -160,7 +160,7 @@ func (s *Server) grpcServer() *grpc.Server {
 		peerName = s.certs.Name()
 	}
 	opts := []grpc.ServerOption{
-		grpc.NumStreamWorkers(256), // handlers keep their grown stacks
+		grpc.NumStreamWorkers(64), // handlers keep their grown stacks; with 256 the caches are colder (4 % more CPU)
 		grpc.MaxRecvMsgSize(int(s.cfg.BodyBytesMax) + 64<<10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(s.countUnary, s.peersOnly(peerName), unary),
