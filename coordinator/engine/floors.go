@@ -9,16 +9,21 @@ import (
 
 // Floors gives, for every slot that this process certainly holds, the time in milliseconds since 1970 of its oldest
 // unfinished transaction whose gid carries a time, or the present where there is none: what is older has ended, and
-// participants may forget it. A slot whose term does not stand any more, by the store's own word, is left out.
+// participants may forget it. A slot whose term does not stand any more, by the store's own word, is left out, and so is
+// one with a record that cannot be read: nobody knows how old the transaction is that it holds, or whether it has ended.
 func (r *Runner) Floors(ctx context.Context) (map[int]int64, error) {
 	floors := map[int]int64{}
 	var guards []Guard
 	limit := 0
 	err := r.Ask(ctx, func(c *Core, at int64) {
 		limit = c.lim.BatchOps
+		unread := map[int]bool{}
+		for gid := range c.poison {
+			unread[slot.Of(string(gid))] = true
+		}
 		for _, n := range c.Held() {
 			hs := c.slots[n]
-			if !hs.ready {
+			if !hs.ready || unread[n] {
 				continue
 			}
 			oldest := at

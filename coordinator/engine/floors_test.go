@@ -50,10 +50,7 @@ func TestFloorsAreTheOldestUnfinishedTransactions(t *testing.T) {
 	if got[3] != begun.UnixMilli() {
 		t.Errorf("slot 3: %d, want the oldest's %d", got[3], begun.UnixMilli())
 	}
-	for i := 0; i < 1000 && got[4] == begun.UnixMilli(); i++ { // its end is durable and journaled soon
-		time.Sleep(5 * time.Millisecond)
-		got = floors()
-	}
+	until(t, "the journal has the end of the transaction in slot 4", func() bool { got = floors(); return got[4] != begun.UnixMilli() })
 	if got[4] <= begun.Add(time.Hour).UnixMilli() || got[6] <= begun.Add(time.Hour).UnixMilli() {
 		t.Errorf("a slot of ended transactions: %d; an empty one: %d; want the present", got[4], got[6])
 	}
@@ -71,11 +68,25 @@ func TestFloorsAreTheOldestUnfinishedTransactions(t *testing.T) {
 	}
 	confirm.answer(txn.Done)
 	<-first
-	for range 1000 { // its end is durable and journaled soon
-		if got = floors(); got[3] == begun.Add(time.Hour).UnixMilli() {
-			return
-		}
-		time.Sleep(5 * time.Millisecond)
+	until(t, "the floor of slot 3 is the newer's", func() bool { return floors()[3] == begun.Add(time.Hour).UnixMilli() })
+}
+
+// A record that cannot be read may be of any age: its slot is not spoken for.
+func TestNoFloorWhereARecordCannotBeRead(t *testing.T) {
+	ctx := context.Background()
+	r := newRegion(t)
+	const bad = txn.Gid("{tag}bad")
+	n := slot.Of(string(bad))
+	claims, err := r.store.Claim(ctx, "earlier", []int{n})
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Errorf("ended: %d", got[3])
+	if err := r.store.Commit(ctx, &engine.Batch{Guards: []engine.Guard{{Slot: n, Term: claims[0].Term}}, Puts: []engine.Put{{Slot: n, Gid: bad, Value: []byte("\xffof a later version")}}}); err != nil {
+		t.Fatal(err)
+	}
+	a, _ := r.join("a", newDesk())
+	got, err := a.Floors(ctx)
+	if _, ok := got[n]; err != nil || ok || len(got) != slot.Count-1 {
+		t.Errorf("%d floors, one for its slot: %v; %v", len(got), ok, err)
+	}
 }
