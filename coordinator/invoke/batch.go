@@ -26,10 +26,8 @@ import (
 // guarantees are those of single calls: each member has its own answer, and what has none is Unknown.
 
 const (
-	offerHeader      = "Lockstep-Batch" // of an answer: where batches are taken
-	batchContentType = "application/protobuf"
-	batchCallsMax    = 128
-	batchBytesMax    = 1 << 20
+	batchCallsMax = 128
+	batchBytesMax = 1 << 20
 	// batchesMax bounds the batches under way to one participant; a batch that takes longer than batchPatience does not
 	// count, so that a member that hangs holds up nobody. slowMax bounds those.
 	batchesMax    = 2
@@ -339,7 +337,7 @@ func (v *Invoker) batchHTTP(ctx context.Context, c *engine.Call, offer string, r
 	defer fasthttp.ReleaseResponse(resp)
 	req.SetRequestURI(u.Scheme + "://" + u.Host + offer)
 	req.Header.SetMethod(http.MethodPost)
-	req.Header.SetContentType(batchContentType)
+	req.Header.SetContentType(batchpb.ContentType)
 	req.SetBodyRaw(raw)
 	deadline, _ := ctx.Deadline()
 	if err := v.http.client.DoDeadline(req, resp, deadline); err != nil {

@@ -42,7 +42,7 @@ func newBatcher(t *testing.T) *batcher {
 }
 
 func (b *batcher) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set(offerHeader, "/batches")
+	w.Header().Set(batchpb.OfferHeader, "/batches")
 	if r.URL.Path != "/batches" {
 		b.mu.Lock()
 		b.single = append(b.single, r.URL.Path)

@@ -14,6 +14,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/participants/branch/batchpb"
 )
 
 // answerBytesMax bounds the body of an answer; a larger one is Unknown.
@@ -95,7 +96,7 @@ func (v *Invoker) roundTrip(ctx context.Context, c *engine.Call, method, target 
 		next := resp.Header.Peek("Location")
 		follow := status == http.StatusTemporaryRedirect || status == http.StatusPermanentRedirect || (status == http.StatusMovedPermanently && method == http.MethodGet)
 		if !follow || len(next) == 0 {
-			if offer := resp.Header.Peek(offerHeader); len(offer) > 0 && hops == 0 {
+			if offer := resp.Header.Peek(batchpb.OfferHeader); len(offer) > 0 && hops == 0 {
 				v.offered(c, string(offer))
 			}
 			answer, err := resp.BodyUncompressed()

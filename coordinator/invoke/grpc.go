@@ -14,39 +14,14 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/participants/branch/batchpb"
+	"github.com/lockstep-tx/lockstep/participants/branch/rawgrpc"
 )
-
-// rawCodec passes message bytes through. It is named proto, because that is what they are (DTM's own name for it makes
-// newer servers complain).
-type rawCodec struct{}
-
-// Name is encoding.CodecV2's.
-func (rawCodec) Name() string { return "proto" }
-
-// Marshal is encoding.CodecV2's.
-func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
-	b, ok := v.(*[]byte)
-	if !ok {
-		return nil, fmt.Errorf("raw codec got %T", v)
-	}
-	return mem.BufferSlice{mem.SliceBuffer(*b)}, nil
-}
-
-// Unmarshal is encoding.CodecV2's.
-func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
-	b, ok := v.(*[]byte)
-	if !ok {
-		return fmt.Errorf("raw codec got %T", v)
-	}
-	*b = data.Materialize()
-	return nil
-}
 
 // grpcPool keeps one connection per server and way to reach it.
 type grpcPool struct {
@@ -79,7 +54,7 @@ func (p *grpcPool) get(s endpoint) (*grpc.ClientConn, error) {
 	target := s.target
 	c, err := grpc.NewClient("dns:///"+target,
 		grpc.WithTransportCredentials(creds),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{}), grpc.MaxCallRecvMsgSize(bodyMax)),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawgrpc.Codec{}), grpc.MaxCallRecvMsgSize(bodyMax)),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			return p.dial(ctx, "tcp", addr, target)
@@ -151,7 +126,7 @@ func (v *Invoker) callGRPC(ctx context.Context, c *engine.Call, res *engine.Call
 	}
 	var answered metadata.MD
 	err = conn.Invoke(metadata.NewOutgoingContext(ctx, metadata.Pairs(kv...)), method, &in, &out, v.askOffer(c, &answered)...)
-	if offer := answered.Get(offerHeader); len(offer) > 0 {
+	if offer := answered.Get(batchpb.OfferHeader); len(offer) > 0 {
 		v.offered(c, offer[0])
 	}
 	res.Outcome, res.Text = judgeGRPC(err)

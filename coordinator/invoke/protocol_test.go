@@ -16,6 +16,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/participants/branch/rawgrpc"
 )
 
 // grpcServer answers every method with f, or OK; it listens at addr, or anywhere.
@@ -39,7 +40,7 @@ func grpcServing(t *testing.T, addr string, reply []byte, f func(md metadata.MD,
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := grpc.NewServer(grpc.ForceServerCodecV2(rawCodec{}), grpc.UnknownServiceHandler(func(_ any, st grpc.ServerStream) error {
+	s := grpc.NewServer(grpc.ForceServerCodecV2(rawgrpc.Codec{}), grpc.UnknownServiceHandler(func(_ any, st grpc.ServerStream) error {
 		var body []byte
 		if err := st.RecvMsg(&body); err != nil {
 			return err

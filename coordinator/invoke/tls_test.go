@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/participants/branch/rawgrpc"
 )
 
 // secured gives the address of a gRPC participant over TLS that says yes to everything, its certificate, and what trusts
@@ -28,7 +29,7 @@ func secured(t *testing.T, clients tls.ClientAuthType) (addr string, cert tls.Ce
 		t.Fatal(err)
 	}
 	creds := credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, ClientAuth: clients})
-	g := grpc.NewServer(grpc.Creds(creds), grpc.ForceServerCodecV2(rawCodec{}), grpc.UnknownServiceHandler(func(_ any, st grpc.ServerStream) error {
+	g := grpc.NewServer(grpc.Creds(creds), grpc.ForceServerCodecV2(rawgrpc.Codec{}), grpc.UnknownServiceHandler(func(_ any, st grpc.ServerStream) error {
 		var body []byte
 		if err := st.RecvMsg(&body); err != nil {
 			return err

@@ -17,7 +17,7 @@ type Result struct {
 	Err     error
 }
 
-// ErrAlone says that a batch failed as a whole: its members are done one by one. It is for a business function that must not share its transaction any longer, as one that was cut off and may
+// ErrAlone is for a business function that must not share its transaction any longer, as one that was cut off and may
 // still be writing: returned, wrapped, it has the batch rolled back and every member done by itself.
 var ErrAlone = errors.New("the batch failed as a whole")
 

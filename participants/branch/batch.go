@@ -18,15 +18,11 @@ import (
 )
 
 const (
-	// BatchPath takes native batches over HTTP.
-	BatchPath = "/lockstep/v1/batch"
-	// BatchMethod takes them over gRPC.
-	BatchMethod = "/lockstep.participant.v1.Participant/Batch"
-	// OfferHeader in an answer to a single call says where batches are taken (HTTP header; in lower case as gRPC header
-	// metadata).
-	OfferHeader = "Lockstep-Batch"
-	// BatchContentType is that of a batch and its reply over HTTP.
-	BatchContentType = "application/protobuf"
+	// BatchPath and BatchMethod take native batches over HTTP and gRPC, OfferHeader offers them: see package batchpb.
+	BatchPath        = batchpb.Path
+	BatchMethod      = batchpb.Method
+	OfferHeader      = batchpb.OfferHeader
+	BatchContentType = batchpb.ContentType
 	// BatchBytesMax bounds a batch, BatchCallsMax its members.
 	BatchBytesMax = 8 << 20
 	BatchCallsMax = 1024

@@ -8,42 +8,17 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
+	"github.com/lockstep-tx/lockstep/participants/branch/rawgrpc"
 )
-
-// rawCodec passes message bytes through: each branch decodes its own payload.
-type rawCodec struct{}
-
-// Name is encoding.CodecV2's.
-func (rawCodec) Name() string { return "proto" }
-
-// Marshal is encoding.CodecV2's.
-func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
-	b, ok := v.(*[]byte)
-	if !ok {
-		return nil, fmt.Errorf("raw codec got %T", v)
-	}
-	return mem.BufferSlice{mem.SliceBuffer(*b)}, nil
-}
-
-// Unmarshal is encoding.CodecV2's.
-func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
-	b, ok := v.(*[]byte)
-	if !ok {
-		return fmt.Errorf("raw codec got %T", v)
-	}
-	*b = data.Materialize()
-	return nil
-}
 
 // GRPCServer returns a server that serves the branches and the batch protocol; opts are added to it. The caller serves
 // and stops it. A branch's answer is an empty message: google.protobuf.Empty and everything alike.
 func (p *Participant) GRPCServer(opts ...grpc.ServerOption) *grpc.Server {
-	s := grpc.NewServer(append([]grpc.ServerOption{grpc.ForceServerCodecV2(rawCodec{}), grpc.MaxRecvMsgSize(BatchBytesMax)}, opts...)...)
+	s := grpc.NewServer(append([]grpc.ServerOption{grpc.ForceServerCodecV2(rawgrpc.Codec{}), grpc.MaxRecvMsgSize(BatchBytesMax)}, opts...)...)
 	services := map[string]*grpc.ServiceDesc{}
 	add := func(method string, h func(ctx context.Context, raw []byte) ([]byte, error)) {
 		service, name, _ := strings.Cut(method[1:], "/")

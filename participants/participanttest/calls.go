@@ -17,7 +17,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -25,6 +24,7 @@ import (
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/branch"
 	"github.com/lockstep-tx/lockstep/participants/branch/batchpb"
+	"github.com/lockstep-tx/lockstep/participants/branch/rawgrpc"
 )
 
 // run is one run of the suite.
@@ -172,25 +172,12 @@ func (r *run) sendHTTP(ctx context.Context, c call) answer {
 	return a
 }
 
-type rawCodec struct{}
-
-func (rawCodec) Name() string { return "proto" }
-
-func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
-	return mem.BufferSlice{mem.SliceBuffer(*v.(*[]byte))}, nil
-}
-
-func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
-	*v.(*[]byte) = data.Materialize()
-	return nil
-}
-
 func (r *run) conn(address string) (*grpc.ClientConn, string, error) {
 	host, method, _ := strings.Cut(address, "/")
 	if c := r.conns[host]; c != nil {
 		return c, "/" + method, nil
 	}
-	c, err := grpc.NewClient(host, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{})))
+	c, err := grpc.NewClient(host, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawgrpc.Codec{})))
 	if err == nil {
 		r.conns[host] = c
 	}

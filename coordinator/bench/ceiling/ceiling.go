@@ -25,7 +25,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
-	"github.com/lockstep-tx/lockstep/coordinator/bench/noop"
+	"github.com/lockstep-tx/lockstep/participants/branch/rawgrpc"
 )
 
 const (
@@ -196,7 +196,7 @@ func (c *Coordinator) conn(addr string) (*grpc.ClientConn, error) {
 		return conn, nil
 	}
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(noop.RawCodec{})))
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawgrpc.Codec{})))
 	if err == nil {
 		c.conns[addr] = conn
 	}

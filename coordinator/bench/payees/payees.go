@@ -27,6 +27,7 @@ import (
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/branch"
 	"github.com/lockstep-tx/lockstep/participants/ledger"
+	"github.com/lockstep-tx/lockstep/participants/sqldb"
 )
 
 // The styles.
@@ -65,18 +66,6 @@ type Options struct {
 	Workers  int // kit: local transactions at once
 }
 
-// Open opens the database that a URL names and gives its dialect.
-func Open(ctx context.Context, rawURL string) (*sql.DB, barrier.Dialect, error) {
-	if strings.HasPrefix(rawURL, "mysql://") {
-		user, rest, _ := strings.Cut(strings.TrimPrefix(rawURL, "mysql://"), "@")
-		host, name, _ := strings.Cut(rest, "/")
-		db, err := barrier.OpenMySQL(ctx, user+"@tcp("+host+")/"+name)
-		return db, barrier.MySQL, err
-	}
-	db, err := barrier.OpenPostgres(ctx, rawURL)
-	return db, barrier.PostgreSQL, err
-}
-
 // Payee serves one database.
 type Payee struct {
 	db      *sql.DB
@@ -88,7 +77,7 @@ type Payee struct {
 
 // New opens the database, whose tables Prepare has made. Close ends it.
 func New(ctx context.Context, o Options) (*Payee, error) {
-	db, d, err := Open(ctx, o.URL)
+	db, d, err := sqldb.Open(ctx, o.URL)
 	if err != nil {
 		return nil, err
 	}
@@ -96,13 +85,13 @@ func New(ctx context.Context, o Options) (*Payee, error) {
 		db.SetMaxOpenConns(o.Conns)
 		db.SetMaxIdleConns(o.Conns)
 	}
-	l, err := ledger.New(d, ledger.Options{})
+	l, err := ledger.New(d.Dialect, ledger.Options{})
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	p := &Payee{db: db, dialect: d, ledger: l, options: o}
+	p := &Payee{db: db, dialect: d.Dialect, ledger: l, options: o}
 	if o.Style == Kit {
-		b, err := barrier.New(db, d, barrier.Options{Schema: schemaOf(o.URL)})
+		b, err := barrier.New(db, d.Dialect, barrier.Options{Schema: schemaOf(o.URL)})
 		if err != nil {
 			return nil, errors.Join(err, db.Close())
 		}

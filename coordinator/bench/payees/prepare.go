@@ -9,6 +9,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/ledger"
+	"github.com/lockstep-tx/lockstep/participants/sqldb"
 )
 
 // Plan says what a database is made with.
@@ -23,11 +24,12 @@ type Plan struct {
 
 // Prepare makes the tables and accounts of a database that is empty.
 func Prepare(ctx context.Context, rawURL string, plan Plan) error {
-	db, d, err := Open(ctx, rawURL)
+	db, dialect, err := sqldb.Open(ctx, rawURL)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
+	d := dialect.Dialect
 	if err := barrier.MigrateSchema(ctx, db, d, schemaOf(rawURL)); err != nil {
 		return err
 	}

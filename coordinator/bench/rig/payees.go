@@ -15,6 +15,7 @@ import (
 	"github.com/lockstep-tx/lockstep/coordinator/bench/load"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/payees"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/proc"
+	"github.com/lockstep-tx/lockstep/participants/sqldb"
 )
 
 // Payees are the two ledgers of the payment benchmarks, served by a process of their own.
@@ -86,7 +87,7 @@ func CreateDatabase(ctx context.Context, serverURL string) (string, func(context
 		return "", nil, errors.New("the server's URL cannot be parsed")
 	}
 	name := "payees_" + strings.ToLower(rand.Text()[:12])
-	db, _, err := payees.Open(ctx, serverURL)
+	db, _, err := sqldb.Open(ctx, serverURL)
 	if err != nil {
 		return "", nil, err
 	}
@@ -99,7 +100,7 @@ func CreateDatabase(ctx context.Context, serverURL string) (string, func(context
 		drop = []string{"DROP DATABASE IF EXISTS " + name, "DROP DATABASE IF EXISTS " + name + "_b"}
 	}
 	dropped := func(ctx context.Context) error {
-		db, _, err := payees.Open(ctx, serverURL)
+		db, _, err := sqldb.Open(ctx, serverURL)
 		if err != nil {
 			return err
 		}

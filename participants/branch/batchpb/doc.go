@@ -1,2 +1,15 @@
-// Package batchpb is the generated code of the native batch protocol (batch.proto). `make proto` makes it anew.
+// Package batchpb is the native batch protocol (batch.proto): its generated code, which `make proto` makes anew, and the names
+// that both sides use.
 package batchpb
+
+const (
+	// Path takes native batches over HTTP, unless the offer names another one.
+	Path = "/lockstep/v1/batch"
+	// Method takes them over gRPC.
+	Method = "/lockstep.participant.v1.Participant/Batch"
+	// OfferHeader in an answer to a single call says where batches are taken (HTTP header; in lower case as gRPC header
+	// metadata).
+	OfferHeader = "Lockstep-Batch"
+	// ContentType is that of a batch and its reply over HTTP.
+	ContentType = "application/protobuf"
+)
