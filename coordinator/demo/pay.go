@@ -52,7 +52,7 @@ func (d *demo) payment(gid string, i int, amount int64, confirmBase string) clie
 	}
 	tx := client.Tx{Gid: gid, Branches: []client.Branch{branch("buyer", "buyer", buyer(i)), branch("merchant", "merchant", merchant(i))}}
 	if n := pointsFor(amount); n > 0 {
-		tx.Messages = []client.Message{{ID: "points", URL: base + "/points/add", Payload: body(buyer(i), n)}}
+		tx.Messages = []client.Message{{ID: "points", URL: base + "/points/action", Payload: body(buyer(i), n)}}
 	}
 	return tx
 }

@@ -100,9 +100,6 @@ func jobOf(ctx context.Context, all []*Participant, c *batchpb.BranchCall, overG
 		return nil, 0, fmt.Errorf("%w: no branch is served at %q", errNoBranch, path)
 	}
 	op := all[n].branches[path]
-	if c.GetOp() != op.op {
-		return nil, 0, fmt.Errorf("%w: %s serves op %s, the call has %s", barrier.ErrInvalid, path, op.op, c.GetOp())
-	}
 	if len(c.GetPayload()) > PayloadBytesMax {
 		return nil, 0, fmt.Errorf("%w: the payload is over %d bytes", barrier.ErrInvalid, PayloadBytesMax)
 	}
@@ -110,6 +107,9 @@ func jobOf(ctx context.Context, all []*Participant, c *batchpb.BranchCall, overG
 		TransType: c.GetTransType(), Gid: c.GetGid(), BranchID: c.GetBranchId(), Op: c.GetOp(),
 		Fence:   barrier.Fence{Slot: int(c.GetSlot()), Epoch: int64(c.GetEpoch())},
 		Account: barrier.Fence{Slot: int(c.GetAccountSlot()), Epoch: int64(c.GetAccountEpoch())},
+	}
+	if err := isFor(op.op, call); err != nil {
+		return nil, 0, err
 	}
 	return &job{ctx: ctx, op: op, call: call, payload: c.GetPayload(), overGRPC: overGRPC}, n, nil
 }

@@ -70,13 +70,13 @@ func (p *Participant) serveGRPC(ctx context.Context, o operation, raw []byte) er
 	_ = grpc.SetHeader(ctx, metadata.Pairs(strings.ToLower(OfferHeader), BatchMethod)) // an offer that is lost is made again
 	md, _ := metadata.FromIncomingContext(ctx)
 	call, err := barrier.FromMetadata(md)
-	switch {
-	case err != nil:
-	case call.Op != o.op:
-		err = fmt.Errorf("%w: this method serves op %s, the call has %s", barrier.ErrInvalid, o.op, call.Op)
-	case len(raw) > PayloadBytesMax:
+	if err == nil {
+		err = isFor(o.op, call)
+	}
+	if err == nil && len(raw) > PayloadBytesMax {
 		err = fmt.Errorf("%w: the payload is over %d bytes", barrier.ErrInvalid, PayloadBytesMax)
-	default:
+	}
+	if err == nil {
 		err = p.exec.do(ctx, o, call, raw, true)
 	}
 	if err == nil {

@@ -9,7 +9,6 @@ package branch
 
 import (
 	"context"
-	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,33 +22,24 @@ import (
 // PayloadBytesMax is the largest body a branch call may have.
 const PayloadBytesMax = 1 << 20
 
-// Func is one operation of a branch. It changes the database through tx alone, which commits after it returns nil and
-// rolls back otherwise. It may be called again after an error, never after success.
-type Func func(ctx context.Context, tx *sql.Tx, call *barrier.Call, payload []byte) error
-
-// Typed returns a Func that decodes the payload as JSON into P. Unknown fields are allowed, since DTM's clients send one
-// payload to every operation; a payload that is no P is ErrInvalid.
-func Typed[P any](f func(ctx context.Context, tx *sql.Tx, call *barrier.Call, payload P) error) Func {
-	return func(ctx context.Context, tx *sql.Tx, call *barrier.Call, payload []byte) error {
-		var p P
-		if err := json.Unmarshal(payload, &p); err != nil {
-			return fmt.Errorf("%w: payload: %w", barrier.ErrInvalid, err)
+// Serve answers DTM-style calls of one branch operation over HTTP by f, which has a barrier of its own, and whose error
+// decides the answer: see Status. Any method will do, since coordinators send GET where there is no payload. A call of
+// another op is ErrInvalid, so that a mistyped URL cannot run a cancel as a confirm. log nil discards.
+func Serve(op string, f func(ctx context.Context, call *barrier.Call, payload []byte) error, log *slog.Logger) http.Handler {
+	return handler(log, func(ctx context.Context, call *barrier.Call, payload []byte) error {
+		if err := isFor(op, call); err != nil {
+			return err
 		}
-		return f(ctx, tx, call, p)
-	}
+		return f(ctx, call, payload)
+	})
 }
 
-// HTTP serves f as a DTM-style branch operation: any method, since coordinators send GET where there is no payload. A
-// non-empty op is the only one it answers; another in the query is ErrInvalid, so that a mistyped URL cannot run a
-// cancel as a confirm. log nil discards.
-func HTTP(b *barrier.Barrier, op string, f Func, log *slog.Logger) http.Handler {
-	return handler(log, func(ctx context.Context, call *barrier.Call, payload []byte) error {
-		if op != "" && call.Op != op {
-			return fmt.Errorf("%w: this address serves op %s, the call has %s", barrier.ErrInvalid, op, call.Op)
-		}
-		_, err := b.Do(ctx, call, func(tx *sql.Tx) error { return f(ctx, tx, call, payload) })
-		return err
-	})
+// isFor refuses a call that came to the address of another operation.
+func isFor(op string, call *barrier.Call) error {
+	if call.Op != op {
+		return fmt.Errorf("%w: this address serves op %s, the call has %s", barrier.ErrInvalid, op, call.Op)
+	}
+	return nil
 }
 
 // QueryPrepared serves the check-back of messages whose local part goes through b.

@@ -21,8 +21,8 @@ type payload struct {
 	Say string `json:"say"`
 }
 
-// serve returns the URL of a branch whose function does what its payload says.
-func serve(t *testing.T, op string) string {
+// serve returns the URL of a participant whose branch does what its payload says.
+func serve(t *testing.T) string {
 	t.Helper()
 	ctx := context.Background()
 	db, err := barrier.OpenSQLite(ctx, filepath.Join(t.TempDir(), "x.db"))
@@ -36,8 +36,7 @@ func serve(t *testing.T, op string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mux := http.NewServeMux()
-	mux.Handle("/branch", branch.HTTP(b, op, branch.Typed(func(_ context.Context, _ *sql.Tx, _ *barrier.Call, p payload) error {
+	say := func(_ context.Context, _ *sql.Tx, _ *barrier.Call, p payload) error {
 		switch p.Say {
 		case "refused":
 			return fmt.Errorf("%w: too little", barrier.ErrRefused)
@@ -47,10 +46,17 @@ func serve(t *testing.T, op string) string {
 			return errors.New("boom")
 		}
 		return nil
-	}), nil))
-	mux.Handle("/query", branch.QueryPrepared(b, nil))
+	}
+	p := branch.New(b, branch.Options{})
+	branch.HandleTCC(p, "branch", branch.TCC[payload]{Try: say, Confirm: say, Cancel: say})
+	mux := http.NewServeMux()
+	mux.Handle("/", p.Handler())
+	mux.Handle("/local", branch.Serve(barrier.OpMsg, func(ctx context.Context, call *barrier.Call, _ []byte) error {
+		_, err := b.Do(ctx, call, func(*sql.Tx) error { return nil })
+		return err
+	}, nil))
 	s := httptest.NewServer(mux)
-	t.Cleanup(func() { s.Close(); db.Close() })
+	t.Cleanup(func() { s.Close(); p.Close(); db.Close() })
 	return s.URL
 }
 
@@ -83,9 +89,9 @@ func post(t *testing.T, url, body string, epoch int, gid string) (int, string) {
 }
 
 func TestAnswers(t *testing.T) {
-	url := serve(t, "try")
+	url := serve(t)
 	at := func(gid, op string) string {
-		return url + "/branch?trans_type=tcc&branch_id=01&gid=" + gid + "&op=" + op
+		return url + "/branch/try?trans_type=tcc&branch_id=01&gid=" + gid + "&op=" + op
 	}
 	for _, tc := range []struct {
 		name, url, body string
@@ -104,7 +110,7 @@ func TestAnswers(t *testing.T) {
 		{"client's try without an epoch", at("g3", "try"), `{}`, 0, "g3", 200, "SUCCESS"},
 		{"other op", at("g2", "confirm"), `{}`, 2, "g2", 400, "ERROR"},
 		{"no JSON", at("g4", "try"), `{`, 2, "g4", 400, "ERROR"},
-		{"no identity", url + "/branch", `{}`, 0, "", 400, "ERROR"},
+		{"no identity", url + "/branch/try", `{}`, 0, "", 400, "ERROR"},
 		{"too large", at("g5", "try"), `{"say":"` + strings.Repeat("x", branch.PayloadBytesMax) + `"}`, 2, "g5", 400, "ERROR"},
 	} {
 		status, result := post(t, tc.url, tc.body, tc.epoch, tc.gid)
@@ -115,15 +121,15 @@ func TestAnswers(t *testing.T) {
 }
 
 func TestCancelWithoutEpochIsNotDone(t *testing.T) {
-	url := serve(t, "cancel") + "/branch?trans_type=tcc&branch_id=01&gid=g1&op=cancel"
+	url := serve(t) + "/branch/cancel?trans_type=tcc&branch_id=01&gid=g1&op=cancel"
 	if status, _ := post(t, url, `{}`, 0, "g1"); status != 500 {
 		t.Errorf("status %d", status)
 	}
 }
 
 func TestCheckBack(t *testing.T) {
-	url := serve(t, "msg")
-	resp, err := http.Get(url + "/query?trans_type=msg&branch_id=00&gid=m1&op=msg")
+	url := serve(t)
+	resp, err := http.Get(url + "/query-prepared?trans_type=msg&branch_id=00&gid=m1&op=msg")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,13 +137,13 @@ func TestCheckBack(t *testing.T) {
 	if resp.StatusCode != 409 {
 		t.Errorf("check-back of nothing: %d", resp.StatusCode)
 	}
-	if status, _ := post(t, url+"/branch?trans_type=msg&branch_id=00&gid=m1&op=msg", `{}`, 0, "m1"); status != 409 {
+	if status, _ := post(t, url+"/local?trans_type=msg&branch_id=00&gid=m1&op=msg", `{}`, 0, "m1"); status != 409 {
 		t.Errorf("local part after it: %d", status)
 	}
-	if status, _ := post(t, url+"/branch?trans_type=msg&branch_id=00&gid=m2&op=msg", `{}`, 0, "m2"); status != 200 {
+	if status, _ := post(t, url+"/local?trans_type=msg&branch_id=00&gid=m2&op=msg", `{}`, 0, "m2"); status != 200 {
 		t.Errorf("local part: %d", status)
 	}
-	resp, err = http.Get(url + "/query?trans_type=msg&branch_id=00&gid=m2&op=msg")
+	resp, err = http.Get(url + "/query-prepared?trans_type=msg&branch_id=00&gid=m2&op=msg")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -202,8 +202,8 @@ func (p *Participant) Call(ctx context.Context, path string, call *barrier.Call,
 	if !ok {
 		return fmt.Errorf("%w: no branch is served at %q", errNoBranch, path)
 	}
-	if call.Op != o.op {
-		return fmt.Errorf("%w: %s serves op %s, the call has %s", barrier.ErrInvalid, path, o.op, call.Op)
+	if err := isFor(o.op, call); err != nil {
+		return err
 	}
 	return p.exec.do(ctx, o, call, payload, false)
 }
@@ -225,12 +225,9 @@ func Handler(all ...*Participant) http.Handler {
 			if address != strings.ToLower(address) {
 				continue // the gRPC method of the same function
 			}
-			mux.Handle(address, handler(p.options.Log, func(ctx context.Context, call *barrier.Call, payload []byte) error {
-				if call.Op != o.op {
-					return fmt.Errorf("%w: this address serves op %s, the call has %s", barrier.ErrInvalid, o.op, call.Op)
-				}
+			mux.Handle(address, Serve(o.op, func(ctx context.Context, call *barrier.Call, payload []byte) error {
 				return p.exec.do(ctx, o, call, payload, false)
-			}))
+			}, p.options.Log))
 		}
 	}
 	mux.Handle("POST "+BatchPath, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { serveBatch(all, w, r) }))

@@ -65,7 +65,7 @@ func (p Payer) Pay(o Order) (gid string, err error) {
 		return gid, err
 	}
 	if o.Points > 0 {
-		if err := dtmcli.NewMsg(p.DTM, gid+"-points").Add(p.Participants+"/points/add", &transfer{o.Buyer, o.Points}).Submit(); err != nil {
+		if err := dtmcli.NewMsg(p.DTM, gid+"-points").Add(p.Participants+"/points/action", &transfer{o.Buyer, o.Points}).Submit(); err != nil {
 			return gid, fmt.Errorf("paid, but the message for the points was not taken: %w", err)
 		}
 	}

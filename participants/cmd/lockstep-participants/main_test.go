@@ -148,8 +148,8 @@ func TestPaymentsAcrossAKill(t *testing.T) {
 
 	p = start(t, dir)
 	steps([5]string{"/buyer/confirm", "g1", "01", "confirm", buyer}, [5]string{"/merchant/confirm", "g1", "02", "confirm", shop},
-		[5]string{"/points/add", "g1-points", "01", "action", `{"account":"alice","amount":25}`},
-		[5]string{"/points/add", "g1-points", "01", "action", `{"account":"alice","amount":25}`})
+		[5]string{"/points/action", "g1-points", "01", "action", `{"account":"alice","amount":25}`},
+		[5]string{"/points/action", "g1-points", "01", "action", `{"account":"alice","amount":25}`})
 	if got := p.call(t, "/buyer/try", "g2", "01", "try", `{"account":"alice","amount":7501}`); got != http.StatusConflict {
 		t.Fatalf("overdraft: %d", got)
 	}

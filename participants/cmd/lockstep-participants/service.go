@@ -189,7 +189,6 @@ func (s *service) background(ctx context.Context, coordinators []string) (stop f
 func (s *service) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", branch.Handler(s.buyerKit, s.sellKit))
-	mux.Handle("/points/add", branch.HTTP(s.merchant, barrier.OpAction, branch.Typed(s.grants.Add), s.log))
 	// For messages whose local part was written to the buyers' or the merchants' database.
 	mux.Handle("/buyer/query-prepared", branch.QueryPrepared(s.buyer, s.log))
 	mux.Handle("/merchant/query-prepared", branch.QueryPrepared(s.merchant, s.log))
