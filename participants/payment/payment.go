@@ -142,7 +142,7 @@ func (r *Request) check() error {
 		r.Currency = money.DefaultCurrency
 	}
 	if err := money.CheckCurrency(r.Currency); err != nil {
-		return invalid("currency", "three capital letters belong here")
+		return invalid("currency", money.CurrencyWanted)
 	}
 	switch {
 	case r.Order != "" && len(r.Items) > 0:
