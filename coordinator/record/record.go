@@ -39,16 +39,43 @@ type Kind uint8
 const (
 	KindDecision Kind = 1
 	KindFinish   Kind = 2
+	// KindCarry is a live record that moves to another region with its slot (ADR 8).
+	KindCarry Kind = 3
+	// KindSeal is the last event of an epoch of a slot. It has no gid.
+	KindSeal Kind = 4
 )
 
-// Event is one numbered event of a slot; Body is the closed part of the record for a decision, the progress part for
-// a finish.
+func (k Kind) String() string {
+	switch k {
+	case KindDecision:
+		return "decision"
+	case KindFinish:
+		return "finish"
+	case KindCarry:
+		return "carry"
+	case KindSeal:
+		return "seal"
+	}
+	return fmt.Sprintf("Kind(%d)", uint8(k))
+}
+
+// Event is one numbered event of the chain of (origin, slot). Body is the closed part of the record for a decision, the
+// progress part for a finish, the whole record for a carry, and empty for a seal.
 type Event struct {
+	Slot  int
 	Kind  Kind
 	Gid   txn.Gid
 	Epoch uint64
 	Head  Head
 	Body  []byte
+}
+
+// Origin is the index of the region whose chain the event is in (ADR 8).
+func (e *Event) Origin() int { return int(e.Epoch % 100) }
+
+// Follows says whether e is the event after prev: its number and its chain.
+func (e *Event) Follows(prev Head) bool {
+	return e.Head.Seq == prev.Seq+1 && e.Head == prev.Next(e.Slot, e.Epoch, e.Kind, e.Gid, e.Body)
 }
 
 // Next numbers an event that follows h: Seq + 1 and the chain over h's chain, the event's header and its body.

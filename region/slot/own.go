@@ -1,0 +1,115 @@
+package slot
+
+import (
+	"encoding/hex"
+	"fmt"
+	"time"
+)
+
+// Epoch is the number that grows with every change of a slot's owner. Its last two digits are the owner's region index.
+type Epoch uint64
+
+// FirstEpoch is the epoch of a slot without an arbiter.
+const FirstEpoch Epoch = 1
+
+// RegionsMax bounds the regions of a deployment; their indexes are 1 to RegionsMax.
+const RegionsMax = 99
+
+// Region is the index of the region that the epoch belongs to.
+func (e Epoch) Region() int { return int(e % 100) }
+
+// Next is the first epoch above e that belongs to the region with the index given (1 to RegionsMax).
+func (e Epoch) Next(region int) Epoch { return e - e%100 + 100 + Epoch(region) }
+
+// Released is the epoch to which participants go when they release the slot's accounts: above e, below every Next of it.
+func (e Epoch) Released() Epoch { return e - e%100 + 100 }
+
+// Initial is the epoch of a slot that the arbiter gives to its first owner.
+func Initial(region int) Epoch { return Epoch(0).Next(region) }
+
+// Status is how a slot stands between regions. The texts are stored in the arbiter.
+type Status string
+
+const (
+	// Active: the owner begins, decides and drives.
+	Active Status = "active"
+	// Draining: the owner finishes what is under way and begins nothing; To is to be the next owner.
+	Draining Status = "draining"
+	// Sealed: the owner has written the last event of the epoch; Seal says which.
+	Sealed Status = "sealed"
+)
+
+// Seal is the last event of an epoch of a slot. Chain is the event's, in lower-case hexadecimal.
+type Seal struct {
+	Epoch Epoch  `json:"epoch"`
+	Seq   uint64 `json:"seq"`
+	Chain string `json:"chain"`
+}
+
+// Reached says that a journal whose last event of the seal's origin has the number seq has everything up to the seal.
+func (s *Seal) Reached(seq uint64) bool { return s == nil || seq >= s.Seq }
+
+// SealOf makes a seal.
+func SealOf(e Epoch, seq uint64, chain []byte) *Seal {
+	return &Seal{Epoch: e, Seq: seq, Chain: hex.EncodeToString(chain)}
+}
+
+// Owner is what the arbiter says of one slot. The zero Owner says nothing: the slot was never given out.
+type Owner struct {
+	Region string `json:"region"`
+	Epoch  Epoch  `json:"epoch"`
+	Status Status `json:"status"`
+	// To is the region that the slot is to go to, DeadlineMillis (unix) when the move undoes itself, Op the operation that
+	// moves it; all three empty in Active.
+	To             string `json:"to,omitempty"`
+	DeadlineMillis int64  `json:"deadline,omitempty"`
+	Op             string `json:"op,omitempty"`
+	// Seal: in Sealed the end of Epoch; in Active the end of the epoch before, nil for the first owner. Its epoch's region
+	// is where the slot came from.
+	Seal *Seal `json:"seal,omitempty"`
+}
+
+// Map is what is known of all slots. It may be old: it prompts, the compares prove.
+type Map [Count]Owner
+
+// Drain is the owner's slot on its way to another region. Error when it is not active.
+func (o Owner) Drain(to, op string, deadline time.Time) (Owner, error) {
+	if o.Status != Active {
+		return o, fmt.Errorf("it is %s, not active", o.Status)
+	}
+	if o.Region == to {
+		return o, fmt.Errorf("%s owns it already", to)
+	}
+	o.Status, o.To, o.Op, o.DeadlineMillis = Draining, to, op, deadline.UnixMilli()
+	return o, nil
+}
+
+// Close is a draining slot whose owner has written its last event. Error when it is not draining or the seal is of
+// another epoch.
+func (o Owner) Close(seal *Seal) (Owner, error) {
+	if o.Status != Draining {
+		return o, fmt.Errorf("it is %s, not draining", o.Status)
+	}
+	if seal == nil || seal.Epoch != o.Epoch {
+		return o, fmt.Errorf("the seal is not of epoch %d", o.Epoch)
+	}
+	o.Status, o.Seal = Sealed, seal
+	return o, nil
+}
+
+// Give is a sealed slot in its next owner's hands; index is the region's. Error when it is not sealed.
+func (o Owner) Give(index int) (Owner, error) {
+	if o.Status != Sealed {
+		return o, fmt.Errorf("it is %s, not sealed", o.Status)
+	}
+	return Owner{Region: o.To, Epoch: o.Epoch.Next(index), Status: Active, Seal: o.Seal}, nil
+}
+
+// Undo gives a slot that is draining or sealed back to its owner, at a higher epoch. Error when it is active.
+func (o Owner) Undo() (Owner, error) {
+	if o.Status == Active {
+		return o, fmt.Errorf("it is active")
+	}
+	back := Owner{Region: o.Region, Epoch: o.Epoch.Next(o.Epoch.Region()), Status: Active, Seal: o.Seal}
+	return back, nil
+}

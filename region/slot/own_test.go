@@ -1,0 +1,69 @@
+package slot
+
+import (
+	"testing"
+	"time"
+)
+
+func TestAnEpochNamesItsRegionAndGrowsWithEveryChange(t *testing.T) {
+	e := Initial(2)
+	if e != 102 || e.Region() != 2 {
+		t.Fatalf("the first epoch of region 2 is %d of region %d", e, e.Region())
+	}
+	for _, region := range []int{1, 99, 1, 2, 2} {
+		next := e.Next(region)
+		if next <= e || next.Region() != region {
+			t.Fatalf("after %d comes %d of region %d, want a larger one of region %d", e, next, next.Region(), region)
+		}
+		if released := e.Released(); released <= e || released >= next {
+			t.Fatalf("the epoch %d of a release is not between %d and %d", released, e, next)
+		}
+		e = next
+	}
+}
+
+func TestASlotGoesFromActiveOverDrainingAndSealedToItsNextOwner(t *testing.T) {
+	o := Owner{Region: "east", Epoch: Initial(1), Status: Active}
+	at := time.UnixMilli(5)
+	d, err := o.Drain("west", "op", at)
+	if err != nil || d.Status != Draining || d.To != "west" || d.DeadlineMillis != 5 || d.Epoch != o.Epoch {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	s, err := d.Close(SealOf(d.Epoch, 9, []byte{0xab}))
+	if err != nil || s.Status != Sealed || s.Seal.Chain != "ab" {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	g, err := s.Give(2)
+	if err != nil || g.Region != "west" || g.Epoch != 202 || g.Status != Active || g.Seal.Seq != 9 || g.Op != "" {
+		t.Fatalf("%+v, %v", g, err)
+	}
+	for _, from := range []Owner{d, s} {
+		u, err := from.Undo()
+		if err != nil || u.Region != "east" || u.Epoch != 201 || u.Status != Active || u.To != "" {
+			t.Fatalf("undone from %s: %+v, %v", from.Status, u, err)
+		}
+	}
+}
+
+func TestASlotTakesNoStepThatItsStatusDoesNotAllow(t *testing.T) {
+	active := Owner{Region: "east", Epoch: 101, Status: Active}
+	draining, _ := active.Drain("west", "op", time.UnixMilli(1))
+	if _, err := active.Drain("east", "op", time.UnixMilli(1)); err == nil {
+		t.Error("a slot drained to its own region")
+	}
+	if _, err := draining.Drain("west", "op", time.UnixMilli(1)); err == nil {
+		t.Error("a slot drained twice")
+	}
+	if _, err := draining.Close(SealOf(1, 1, nil)); err == nil {
+		t.Error("closed with the seal of another epoch")
+	}
+	if _, err := draining.Give(2); err == nil {
+		t.Error("given away without a seal")
+	}
+	if _, err := active.Undo(); err == nil {
+		t.Error("an active slot was undone")
+	}
+	if _, err := active.Close(SealOf(101, 1, nil)); err == nil {
+		t.Error("an active slot was closed")
+	}
+}
