@@ -38,10 +38,20 @@ type kit struct {
 	txs  atomic.Int64 // local transactions of a TCC branch, as the functions see them
 	last atomic.Pointer[sql.Tx]
 	hang chan struct{}
-	runs atomic.Int64
+	once sync.Once
 }
 
+// newKit serves a kit over HTTP.
 func newKit(t *testing.T, o branch.Options) *kit {
+	t.Helper()
+	k := openKit(t, o)
+	s := httptest.NewServer(k.p.Handler())
+	t.Cleanup(func() { k.release(); s.Close(); k.p.Close() })
+	k.url = s.URL
+	return k
+}
+
+func openKit(t *testing.T, o branch.Options) *kit {
 	t.Helper()
 	ctx := context.Background()
 	db, err := barrier.OpenSQLite(ctx, filepath.Join(t.TempDir(), "x.db"))
@@ -59,20 +69,20 @@ func newKit(t *testing.T, o branch.Options) *kit {
 		t.Fatal(err)
 	}
 	k := &kit{p: branch.New(b, o), db: db, hang: make(chan struct{})}
+	t.Cleanup(func() { db.Close() })
 	branch.HandleTCC(k.p, "test/kit", branch.TCC[payload]{Try: k.act, Confirm: k.act, Cancel: k.act})
 	branch.HandleTCC(k.p, "alone", branch.TCC[payload]{Try: k.act, Confirm: k.act, Cancel: k.act, Alone: true})
 	branch.HandleMessage(k.p, "typed", func(_ context.Context, tx *sql.Tx, call *barrier.Call, v *wrapperspb.StringValue) error {
 		_, err := tx.Exec(`INSERT INTO effect VALUES (?, ?)`, call.Gid, v.GetValue())
 		return err
 	})
-	s := httptest.NewServer(k.p.Handler())
-	t.Cleanup(func() { close(k.hang); s.Close(); k.p.Close(); db.Close() })
-	k.url = s.URL
 	return k
 }
 
+// release lets go of the functions that hang.
+func (k *kit) release() { k.once.Do(func() { close(k.hang) }) }
+
 func (k *kit) act(ctx context.Context, tx *sql.Tx, call *barrier.Call, p payload) error {
-	k.runs.Add(1)
 	if k.last.Swap(tx) != tx {
 		k.txs.Add(1)
 	}
@@ -93,8 +103,6 @@ func (k *kit) act(ctx context.Context, tx *sql.Tx, call *barrier.Call, p payload
 	case "wait for the context":
 		<-ctx.Done()
 		return ctx.Err()
-	case "slow":
-		time.Sleep(100 * time.Millisecond)
 	}
 	return nil
 }
@@ -107,6 +115,7 @@ func (k *kit) effects(t *testing.T, gid string) (n int) {
 	return n
 }
 
+// batch sends a batch over the network, direct without one.
 func (k *kit) batch(t *testing.T, calls ...*batchpb.BranchCall) []*batchpb.BranchAnswer {
 	t.Helper()
 	raw, err := proto.Marshal(&batchpb.BatchRequest{Calls: calls})
@@ -119,15 +128,28 @@ func (k *kit) batch(t *testing.T, calls ...*batchpb.BranchCall) []*batchpb.Branc
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != 200 {
-		t.Fatalf("%d %s %v", resp.StatusCode, body, err)
-	}
-	reply := &batchpb.BatchReply{}
-	if err := proto.Unmarshal(body, reply); err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
-	if len(reply.Answers) != len(calls) {
-		t.Fatalf("%d answers to %d calls", len(reply.Answers), len(calls))
+	return answersOf(t, resp.StatusCode, body, len(calls))
+}
+
+func (k *kit) direct(t *testing.T, calls ...*batchpb.BranchCall) []*batchpb.BranchAnswer {
+	t.Helper()
+	raw, err := proto.Marshal(&batchpb.BatchRequest{Calls: calls})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	k.p.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodPost, branch.BatchPath, bytes.NewReader(raw)))
+	return answersOf(t, w.Code, w.Body.Bytes(), len(calls))
+}
+
+func answersOf(t *testing.T, status int, body []byte, n int) []*batchpb.BranchAnswer {
+	t.Helper()
+	reply := &batchpb.BatchReply{}
+	if err := proto.Unmarshal(body, reply); err != nil || status != http.StatusOK || len(reply.Answers) != n {
+		t.Fatalf("%d %q, %v; want %d answers", status, body, err, n)
 	}
 	return reply.Answers
 }
@@ -207,30 +229,8 @@ func TestFunctionsThatMisbehave(t *testing.T) {
 	}
 }
 
-// Single calls that come while a transaction is under way share the next one.
-func TestSingleCallsShareTransactions(t *testing.T) {
-	k := newKit(t, branch.Options{})
-	var wg sync.WaitGroup
-	do := func(gid, say string) {
-		if status, result := post(t, k.url+"/test/kit/try?trans_type=tcc&branch_id=01&op=try&gid="+gid, fmt.Sprintf(`{"say":%q}`, say), 2, gid); status != 200 {
-			t.Errorf("%s: %d %s", gid, status, result)
-		}
-	}
-	wg.Go(func() { do("first", "slow") })
-	for k.runs.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
-	for i := range 30 {
-		wg.Go(func() { do(fmt.Sprintf("g%d", i), "") })
-	}
-	wg.Wait()
-	if n := k.txs.Load(); n > 10 {
-		t.Errorf("31 calls took %d transactions", n)
-	}
-}
-
-// Alone branches have a transaction each, and hold up nobody.
-func TestAloneBranchesHoldUpNobody(t *testing.T) {
+// A call of an Alone branch has a transaction of its own, also beside others in one batch.
+func TestAloneBranchesHaveTransactionsOfTheirOwn(t *testing.T) {
 	k := newKit(t, branch.Options{Timeout: 3 * time.Second})
 	alone := member("alone", "try", "")
 	alone.Target = "/alone/try"
