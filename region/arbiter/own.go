@@ -1,0 +1,199 @@
+package arbiter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// Change is one slot's next owner: it is written if From is what stands there.
+type Change struct {
+	Slot     int
+	From, To slot.Owner
+}
+
+// Change writes new owners, all of them or none: at most 20 slots at once. A change of epoch writes the epoch's key and the
+// seal of the epoch before in the same transaction. Durable on nil. ErrChanged when a slot stands otherwise; what stands
+// as To already counts as changed by this call, so that a call whose answer was lost can be repeated.
+func (a *Arbiter) Change(ctx context.Context, changes ...Change) error {
+	if len(changes) == 0 || len(changes) > 20 {
+		return fmt.Errorf("%d changes at once; 1 to 20 are possible", len(changes))
+	}
+	var cmps []clientv3.Cmp
+	var ops, reads []clientv3.Op
+	for _, c := range changes {
+		cmps = append(cmps, clientv3.Compare(clientv3.Value(ownKey(c.Slot)), "=", mustJSON(c.From)))
+		ops = append(ops, clientv3.OpPut(ownKey(c.Slot), mustJSON(c.To)))
+		if c.To.Epoch != c.From.Epoch {
+			if c.To.Epoch < c.From.Epoch {
+				return fmt.Errorf("slot %d: epoch %d after %d", c.Slot, c.To.Epoch, c.From.Epoch)
+			}
+			ops = append(ops, clientv3.OpPut(epochKey(c.Slot), epochValue(c.To.Epoch)))
+			if s := c.To.Seal; s != nil && s.Epoch == c.From.Epoch {
+				ops = append(ops, clientv3.OpPut(sealKey(c.Slot, uint64(s.Epoch)), mustJSON(s)))
+			}
+		}
+		reads = append(reads, clientv3.OpGet(ownKey(c.Slot)))
+	}
+	resp, err := a.settle(ctx, func(t clientv3.Txn) clientv3.Txn { return t.If(cmps...).Then(ops...).Else(reads...) })
+	if err != nil {
+		return fmt.Errorf("change the owner of slot %d: %w", changes[0].Slot, err)
+	}
+	if resp.Succeeded {
+		return nil
+	}
+	for i, r := range resp.Responses {
+		kvs := r.GetResponseRange().GetKvs()
+		if len(kvs) == 0 || string(kvs[0].Value) != mustJSON(changes[i].To) {
+			stands := "nothing"
+			if len(kvs) > 0 {
+				stands = string(kvs[0].Value)
+			}
+			return fmt.Errorf("slot %d: %w: %s stands there", changes[i].Slot, ErrChanged, stands)
+		}
+	}
+	return nil
+}
+
+// Owners reads all slots, linearizably.
+func (a *Arbiter) Owners(ctx context.Context) (*slot.Map, error) {
+	m, _, err := a.owners(ctx)
+	return m, err
+}
+
+func (a *Arbiter) owners(ctx context.Context) (*slot.Map, int64, error) {
+	got, err := a.cli.Get(ctx, ownPrefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, 0, fmt.Errorf("read the owners: %w", err)
+	}
+	m := &slot.Map{}
+	for _, kv := range got.Kvs {
+		if err := put(m, string(kv.Key), kv.Value); err != nil {
+			return nil, 0, err
+		}
+	}
+	return m, got.Header.Revision, nil
+}
+
+func put(m *slot.Map, key string, value []byte) error {
+	n, err := strconv.Atoi(strings.TrimPrefix(key, ownPrefix))
+	if err != nil || n < 0 || n >= slot.Count {
+		return fmt.Errorf("the arbiter's key %s names no slot", key)
+	}
+	if err := json.Unmarshal(value, &m[n]); err != nil {
+		return fmt.Errorf("the owner of slot %d: %w", n, err)
+	}
+	return nil
+}
+
+// Seals gives the seals of a slot's past epochs, oldest first.
+func (a *Arbiter) Seals(ctx context.Context, n int) ([]slot.Seal, error) {
+	got, err := a.cli.Get(ctx, fmt.Sprintf("%s%04d/", sealPrefix, n), clientv3.WithPrefix())
+	if err != nil {
+		return nil, fmt.Errorf("read the seals of slot %d: %w", n, err)
+	}
+	var out []slot.Seal
+	for _, kv := range got.Kvs {
+		var s slot.Seal
+		if err := json.Unmarshal(kv.Value, &s); err != nil {
+			return nil, fmt.Errorf("a seal of slot %d: %w", n, err)
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// AllSeals gives the seals of every slot's past epochs, oldest first.
+func (a *Arbiter) AllSeals(ctx context.Context) (map[int][]slot.Seal, error) {
+	got, err := a.cli.Get(ctx, sealPrefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, fmt.Errorf("read the seals: %w", err)
+	}
+	out := map[int][]slot.Seal{}
+	for _, kv := range got.Kvs {
+		name, _, _ := strings.Cut(strings.TrimPrefix(string(kv.Key), sealPrefix), "/")
+		n, err := strconv.Atoi(name)
+		var s slot.Seal
+		if err == nil {
+			err = json.Unmarshal(kv.Value, &s)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("the arbiter's key %s: %w", kv.Key, err)
+		}
+		out[n] = append(out[n], s)
+	}
+	return out, nil
+}
+
+// Follow calls each with the owners now and after every change, until ctx ends; maps may be skipped, the latest never is.
+// The map belongs to the callee. heard, which may be nil, is called about once a second while the arbiter answers. It
+// returns when ctx ends.
+func (a *Arbiter) Follow(ctx context.Context, each func(*slot.Map), heard func()) {
+	for ctx.Err() == nil {
+		if err := a.follow(ctx, each, heard); err != nil && ctx.Err() == nil {
+			a.log.Warn("the arbiter's owners cannot be followed; what was known stays", "err", err)
+			select {
+			case <-time.After(500 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+func (a *Arbiter) follow(ctx context.Context, each func(*slot.Map), heard func()) error {
+	rctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	m, rev, err := a.owners(rctx)
+	cancel()
+	if err != nil {
+		return err
+	}
+	wctx, stop := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer stop()
+	changes := a.cli.Watch(wctx, ownPrefix, clientv3.WithPrefix(), clientv3.WithRev(rev+1))
+	tell := func() { c := *m; each(&c) }
+	tell()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case resp, ok := <-changes:
+			if !ok {
+				return errors.New("the watch ended")
+			}
+			if err := resp.Err(); err != nil {
+				return err
+			}
+			for _, ev := range resp.Events {
+				if ev.Type == clientv3.EventTypePut {
+					if err := put(m, string(ev.Kv.Key), ev.Kv.Value); err != nil {
+						return err
+					}
+				}
+			}
+			if len(resp.Events) > 0 {
+				tell()
+			}
+		case <-tick.C:
+			// A watch that is cut off says nothing for long; a read finds out.
+			rctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+			_, err := a.cli.Get(rctx, deploymentKey)
+			cancel()
+			if err != nil {
+				return err
+			}
+			if heard != nil {
+				heard()
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
