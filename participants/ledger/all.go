@@ -19,6 +19,9 @@ func (l *Ledger) HoldAll(ctx context.Context, tx *sql.Tx, all []Transfer) error 
 	if l.dialect != barrier.PostgreSQL {
 		return oneByOne(all, func(t Transfer) error { return l.Hold(ctx, tx, t) })
 	}
+	if len(all) == 0 {
+		return nil
+	}
 	plans := make([]*plan, len(all))
 	for i, t := range all {
 		t, err := t.normal()
@@ -118,7 +121,9 @@ func (f *flat) add(p *plan) {
 }
 
 func (l *Ledger) enterAll(ctx context.Context, tx *sql.Tx, plans []*plan) error {
-	f := &flat{gate: []string{}, gateMode: []string{}}
+	// Between insert-only accounts there are no moves, elsewhere no gates: nil would be NULL to the function, and no array.
+	f := &flat{gate: []string{}, gateMode: []string{}, account: []string{}, shard: []int32{}, mode: []string{},
+		moveCurrency: []string{}, debits: []int64{}, credits: []int64{}}
 	for _, p := range plans {
 		f.add(p)
 	}
