@@ -95,7 +95,7 @@ func (v *Inventory) Expire(ctx context.Context, db *sql.DB, limit int) (int, err
 	return done, nil
 }
 
-// State is a look at all articles.
+// State is a consistent look at all articles.
 type State struct {
 	Articles            []Article `json:"articles"`   // by sku
 	OpenHolds           int64     `json:"open_holds"` // of payments
@@ -110,10 +110,15 @@ type Article struct {
 	Sold int64  `json:"sold"`
 }
 
-// Read reads all articles, and recounts what is held and sold from the holds.
+// Read reads all articles, and recounts what is held and sold from the holds, in one read transaction.
 func (v *Inventory) Read(ctx context.Context, db *sql.DB) (State, error) {
 	var s State
-	rows, err := db.QueryContext(ctx, "SELECT sku, free, held, sold FROM inventory_stock ORDER BY sku")
+	tx, err := v.d.BeginRead(ctx, db)
+	if err != nil {
+		return s, err
+	}
+	defer func() { _ = tx.Rollback() }()
+	rows, err := tx.QueryContext(ctx, "SELECT sku, free, held, sold FROM inventory_stock ORDER BY sku")
 	if err != nil {
 		return s, err
 	}
@@ -128,7 +133,7 @@ func (v *Inventory) Read(ctx context.Context, db *sql.DB) (State, error) {
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return s, err
 	}
-	err = db.QueryRowContext(ctx, `SELECT count(CASE WHEN state = 'held' AND holder NOT LIKE 'order:%' THEN 1 END), coalesce(sum(CASE WHEN state = 'held' THEN n END), 0),
+	err = tx.QueryRowContext(ctx, `SELECT count(CASE WHEN state = 'held' AND holder NOT LIKE 'order:%' THEN 1 END), coalesce(sum(CASE WHEN state = 'held' THEN n END), 0),
 		coalesce(sum(CASE WHEN state = 'sold' THEN n END), 0) FROM inventory_hold`).Scan(&s.OpenHolds, &s.HeldItems, &s.SoldSums)
 	return s, err
 }

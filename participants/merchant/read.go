@@ -42,7 +42,7 @@ func (s State) Faults() []string {
 // Read returns the state in one read transaction.
 func (m *Merchants) Read(ctx context.Context, db *sql.DB) (State, error) {
 	var s State
-	tx, err := db.BeginTx(ctx, nil)
+	tx, err := m.d.BeginRead(ctx, db)
 	if err != nil {
 		return s, err
 	}

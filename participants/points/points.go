@@ -91,9 +91,9 @@ func (s State) Faults() []string {
 }
 
 // Read returns the state in one read transaction.
-func (*Points) Read(ctx context.Context, db *sql.DB) (State, error) {
+func (p *Points) Read(ctx context.Context, db *sql.DB) (State, error) {
 	var s State
-	tx, err := db.BeginTx(ctx, nil)
+	tx, err := p.d.BeginRead(ctx, db)
 	if err != nil {
 		return s, err
 	}

@@ -100,6 +100,15 @@ func InTx(ctx context.Context, db *sql.DB, f func(tx *sql.Tx) error) error {
 	return tx.Commit()
 }
 
+// BeginRead begins a transaction whose statements all see the same state, for sums that are compared with one another. At
+// PostgreSQL's own isolation each statement would see what was committed until it began. The caller rolls it back.
+func (d Dialect) BeginRead(ctx context.Context, db *sql.DB) (*sql.Tx, error) {
+	if d.Dialect == barrier.SQLite { // whose transactions are always so, and whose driver knows no levels
+		return db.BeginTx(ctx, nil)
+	}
+	return db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
+}
+
 // Open opens the database that an address names: sqlite:PATH, postgres://… or mysql://user:password@host:port/name. The
 // caller closes it. Errors do not show the password.
 func Open(ctx context.Context, address string) (*sql.DB, Dialect, error) {
