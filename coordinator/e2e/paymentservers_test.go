@@ -51,6 +51,14 @@ func TestPaymentsOnPostgreSQL(t *testing.T) {
 
 func TestPaymentsOnMariaDB(t *testing.T) { payments(t, freshDatabase(t, "LOCKSTEP_TEST_MYSQL_URL")) }
 
+func TestPaymentsFromFrozenAndClosedAccountsOnPostgreSQL(t *testing.T) {
+	paymentsByState(t, freshDatabase(t, "LOCKSTEP_TEST_POSTGRES_URL"))
+}
+
+func TestPaymentsFromFrozenAndClosedAccountsOnMariaDB(t *testing.T) {
+	paymentsByState(t, freshDatabase(t, "LOCKSTEP_TEST_MYSQL_URL"))
+}
+
 func TestPaymentsSurviveKillsOnPostgreSQL(t *testing.T) {
 	paymentsUnderKills(t, freshDatabase(t, "LOCKSTEP_TEST_POSTGRES_URL"))
 }

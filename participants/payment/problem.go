@@ -68,15 +68,18 @@ var kinds = map[string]kind{
 	"order_taken":            {"The order is being paid or was paid", http.StatusConflict, ""},
 }
 
-// refusalText is how the participants word a refusal: the reason first, the field last.
-var refusalText = regexp.MustCompile(`\b([a-z]+(?:_[a-z]+)+)\b[^()]*\(field ([a-z_]+)\)`)
+// refusalText is how the participants word a refusal: the reason first, the field last. Before it may stand whatever a
+// coordinator and a protocol add: of a call that went by itself the whole answer, with DTM's "dtm_result" in it.
+var refusalText, refusalWord = regexp.MustCompile(`[^()]*\(field [a-z_]+\)`), regexp.MustCompile(`\b[a-z]+(?:_[a-z]+)+\b`)
 
 // reasonOf finds a refusal's reason in what the coordinator tells of it. The field is the payment's, which is not always
 // the participant's.
 func reasonOf(text string) (reason, field string) {
-	for _, m := range refusalText.FindAllStringSubmatch(text, -1) {
-		if k, ok := kinds[m[1]]; ok {
-			return m[1], k.field
+	for _, refusal := range refusalText.FindAllString(text, -1) {
+		for _, word := range refusalWord.FindAllString(refusal, -1) {
+			if k, ok := kinds[word]; ok {
+				return word, k.field
+			}
 		}
 	}
 	return text, ""

@@ -1,0 +1,23 @@
+package payment
+
+import "testing"
+
+// A refusal is understood in whatever it comes: as the participant words it, in the answer to a single call over HTTP or
+// gRPC, and beside another's that says nothing.
+func TestReasonOfARefusal(t *testing.T) {
+	for text, want := range map[string][2]string{
+		"account_frozen alice (field debit)":                                         {"account_frozen", "buyer"},
+		"account_closed alice (field debit)":                                         {"account_closed", "buyer"},
+		"FAILURE: insufficient_funds alice: 1 available, 2 asked for (field amount)": {"insufficient_funds", "amount"},
+		`url:http://127.0.0.1:1/leg/try return failed: {"dtm_result":"FAILURE","message":"account_frozen frozen (field debit)"}`: {"account_frozen", "buyer"},
+		`http://some_host/no_such/try: {"dtm_result":"FAILURE","message":"stock_gone book (field items)"}`:                       {"stock_gone", "items"},
+		"some_thing else (field x); wrong_currency alice: it is in EUR, not CNY (field currency)":                                {"wrong_currency", "currency"},
+		"account_frozen without more":            {"account_frozen without more", ""},
+		"some_thing that nobody knows (field x)": {"some_thing that nobody knows (field x)", ""},
+		"":                                       {"", ""},
+	} {
+		if reason, field := reasonOf(text); reason != want[0] || field != want[1] {
+			t.Errorf("%q: %q in field %q, want %q", text, reason, field, want)
+		}
+	}
+}
