@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/bench/stats"
 )
 
 const (
@@ -136,7 +138,7 @@ func evaluate(clients []client, window time.Duration) Result {
 	r.PerSecond = float64(r.OK) / window.Seconds()
 	if len(all) > 0 {
 		slices.Sort(all)
-		r.P50MS, r.P99MS, r.MaxMS = ms(all[len(all)/2]), ms(all[len(all)*99/100]), ms(all[len(all)-1])
+		r.P50MS, r.P99MS, r.MaxMS = ms(stats.Percentile(all, 50)), ms(stats.Percentile(all, 99)), ms(stats.Percentile(all, 100))
 	}
 	return r
 }

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/bench/stats"
 )
 
 // Op is a phase of a branch.
@@ -140,8 +142,8 @@ func (p *Participants) Firsts() Firsts {
 		return f
 	}
 	slices.Sort(at)
-	ms := func(i int) float64 { return float64(at[i].Microseconds()) / 1000 }
-	f.FirstMS, f.MedianMS, f.P99MS, f.LastMS = ms(0), ms(len(at)/2), ms(len(at)*99/100), ms(len(at)-1)
+	ms := func(percent int) float64 { return float64(stats.Percentile(at, percent).Microseconds()) / 1000 }
+	f.FirstMS, f.MedianMS, f.P99MS, f.LastMS = ms(0), ms(50), ms(99), ms(100)
 	return f
 }
 

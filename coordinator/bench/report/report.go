@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/lockstep-tx/lockstep/coordinator/bench/rig"
+	"github.com/lockstep-tx/lockstep/coordinator/bench/stats"
 )
 
 // Key is one cell of the comparison.
@@ -38,7 +39,7 @@ func (r *Run) Median(k Key) (rig.Sample, bool) {
 		for i := range list {
 			values[i] = column(&list[i])
 		}
-		return median(values)
+		return stats.Median(values)
 	}
 	var m rig.Sample
 	m.PerSecond = of(func(s *rig.Sample) float64 { return s.PerSecond })
@@ -53,13 +54,6 @@ func (r *Run) Median(k Key) (rig.Sample, bool) {
 		m.TotalFailed += s.TotalFailed
 	}
 	return m, true
-}
-
-// median sorts values and returns the middle one, or the mean of the middle two.
-func median(values []float64) float64 {
-	slices.Sort(values)
-	n := len(values)
-	return (values[(n-1)/2] + values[n/2]) / 2
 }
 
 // Table writes the medians, grouped by API and number of clients, with the ratio of each contender's throughput to

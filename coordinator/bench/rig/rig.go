@@ -18,6 +18,7 @@ import (
 	"github.com/lockstep-tx/lockstep/coordinator/bench/build"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/noop"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/proc"
+	"github.com/lockstep-tx/lockstep/coordinator/bench/stats"
 )
 
 const (
@@ -176,6 +177,5 @@ func (r *Rig) SyncCost() (time.Duration, error) {
 		}
 		took[i] = time.Since(began)
 	}
-	slices.Sort(took)
-	return took[len(took)/2], nil
+	return stats.Percentile(took, 50), nil
 }

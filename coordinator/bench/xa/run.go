@@ -7,13 +7,14 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/dtm-labs/dtm/client/dtmcli"
 	"github.com/go-resty/resty/v2"
+
+	"github.com/lockstep-tx/lockstep/coordinator/bench/stats"
 )
 
 // Plan says what a bed goes through.
@@ -191,16 +192,8 @@ func (c *clients) window(from, to time.Time) (ph Phase) {
 		}
 	}
 	ph.PerSecond = float64(made) / to.Sub(from).Seconds()
-	ph.P99 = p99(took)
+	ph.P99 = stats.Percentile(took, 99)
 	return ph
-}
-
-func p99(took []time.Duration) time.Duration {
-	if len(took) == 0 {
-		return 0
-	}
-	slices.Sort(took)
-	return took[len(took)*99/100]
 }
 
 func (r *runner) phase(ctx context.Context, window time.Duration, hanging int) (Phase, error) {

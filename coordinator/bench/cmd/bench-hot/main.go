@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -24,6 +23,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/coordinator/bench/payees"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/rig"
+	"github.com/lockstep-tx/lockstep/coordinator/bench/stats"
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/ledger"
 	"github.com/lockstep-tx/lockstep/region/slot"
@@ -95,9 +95,7 @@ func run(ctx context.Context, o options) error {
 	fmt.Fprintf(t, "\nmedians of %d\tpayments/s\n", o.rounds)
 	median := map[string]float64{}
 	for _, w := range all {
-		slices.Sort(w.perSecond)
-		n := len(w.perSecond)
-		median[w.name] = (w.perSecond[(n-1)/2] + w.perSecond[n/2]) / 2
+		median[w.name] = stats.Median(w.perSecond)
 	}
 	for _, w := range all {
 		verdict := ""

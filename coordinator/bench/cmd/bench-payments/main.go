@@ -22,6 +22,7 @@ import (
 	"github.com/lockstep-tx/lockstep/coordinator/bench/load"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/payees"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/rig"
+	"github.com/lockstep-tx/lockstep/coordinator/bench/stats"
 )
 
 type options struct {
@@ -164,8 +165,7 @@ func judge(o options, ways []turn, samples [][]rig.Sample) error {
 		for _, s := range samples[i] {
 			v = append(v, of(s))
 		}
-		slices.Sort(v)
-		return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+		return stats.Median(v)
 	}
 	perSecond := func(s rig.Sample) float64 { return s.PerSecond }
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
