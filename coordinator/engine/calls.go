@@ -82,7 +82,7 @@ func feeds(s *txn.State, i int) bool {
 // since, and the call will be made again.
 func (c *Core) Replied(at int64, r CallResult) {
 	hs := c.slots[r.Call.Slot]
-	if hs == nil || !hs.ready || hs.term != r.Call.Term {
+	if hs == nil || !hs.ready || hs.still || hs.term != r.Call.Term {
 		return
 	}
 	e := hs.txs[r.Call.Gid]

@@ -85,7 +85,9 @@ type heldSlot struct {
 	// ready: its records are read. Until then requests are parked.
 	ready  bool
 	parked []*pending
-	txs    map[txn.Gid]*entry
+	// quiet: nothing begins, it is parked. still: nothing changes, everything is parked (see moving.go).
+	quiet, still bool
+	txs          map[txn.Gid]*entry
 	// busy: a batch with this slot is unanswered. A slot is in at most one such batch.
 	busy   bool
 	queued bool // in Core.dirty
@@ -200,7 +202,7 @@ func (c *Core) Apply(at int64, p *pending) {
 	case hs == nil:
 		p.finish(answer{err: ErrNotHolder})
 		return
-	case !hs.ready:
+	case !hs.ready || hs.still || (hs.quiet && Begins(p.req.Event) && hs.txs[p.req.Gid] == nil):
 		hs.parked = append(hs.parked, p)
 		return
 	}

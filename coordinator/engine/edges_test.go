@@ -21,7 +21,7 @@ func TestARecordThatCannotBeReadKeepsItsGidClosed(t *testing.T) {
 	r := newRegion(t)
 	const bad, good = txn.Gid("{tag}bad"), txn.Gid("{tag}good")
 	n := slot.Of(string(bad))
-	claims, err := r.store.Claim(ctx, "earlier", []int{n})
+	claims, err := r.store.Claim(ctx, "earlier", []int{n}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

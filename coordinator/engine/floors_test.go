@@ -35,7 +35,7 @@ func TestFloorsAreTheOldestUnfinishedTransactions(t *testing.T) {
 	<-done
 	execute(lost)
 	d.next(t, lost, txn.OpTry)
-	if _, err := r.store.Claim(ctx, "another", []int{5}); err != nil { // a knows nothing of it
+	if _, err := r.store.Claim(ctx, "another", []int{5}, nil); err != nil { // a knows nothing of it
 		t.Fatal(err)
 	}
 	floors := func() map[int]int64 {
@@ -77,7 +77,7 @@ func TestNoFloorWhereARecordCannotBeRead(t *testing.T) {
 	r := newRegion(t)
 	const bad = txn.Gid("{tag}bad")
 	n := slot.Of(string(bad))
-	claims, err := r.store.Claim(ctx, "earlier", []int{n})
+	claims, err := r.store.Claim(ctx, "earlier", []int{n}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

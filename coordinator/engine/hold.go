@@ -41,6 +41,10 @@ func (c *Core) Hold(at int64, claim Claim, loaded []*record.Tx) {
 	for _, tx := range loaded {
 		e := &entry{tx: *tx, slot: hs, stored: true}
 		e.tx.State = txn.Reloaded(tx.State)
+		if !e.tx.State.Phase.Decided() {
+			// What is in the store was begun here or came under a seal: this epoch may decide it (G4).
+			e.tx.State.Epoch = claim.Epoch
+		}
 		hs.txs[e.tx.State.Gid] = e
 		c.live++
 		if e.tx.State.Phase.Decided() {
@@ -67,6 +71,7 @@ func (c *Core) carry(old, hs *heldSlot) {
 		if e.stored || hs.txs[gid] != nil {
 			continue
 		}
+		e.tx.State.Epoch = hs.epoch
 		e.slot, e.gates, e.version, e.saved, e.queued, e.noted = hs, nil, 0, 0, false, false
 		e.waiting = nil
 		hs.txs[gid] = e
@@ -83,7 +88,8 @@ func (c *Core) Settle(n int) {
 	if hs == nil || !hs.ready {
 		return
 	}
-	next := &heldSlot{n: n, term: hs.term, txs: map[txn.Gid]*entry{}}
+	next := &heldSlot{n: n, term: hs.term, txs: map[txn.Gid]*entry{}, parked: hs.parked}
+	hs.parked = nil
 	next.settling = c.empty(hs, func(e *entry) bool {
 		// A transaction that was begun in memory and not written yet: its state before its first save is not kept, so
 		// only a bare prepare (nothing unsaved) can be carried over.

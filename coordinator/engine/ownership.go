@@ -19,6 +19,13 @@ func (r *Runner) own(ctx, inner context.Context) error {
 		return fmt.Errorf("watch the region's coordinators: %w", err)
 	}
 	go r.announce(ctx)
+	moved := r.movedChan()
+	var tick <-chan time.Time
+	if r.regions != nil {
+		t := time.NewTicker(moveTick)
+		defer t.Stop()
+		tick = t.C
+	}
 	for {
 		select {
 		case v, ok := <-views:
@@ -31,6 +38,16 @@ func (r *Runner) own(ctx, inner context.Context) error {
 			r.consider(ctx, inner, &v)
 		case again := <-r.claims:
 			r.claim(inner, gather(again, r.claims))
+		case <-moved:
+			moved = r.movedChan()
+			r.broadcast()
+			if v := r.view.Load(); v != nil {
+				r.consider(ctx, inner, v)
+			}
+		case <-tick:
+			if v := r.view.Load(); v != nil {
+				r.consider(ctx, inner, v)
+			}
 		case <-inner.Done():
 			return nil
 		}
@@ -85,19 +102,26 @@ func (r *Runner) consider(ctx, inner context.Context, v *View) {
 	covered := 0
 	for n := range slot.Count {
 		holder, want := v.Holders[n], slot.Prefer(n, ids)
+		ours := r.ours(n)
 		switch mine := r.holds(n); {
 		case mine && holder != self && int64(v.Terms[n]) > r.held[n].Load():
 			lost = append(lost, n)
-		case mine && want != self:
+		case mine && (want != self || !ours):
 			give = append(give, n)
+		case !ours:
+		case mine && r.regions != nil && r.heldEpoch[n].Load() != r.epochOf(n):
+			take = append(take, n) // a move was undone: the owner goes on at a higher epoch
 		case !mine && want == self && !live[holder]:
 			take = append(take, n)
 		case !mine && holder == self && want == self:
 			take = append(take, n) // an earlier claim of ours was answered late
 		}
-		if live[holder] {
+		if live[holder] || !ours {
 			covered++
 		}
+	}
+	if r.regions != nil {
+		take = r.between(inner, v, ids, take)
 	}
 	if len(lost) > 0 {
 		r.recheck(inner, lost)
@@ -120,7 +144,11 @@ func (r *Runner) checkReady(v *View) {
 		live[m.ID] = true
 	}
 	for n := range slot.Count {
-		if !r.holds(n) && (v.Holders[n] == r.cfg.Self.ID || !live[v.Holders[n]]) {
+		o, known := r.owner(n)
+		if !known {
+			return
+		}
+		if r.ours(n) && o.Status == slot.Active && !r.holds(n) && (v.Holders[n] == r.cfg.Self.ID || !live[v.Holders[n]]) {
 			return
 		}
 	}
@@ -167,8 +195,12 @@ func (r *Runner) claim(ctx context.Context, slots []int) {
 	}
 	start := time.Now()
 	for attempt := 1; len(slots) > 0 && ctx.Err() == nil; attempt++ {
+		var epochs map[int]uint64
+		if slots, epochs = r.onlyOurs(ctx, slots); len(slots) == 0 {
+			return
+		}
 		cctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		claims, err := r.store.Claim(cctx, r.cfg.Self.ID, slots)
+		claims, err := r.store.Claim(cctx, r.cfg.Self.ID, slots, func(n int) uint64 { return epochs[n] })
 		cancel()
 		if err != nil {
 			r.cfg.Log.Warn("slots could not be claimed; trying again", "slots", len(slots), "attempt", attempt, "err", err)
@@ -199,6 +231,28 @@ func (r *Runner) claim(ctx context.Context, slots []int) {
 	}
 }
 
+// onlyOurs drops slots that another region owns by now, and gives the epochs at which the others are to be taken.
+func (r *Runner) onlyOurs(ctx context.Context, slots []int) ([]int, map[int]uint64) {
+	epochs := map[int]uint64{}
+	var keep, gone []int
+	for _, n := range slots {
+		if o, known := r.owner(n); known && r.ours(n) {
+			keep, epochs[n] = append(keep, n), uint64(o.Epoch)
+		} else {
+			gone = append(gone, n)
+		}
+	}
+	if len(gone) > 0 {
+		_ = r.Ask(ctx, func(c *Core, _ int64) {
+			for _, n := range gone {
+				c.Drop(n)
+				r.setHeld(n, 0)
+			}
+		})
+	}
+	return keep, epochs
+}
+
 func without(slots []int, gone map[int]bool) []int {
 	var out []int
 	for _, n := range slots {
@@ -213,6 +267,12 @@ func without(slots []int, gone map[int]bool) []int {
 func (r *Runner) loadAll(ctx context.Context, claims []Claim) (map[int]bool, int) {
 	held, records := map[int]bool{}, 0
 	for _, cl := range claims {
+		if cl.Closed {
+			// Its epoch has ended: there is nothing to hold. What is left to do follows from the view.
+			_ = r.Ask(ctx, func(c *Core, _ int64) { c.Drop(cl.Slot); r.setHeld(cl.Slot, 0) })
+			held[cl.Slot] = true
+			continue
+		}
 		var txs []*record.Tx
 		err := r.store.Load(ctx, cl.Slot, func(gid txn.Gid, value []byte) error {
 			tx, err := record.Decode(value)
@@ -228,7 +288,11 @@ func (r *Runner) loadAll(ctx context.Context, claims []Claim) (map[int]bool, int
 			r.cfg.Log.Warn("a slot could not be read", "slot", cl.Slot, "err", err)
 			continue
 		}
-		if r.Ask(ctx, func(c *Core, at int64) { c.Hold(at, cl, txs); r.setHeld(cl.Slot, cl.Term) }) != nil {
+		if r.Ask(ctx, func(c *Core, at int64) {
+			c.Hold(at, cl, txs)
+			r.heldEpoch[cl.Slot].Store(cl.Epoch)
+			r.setHeld(cl.Slot, cl.Term)
+		}) != nil {
 			return held, records
 		}
 		held[cl.Slot] = true
@@ -281,7 +345,7 @@ func (r *Runner) again(n, try int) {
 	for _, m := range v.Members {
 		ids = append(ids, m.ID)
 	}
-	if slot.Prefer(n, ids) != r.cfg.Self.ID {
+	if slot.Prefer(n, ids) != r.cfg.Self.ID || !r.ours(n) {
 		r.giveUp(r.lifetime, []int{n}, try)
 	}
 }

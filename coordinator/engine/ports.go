@@ -38,6 +38,7 @@ type Batch struct {
 	Guards  []Guard
 	Puts    []Put
 	Deletes []Delete
+	Events  []record.Event
 }
 
 // Guard compares a slot's term; where Head is not nil the slot's outbox head is written with the batch.
@@ -45,6 +46,10 @@ type Guard struct {
 	Slot int
 	Term Term
 	Head *record.Head
+	// Close ends the slot's epoch with the batch: the term ends too, and nobody takes the slot at this epoch again.
+	Close bool
+	// Imported, where it is not 0, says with the batch that all that came with the seal of that epoch is in the store.
+	Imported uint64
 }
 
 // Put writes a record.
@@ -68,6 +73,11 @@ type Claim struct {
 	Head  record.Head
 	// Prev is the term that this one follows: whoever held that was the last to write.
 	Prev Term
+	// Imported is the epoch whose seal the slot's last import came with; 0 where there was none.
+	Imported uint64
+	// Closed: the slot's epoch is closed at Head, and the epoch that was asked for is not above it. It was not taken; Term
+	// is 0.
+	Closed bool
 }
 
 // Member is one live coordinator process of the region. Addresses are host:port, empty where it does not listen.
@@ -83,6 +93,7 @@ type View struct {
 	Members []Member
 	Holders [slot.Count]string // member id by slot; "" where nobody holds it
 	Terms   [slot.Count]Term   // by slot; a later view's term of a slot is never smaller
+	Closed  [slot.Count]uint64 // by slot: the epoch for which it is closed; 0 while it is not
 }
 
 // Usage is how full the store is. QuotaBytes 0 means unbounded.
@@ -96,9 +107,11 @@ type Store interface {
 	// quorum). ErrFenced (a *FencedError), ErrBusy and ErrTooLarge mean that nothing was written; after any other
 	// error the outcome is unknown, and the caller takes new terms for all of the batch's slots before anything else.
 	Commit(ctx context.Context, b *Batch) error
-	// Claim takes the slots for holder whoever holds them, and gives each one's new term. A slot whose record moved
-	// while it was claimed is left out. On an error some may have been taken.
-	Claim(ctx context.Context, holder string, slots []int) ([]Claim, error)
+	// Claim takes the slots for holder whoever holds them, and gives each one's new term. epoch gives the epoch at which a
+	// slot is taken; nil, or 0, leaves it as it stands (1 at first). A slot whose record moved while it was claimed is left
+	// out, and so is one that stands at a higher epoch; one that is closed is given as Closed. On an error some may have
+	// been taken.
+	Claim(ctx context.Context, holder string, slots []int, epoch func(n int) uint64) ([]Claim, error)
 	// Release gives up the slot if the term still stands; ErrFenced when it does not.
 	Release(ctx context.Context, slot int, term Term) error
 	// Load reads every record of a slot, in the order of their gids. It sees at least all that was written under a
@@ -106,6 +119,14 @@ type Store interface {
 	Load(ctx context.Context, slot int, each func(gid txn.Gid, value []byte) error) error
 	// Get reads one record; nil when there is none.
 	Get(ctx context.Context, gid txn.Gid) ([]byte, error)
+	// Events reads the slot's own events (carries and seals) that were not forgotten, in the order of their numbers.
+	Events(ctx context.Context, slot int) ([]record.Event, error)
+	// ForgetEvents removes the slot's own events up to a number: the journal has them. It needs no term, for a number is
+	// given out once.
+	ForgetEvents(ctx context.Context, slot int, upTo uint64) error
+	// Purge removes every record of a slot that is closed for the epoch given; ErrFenced when it is not. The next owner has
+	// them.
+	Purge(ctx context.Context, slot int, epoch uint64) error
 	// Join announces m until ctx ends or the announcement is lost, and then returns why. ttl bounds how long the
 	// announcement of a dead process stays.
 	Join(ctx context.Context, m Member, ttl time.Duration) error
@@ -219,6 +240,8 @@ type Journal interface {
 	// Append stores rows, idempotent by gid: a row with a finish completes one without, and never the other way
 	// round. Durable on nil. On an error all of it may be repeated.
 	Append(ctx context.Context, rows []Row) error
+	// AppendEvents stores carries and seals of this region, idempotent by slot and number. Durable on nil.
+	AppendEvents(ctx context.Context, events []record.Event) error
 	// Get reads one transaction; nil when the journal has none with that gid. Where only the outcome is still kept,
 	// the state has no branches and Trimmed is set.
 	Get(ctx context.Context, gid txn.Gid) (*record.Tx, error)

@@ -38,8 +38,10 @@ type Request struct {
 	// Resent: the engine sends it again by itself, and may have carried it out before. An outcome that stands as it asks
 	// is then its answer; a client's own repeat is judged by the protocol.
 	Resent bool
-	// Hops counts the coordinators that forwarded it: 0 or 1.
+	// Hops counts the coordinators of this region that forwarded it: 0 or 1.
 	Hops int
+	// Border: it came from another region, and does not go back over a border.
+	Border bool
 }
 
 // Reply answers a request. State is a snapshot; its slices are read-only. Its Phase is PhaseNone where the

@@ -28,7 +28,7 @@ func (r *Runner) Do(ctx context.Context, req Request) (Reply, error) {
 		if !errors.Is(err, ErrNotHolder) {
 			return rep, err
 		}
-		if req.Hops > 0 {
+		if req.Hops > 0 || (req.Border && !r.ours(n)) {
 			return rep, err
 		}
 		req.Resent = true // whoever had it may have carried it out before the slot moved on
@@ -41,6 +41,7 @@ func (r *Runner) Do(ctx context.Context, req Request) (Reply, error) {
 		}
 		select {
 		case <-changed:
+		case <-r.movedChan():
 		case <-time.After(min(left, 100*time.Millisecond)):
 		case <-ctx.Done():
 			return Reply{}, context.Cause(ctx)
@@ -51,6 +52,12 @@ func (r *Runner) Do(ctx context.Context, req Request) (Reply, error) {
 func (r *Runner) try(ctx context.Context, n int, req Request) (Reply, error) {
 	if r.holds(n) {
 		return r.local(ctx, req)
+	}
+	if o, known := r.owner(n); r.regions != nil && known && !r.ours(n) {
+		if req.Hops > 0 || req.Border {
+			return Reply{}, ErrNotHolder
+		}
+		return r.abroad(ctx, n, o.Region, req)
 	}
 	view := r.view.Load()
 	if req.Hops > 0 || view == nil || r.forward == nil || view.Holders[n] == "" || view.Holders[n] == r.cfg.Self.ID {
@@ -68,6 +75,37 @@ func (r *Runner) try(ctx context.Context, n int, req Request) (Reply, error) {
 		}
 	}
 	return Reply{}, ErrNotHolder
+}
+
+// abroad hands a request to the region that owns the slot, as long as it does.
+func (r *Runner) abroad(ctx context.Context, n int, region string, req Request) (Reply, error) {
+	req.Border = true
+	if req.Patience > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, req.Patience, ErrWaitOver)
+		defer cancel()
+	}
+	ctx, moved := context.WithCancelCause(ctx)
+	defer moved(nil)
+	go func() {
+		for {
+			changed := r.regions.Changed()
+			if o, _ := r.owner(n); o.Region != region {
+				moved(ErrNotHolder)
+				return
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	rep, err := r.regions.Forward(ctx, region, req)
+	if err != nil && errors.Is(context.Cause(ctx), ErrNotHolder) {
+		return Reply{}, ErrNotHolder
+	}
+	return rep, err
 }
 
 // ask forwards a request to the slot's holder m, as long as it is the holder: one that sleeps has the request for as long

@@ -35,6 +35,8 @@ type Config struct {
 	KeepFinished time.Duration
 	// RouteTimeout bounds the search for a slot's holder. Defaults to 6 s.
 	RouteTimeout time.Duration
+	// Regions is what there is beyond this region; nil where there is one.
+	Regions Regions
 	// Log gets lifecycle and decisions; nil discards.
 	Log *slog.Logger
 	// Observer is told of what happens; nil for nobody.
@@ -102,6 +104,7 @@ type Runner struct {
 	journal Journal
 	invoker Invoker
 	forward Forwarder
+	regions Regions // nil where there is one region
 	clock   Clock
 	known   *Known
 
@@ -114,6 +117,8 @@ type Runner struct {
 	changed              chan struct{} // closed and replaced when the view or what we hold changes
 	mu                   sync.Mutex    // guards changed
 	claims               chan []int
+	heldEpoch, purged    [slot.Count]atomic.Uint64
+	working              works
 	held                 [slot.Count]atomic.Int64 // the term of what is held, 0 for nothing; for routing: the core is the truth
 	ready                atomic.Bool
 	stopping             atomic.Bool
@@ -126,7 +131,7 @@ type Runner struct {
 func NewRunner(cfg Config, store Store, journal Journal, invoker Invoker, forward Forwarder, clock Clock) *Runner {
 	cfg = cfg.withDefaults()
 	r := &Runner{
-		cfg: cfg, store: store, journal: journal, invoker: invoker, forward: forward, clock: clock,
+		cfg: cfg, store: store, journal: journal, invoker: invoker, forward: forward, regions: cfg.Regions, clock: clock,
 		known: NewKnown(), batches: make(chan *Writing, cfg.Committers), rows: newRowQueue(),
 		changed: make(chan struct{}), claims: make(chan []int, slot.Count), lifetime: context.Background(), done: make(chan struct{}),
 	}
@@ -200,6 +205,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { r.journalLoop(gctx); return nil })
 	g.Go(func() error { return r.own(ctx, gctx) })
+	if r.regions != nil {
+		g.Go(func() error { r.adoptions(gctx); return nil })
+	}
 	g.Go(func() error { r.sample(gctx); return nil })
 	g.Go(func() error {
 		select {

@@ -36,7 +36,9 @@ func (c *Core) Flush(at int64) {
 	for len(c.notes) > 0 && at-c.notes[0].notedAt >= c.lim.NoteDelayMillis {
 		e := c.notes[0]
 		c.notes = c.notes[1:]
-		if e.noted && e.slot.txs[e.tx.State.Gid] == e {
+		if e.noted && e.slot.still {
+			e.noted = false // it leaves as it is in memory
+		} else if e.noted && e.slot.txs[e.tx.State.Gid] == e {
 			e.noted = false
 			e.version++
 			e.gates = append(e.gates, gate{version: e.version})

@@ -131,7 +131,7 @@ func (s *sim) boot(n *node) {
 // claim is what a Runner does to take a slot: a new term, then what the store holds.
 func (s *sim) claim(n *node, sl int) {
 	n.core.Expect([]int{sl})
-	claims, err := s.store.Claim(context.Background(), n.name, []int{sl})
+	claims, err := s.store.Claim(context.Background(), n.name, []int{sl}, nil)
 	s.check(err)
 	var txs []*record.Tx
 	s.check(s.store.Load(context.Background(), sl, func(_ txn.Gid, v []byte) error {

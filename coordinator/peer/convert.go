@@ -51,6 +51,9 @@ func checkOptions(o *recordpb.Options) error {
 	if o.GetProtocol() > uint32(txn.ProtocolJSONRPC) {
 		return fmt.Errorf("options.protocol: %d is unknown: the coordinators of a region must not be more than one version apart", o.GetProtocol())
 	}
+	if o.GetDurability() > uint32(txn.Global) {
+		return fmt.Errorf("options.durability: %d is unknown: coordinators must not be more than one version apart", o.GetDurability())
+	}
 	for _, d := range []struct {
 		field string
 		ms    int64
@@ -81,7 +84,7 @@ func checkBranches(bs []*recordpb.Branch) error {
 
 // encode gives a request's wire form.
 func encode(r engine.Request) (*peerpb.DoRequest, error) {
-	out := &peerpb.DoRequest{Gid: string(r.Gid), Want: uint32(r.Want), Resent: r.Resent}
+	out := &peerpb.DoRequest{Gid: string(r.Gid), Want: uint32(r.Want), Resent: r.Resent, Border: r.Border && r.Hops == 0}
 	switch e := r.Event.(type) {
 	case nil:
 	case txn.Prepare:
@@ -123,6 +126,9 @@ func decode(in *peerpb.DoRequest) (r engine.Request, err error) {
 		return r, fmt.Errorf("want: unknown milestone %d: the coordinators of a region must not be more than one version apart", in.GetWant())
 	}
 	r = engine.Request{Gid: txn.Gid(in.GetGid()), Want: engine.Want(in.GetWant()), Hops: 1, Resent: in.GetResent()}
+	if in.GetBorder() {
+		r.Hops, r.Border = 0, true
+	}
 	switch e := in.GetEvent().(type) {
 	case nil:
 	case *peerpb.DoRequest_Prepare:

@@ -14,7 +14,7 @@ func OptionsToPB(o *txn.Options) *recordpb.Options {
 		Protocol: uint32(o.Protocol), WaitResult: o.WaitResult, Concurrent: o.Concurrent,
 		TimeoutMs: o.Timeout.Milliseconds(), RequestTimeoutMs: o.RequestTimeout.Milliseconds(),
 		RetryIntervalMs: o.RetryInterval.Milliseconds(), RetryLimit: int32(o.RetryLimit),
-		DelayMs: o.Delay.Milliseconds(), Headers: o.Headers,
+		DelayMs: o.Delay.Milliseconds(), Headers: o.Headers, Durability: uint32(o.Durability),
 	}
 }
 
@@ -25,13 +25,13 @@ func OptionsFromPB(o *recordpb.Options) txn.Options {
 		Protocol: txn.Protocol(o.GetProtocol()), WaitResult: o.GetWaitResult(), Concurrent: o.GetConcurrent(),
 		Timeout: ms(o.GetTimeoutMs()), RequestTimeout: ms(o.GetRequestTimeoutMs()),
 		RetryInterval: ms(o.GetRetryIntervalMs()), RetryLimit: int(o.GetRetryLimit()), Delay: ms(o.GetDelayMs()),
-		Headers: o.GetHeaders(),
+		Headers: o.GetHeaders(), Durability: txn.Durability(o.GetDurability()),
 	}
 }
 
 func branchToPB(b *txn.Branch, out *recordpb.Branch) {
 	out.Id, out.Try, out.Confirm, out.Cancel = string(b.ID), b.Try, b.Confirm, b.Cancel
-	out.Payload, out.Message, out.UseResults = b.Payload, b.Message, b.UseResults
+	out.Payload, out.Message, out.UseResults, out.Account = b.Payload, b.Message, b.UseResults, b.Account
 	for _, j := range b.After {
 		out.After = append(out.After, uint32(j))
 	}
@@ -48,7 +48,7 @@ func BranchToPB(b *txn.Branch) *recordpb.Branch {
 func BranchFromPB(b *recordpb.Branch) txn.Branch {
 	out := txn.Branch{
 		ID: txn.BranchID(b.GetId()), Try: b.GetTry(), Confirm: b.GetConfirm(), Cancel: b.GetCancel(),
-		Payload: b.GetPayload(), Message: b.GetMessage(), UseResults: b.GetUseResults(),
+		Payload: b.GetPayload(), Message: b.GetMessage(), UseResults: b.GetUseResults(), Account: b.GetAccount(),
 	}
 	for _, j := range b.GetAfter() {
 		out.After = append(out.After, int(j))

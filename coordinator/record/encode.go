@@ -86,7 +86,7 @@ func sizeHint(s *txn.State) int {
 	n := 160 + len(s.Gid) + len(s.QueryURL) + len(s.Custom) + len(s.Reason) + len(s.Result) + len(s.Digest) + len(s.Tenant)
 	for i := range s.Branches {
 		b := &s.Branches[i]
-		n += 24 + len(b.ID) + len(b.Try) + len(b.Confirm) + len(b.Cancel) + len(b.Payload)
+		n += 24 + len(b.ID) + len(b.Try) + len(b.Confirm) + len(b.Cancel) + len(b.Payload) + len(b.Account)
 	}
 	for i := range s.Steps {
 		n += 32 + len(s.Steps[i].Data)
@@ -146,6 +146,7 @@ func (e *encoder) options(o *txn.Options) {
 	e.uint(6, uint64(o.RetryInterval.Milliseconds()))
 	e.uint(7, uint64(int64(int32(o.RetryLimit)))) // an int32 below zero is ten bytes, as protobuf has it
 	e.uint(8, uint64(o.Delay.Milliseconds()))
+	defer e.uint(10, uint64(o.Durability))
 	if len(o.Headers) == 0 {
 		return
 	}
@@ -173,6 +174,7 @@ func (e *encoder) branch(br *txn.Branch) {
 	}
 	e.bool(7, br.Message)
 	e.bool(8, br.UseResults)
+	e.text(9, br.Account)
 }
 
 func encodeProgress(s *txn.State, tl *Timeline) ([]byte, error) {

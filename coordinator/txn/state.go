@@ -52,6 +52,25 @@ type Options struct {
 	RetryLimit     int           // saga and server-driven tries; 0 means none
 	Delay          time.Duration // message: no branch is called before begin + Delay
 	Headers        map[string]string
+	Durability     Durability
+}
+
+// Durability is where a decision must be durable before it counts. The numbers are on the wire of the record.
+type Durability uint8
+
+const (
+	// Regional: the region's etcd is the commit point.
+	Regional Durability = iota
+	// Global: a first-write-wins record in the arbiter is. For TCC and messages alone: in the other modes work is done
+	// before the decision.
+	Global
+)
+
+func (d Durability) String() string {
+	if d == Global {
+		return "global"
+	}
+	return "regional"
 }
 
 // Merge gives o with each field that is set in over taken from there: what a submit says wins over what its prepare
@@ -77,6 +96,9 @@ func (o Options) Merge(over Options) Options {
 	if over.Delay != 0 {
 		o.Delay = over.Delay
 	}
+	if over.Durability != Regional {
+		o.Durability = over.Durability
+	}
 	if len(over.Headers) > 0 {
 		o.Headers = over.Headers
 	}
@@ -98,6 +120,8 @@ type Branch struct {
 	Message bool
 	// UseResults: the forward call carries the results of the branches in After.
 	UseResults bool
+	// Account is what the branch works on: the account's slot says where its home is. Empty: the transaction's own slot.
+	Account string
 	// Result is what the forward call answered, kept when a later branch uses it.
 	Result []byte
 	// One is the forward call of phase one, Two the call after the decision.

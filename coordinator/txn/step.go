@@ -191,6 +191,8 @@ func sameBranch(a, b *Branch) string {
 		return "confirm"
 	case a.Cancel != b.Cancel:
 		return "cancel"
+	case a.Account != b.Account:
+		return "account"
 	case string(a.Payload) != string(b.Payload):
 		return "payload"
 	}

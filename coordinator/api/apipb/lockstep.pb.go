@@ -79,6 +79,56 @@ func (Wait) EnumDescriptor() ([]byte, []int) {
 	return file_coordinator_api_apipb_lockstep_proto_rawDescGZIP(), []int{0}
 }
 
+// Durability is where the decision must be durable before it counts.
+type Durability int32
+
+const (
+	Durability_DURABILITY_UNSPECIFIED Durability = 0 // the deployment's default
+	Durability_DURABILITY_REGIONAL    Durability = 1 // in the region's etcd
+	Durability_DURABILITY_GLOBAL      Durability = 2 // in the arbiter: it survives the loss of the region
+)
+
+// Enum value maps for Durability.
+var (
+	Durability_name = map[int32]string{
+		0: "DURABILITY_UNSPECIFIED",
+		1: "DURABILITY_REGIONAL",
+		2: "DURABILITY_GLOBAL",
+	}
+	Durability_value = map[string]int32{
+		"DURABILITY_UNSPECIFIED": 0,
+		"DURABILITY_REGIONAL":    1,
+		"DURABILITY_GLOBAL":      2,
+	}
+)
+
+func (x Durability) Enum() *Durability {
+	p := new(Durability)
+	*p = x
+	return p
+}
+
+func (x Durability) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Durability) Descriptor() protoreflect.EnumDescriptor {
+	return file_coordinator_api_apipb_lockstep_proto_enumTypes[1].Descriptor()
+}
+
+func (Durability) Type() protoreflect.EnumType {
+	return &file_coordinator_api_apipb_lockstep_proto_enumTypes[1]
+}
+
+func (x Durability) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Durability.Descriptor instead.
+func (Durability) EnumDescriptor() ([]byte, []int) {
+	return file_coordinator_api_apipb_lockstep_proto_rawDescGZIP(), []int{1}
+}
+
 type Phase int32
 
 const (
@@ -124,11 +174,11 @@ func (x Phase) String() string {
 }
 
 func (Phase) Descriptor() protoreflect.EnumDescriptor {
-	return file_coordinator_api_apipb_lockstep_proto_enumTypes[1].Descriptor()
+	return file_coordinator_api_apipb_lockstep_proto_enumTypes[2].Descriptor()
 }
 
 func (Phase) Type() protoreflect.EnumType {
-	return &file_coordinator_api_apipb_lockstep_proto_enumTypes[1]
+	return &file_coordinator_api_apipb_lockstep_proto_enumTypes[2]
 }
 
 func (x Phase) Number() protoreflect.EnumNumber {
@@ -137,7 +187,7 @@ func (x Phase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Phase.Descriptor instead.
 func (Phase) EnumDescriptor() ([]byte, []int) {
-	return file_coordinator_api_apipb_lockstep_proto_rawDescGZIP(), []int{1}
+	return file_coordinator_api_apipb_lockstep_proto_rawDescGZIP(), []int{2}
 }
 
 // Branch is one participant's part. URLs are http(s)://host:port/path or host:port/package.Service/Method (gRPC; behind
@@ -151,6 +201,7 @@ type Branch struct {
 	Payload       []byte                 `protobuf:"bytes,5,opt,name=payload,proto3" json:"payload,omitempty"`                          // the body of every call of the branch
 	After         []string               `protobuf:"bytes,6,rep,name=after,proto3" json:"after,omitempty"`                              // Execute only: ids of the branches whose tries come first
 	UseResults    bool                   `protobuf:"varint,7,opt,name=use_results,json=useResults,proto3" json:"use_results,omitempty"` // Execute only: the try carries what the tries in after answered
+	Account       string                 `protobuf:"bytes,8,opt,name=account,proto3" json:"account,omitempty"`                          // the account that the branch works on: it is called in that account's home. Empty: the transaction's own slot stands for it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -234,6 +285,13 @@ func (x *Branch) GetUseResults() bool {
 	return false
 }
 
+func (x *Branch) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
 // Message is delivered at least once if and only if the transaction commits.
 type Message struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -302,6 +360,7 @@ type Options struct {
 	RetryIntervalMs  int64                  `protobuf:"varint,3,opt,name=retry_interval_ms,json=retryIntervalMs,proto3" json:"retry_interval_ms,omitempty"`                                 // first pause after a failure. 0 means 500 ms
 	RetryLimit       uint32                 `protobuf:"varint,4,opt,name=retry_limit,json=retryLimit,proto3" json:"retry_limit,omitempty"`                                                  // Execute: failed tries, all branches together, before it aborts. 0 means none
 	Headers          map[string]string      `protobuf:"bytes,5,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // sent with every branch call
+	Durability       Durability             `protobuf:"varint,6,opt,name=durability,proto3,enum=lockstep.v1.Durability" json:"durability,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -369,6 +428,13 @@ func (x *Options) GetHeaders() map[string]string {
 		return x.Headers
 	}
 	return nil
+}
+
+func (x *Options) GetDurability() Durability {
+	if x != nil {
+		return x.Durability
+	}
+	return Durability_DURABILITY_UNSPECIFIED
 }
 
 type BeginRequest struct {
@@ -1131,7 +1197,7 @@ var File_coordinator_api_apipb_lockstep_proto protoreflect.FileDescriptor
 
 const file_coordinator_api_apipb_lockstep_proto_rawDesc = "" +
 	"\n" +
-	"$coordinator/api/apipb/lockstep.proto\x12\vlockstep.v1\"\xc2\x01\n" +
+	"$coordinator/api/apipb/lockstep.proto\x12\vlockstep.v1\"\xdc\x01\n" +
 	"\x06Branch\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\atry_url\x18\x02 \x01(\tR\x06tryUrl\x12\x1f\n" +
@@ -1142,11 +1208,12 @@ const file_coordinator_api_apipb_lockstep_proto_rawDesc = "" +
 	"\apayload\x18\x05 \x01(\fR\apayload\x12\x14\n" +
 	"\x05after\x18\x06 \x03(\tR\x05after\x12\x1f\n" +
 	"\vuse_results\x18\a \x01(\bR\n" +
-	"useResults\"E\n" +
+	"useResults\x12\x18\n" +
+	"\aaccount\x18\b \x01(\tR\aaccount\"E\n" +
 	"\aMessage\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03url\x18\x02 \x01(\tR\x03url\x12\x18\n" +
-	"\apayload\x18\x03 \x01(\fR\apayload\"\x9c\x02\n" +
+	"\apayload\x18\x03 \x01(\fR\apayload\"\xd5\x02\n" +
 	"\aOptions\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\x01 \x01(\x03R\ttimeoutMs\x12,\n" +
@@ -1154,7 +1221,10 @@ const file_coordinator_api_apipb_lockstep_proto_rawDesc = "" +
 	"\x11retry_interval_ms\x18\x03 \x01(\x03R\x0fretryIntervalMs\x12\x1f\n" +
 	"\vretry_limit\x18\x04 \x01(\rR\n" +
 	"retryLimit\x12;\n" +
-	"\aheaders\x18\x05 \x03(\v2!.lockstep.v1.Options.HeadersEntryR\aheaders\x1a:\n" +
+	"\aheaders\x18\x05 \x03(\v2!.lockstep.v1.Options.HeadersEntryR\aheaders\x127\n" +
+	"\n" +
+	"durability\x18\x06 \x01(\x0e2\x17.lockstep.v1.DurabilityR\n" +
+	"durability\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf7\x01\n" +
@@ -1227,7 +1297,12 @@ const file_coordinator_api_apipb_lockstep_proto_rawDesc = "" +
 	"\rWAIT_ACCEPTED\x10\x01\x12\x10\n" +
 	"\fWAIT_DECIDED\x10\x02\x12\x10\n" +
 	"\fWAIT_SETTLED\x10\x03\x12\x11\n" +
-	"\rWAIT_FINISHED\x10\x04*\x97\x01\n" +
+	"\rWAIT_FINISHED\x10\x04*X\n" +
+	"\n" +
+	"Durability\x12\x1a\n" +
+	"\x16DURABILITY_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13DURABILITY_REGIONAL\x10\x01\x12\x15\n" +
+	"\x11DURABILITY_GLOBAL\x10\x02*\x97\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePHASE_PREPARED\x10\x01\x12\x11\n" +
@@ -1259,65 +1334,67 @@ func file_coordinator_api_apipb_lockstep_proto_rawDescGZIP() []byte {
 	return file_coordinator_api_apipb_lockstep_proto_rawDescData
 }
 
-var file_coordinator_api_apipb_lockstep_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_coordinator_api_apipb_lockstep_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_coordinator_api_apipb_lockstep_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_coordinator_api_apipb_lockstep_proto_goTypes = []any{
 	(Wait)(0),               // 0: lockstep.v1.Wait
-	(Phase)(0),              // 1: lockstep.v1.Phase
-	(*Branch)(nil),          // 2: lockstep.v1.Branch
-	(*Message)(nil),         // 3: lockstep.v1.Message
-	(*Options)(nil),         // 4: lockstep.v1.Options
-	(*BeginRequest)(nil),    // 5: lockstep.v1.BeginRequest
-	(*ExecuteRequest)(nil),  // 6: lockstep.v1.ExecuteRequest
-	(*RegisterRequest)(nil), // 7: lockstep.v1.RegisterRequest
-	(*DecideRequest)(nil),   // 8: lockstep.v1.DecideRequest
-	(*GetRequest)(nil),      // 9: lockstep.v1.GetRequest
-	(*NewGidRequest)(nil),   // 10: lockstep.v1.NewGidRequest
-	(*NewGidReply)(nil),     // 11: lockstep.v1.NewGidReply
-	(*Transaction)(nil),     // 12: lockstep.v1.Transaction
-	(*BranchState)(nil),     // 13: lockstep.v1.BranchState
-	(*ListRequest)(nil),     // 14: lockstep.v1.ListRequest
-	(*ListReply)(nil),       // 15: lockstep.v1.ListReply
-	nil,                     // 16: lockstep.v1.Options.HeadersEntry
+	(Durability)(0),         // 1: lockstep.v1.Durability
+	(Phase)(0),              // 2: lockstep.v1.Phase
+	(*Branch)(nil),          // 3: lockstep.v1.Branch
+	(*Message)(nil),         // 4: lockstep.v1.Message
+	(*Options)(nil),         // 5: lockstep.v1.Options
+	(*BeginRequest)(nil),    // 6: lockstep.v1.BeginRequest
+	(*ExecuteRequest)(nil),  // 7: lockstep.v1.ExecuteRequest
+	(*RegisterRequest)(nil), // 8: lockstep.v1.RegisterRequest
+	(*DecideRequest)(nil),   // 9: lockstep.v1.DecideRequest
+	(*GetRequest)(nil),      // 10: lockstep.v1.GetRequest
+	(*NewGidRequest)(nil),   // 11: lockstep.v1.NewGidRequest
+	(*NewGidReply)(nil),     // 12: lockstep.v1.NewGidReply
+	(*Transaction)(nil),     // 13: lockstep.v1.Transaction
+	(*BranchState)(nil),     // 14: lockstep.v1.BranchState
+	(*ListRequest)(nil),     // 15: lockstep.v1.ListRequest
+	(*ListReply)(nil),       // 16: lockstep.v1.ListReply
+	nil,                     // 17: lockstep.v1.Options.HeadersEntry
 }
 var file_coordinator_api_apipb_lockstep_proto_depIdxs = []int32{
-	16, // 0: lockstep.v1.Options.headers:type_name -> lockstep.v1.Options.HeadersEntry
-	2,  // 1: lockstep.v1.BeginRequest.branches:type_name -> lockstep.v1.Branch
-	3,  // 2: lockstep.v1.BeginRequest.messages:type_name -> lockstep.v1.Message
-	4,  // 3: lockstep.v1.BeginRequest.options:type_name -> lockstep.v1.Options
-	2,  // 4: lockstep.v1.ExecuteRequest.branches:type_name -> lockstep.v1.Branch
-	3,  // 5: lockstep.v1.ExecuteRequest.messages:type_name -> lockstep.v1.Message
-	4,  // 6: lockstep.v1.ExecuteRequest.options:type_name -> lockstep.v1.Options
-	0,  // 7: lockstep.v1.ExecuteRequest.wait:type_name -> lockstep.v1.Wait
-	2,  // 8: lockstep.v1.RegisterRequest.branch:type_name -> lockstep.v1.Branch
-	0,  // 9: lockstep.v1.DecideRequest.wait:type_name -> lockstep.v1.Wait
-	1,  // 10: lockstep.v1.Transaction.phase:type_name -> lockstep.v1.Phase
-	13, // 11: lockstep.v1.Transaction.branches:type_name -> lockstep.v1.BranchState
-	1,  // 12: lockstep.v1.ListRequest.phases:type_name -> lockstep.v1.Phase
-	12, // 13: lockstep.v1.ListReply.transactions:type_name -> lockstep.v1.Transaction
-	5,  // 14: lockstep.v1.Coordinator.Begin:input_type -> lockstep.v1.BeginRequest
-	7,  // 15: lockstep.v1.Coordinator.Register:input_type -> lockstep.v1.RegisterRequest
-	8,  // 16: lockstep.v1.Coordinator.Commit:input_type -> lockstep.v1.DecideRequest
-	8,  // 17: lockstep.v1.Coordinator.Abort:input_type -> lockstep.v1.DecideRequest
-	6,  // 18: lockstep.v1.Coordinator.Execute:input_type -> lockstep.v1.ExecuteRequest
-	9,  // 19: lockstep.v1.Coordinator.Get:input_type -> lockstep.v1.GetRequest
-	9,  // 20: lockstep.v1.Coordinator.Watch:input_type -> lockstep.v1.GetRequest
-	14, // 21: lockstep.v1.Coordinator.List:input_type -> lockstep.v1.ListRequest
-	10, // 22: lockstep.v1.Coordinator.NewGid:input_type -> lockstep.v1.NewGidRequest
-	12, // 23: lockstep.v1.Coordinator.Begin:output_type -> lockstep.v1.Transaction
-	12, // 24: lockstep.v1.Coordinator.Register:output_type -> lockstep.v1.Transaction
-	12, // 25: lockstep.v1.Coordinator.Commit:output_type -> lockstep.v1.Transaction
-	12, // 26: lockstep.v1.Coordinator.Abort:output_type -> lockstep.v1.Transaction
-	12, // 27: lockstep.v1.Coordinator.Execute:output_type -> lockstep.v1.Transaction
-	12, // 28: lockstep.v1.Coordinator.Get:output_type -> lockstep.v1.Transaction
-	12, // 29: lockstep.v1.Coordinator.Watch:output_type -> lockstep.v1.Transaction
-	15, // 30: lockstep.v1.Coordinator.List:output_type -> lockstep.v1.ListReply
-	11, // 31: lockstep.v1.Coordinator.NewGid:output_type -> lockstep.v1.NewGidReply
-	23, // [23:32] is the sub-list for method output_type
-	14, // [14:23] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	17, // 0: lockstep.v1.Options.headers:type_name -> lockstep.v1.Options.HeadersEntry
+	1,  // 1: lockstep.v1.Options.durability:type_name -> lockstep.v1.Durability
+	3,  // 2: lockstep.v1.BeginRequest.branches:type_name -> lockstep.v1.Branch
+	4,  // 3: lockstep.v1.BeginRequest.messages:type_name -> lockstep.v1.Message
+	5,  // 4: lockstep.v1.BeginRequest.options:type_name -> lockstep.v1.Options
+	3,  // 5: lockstep.v1.ExecuteRequest.branches:type_name -> lockstep.v1.Branch
+	4,  // 6: lockstep.v1.ExecuteRequest.messages:type_name -> lockstep.v1.Message
+	5,  // 7: lockstep.v1.ExecuteRequest.options:type_name -> lockstep.v1.Options
+	0,  // 8: lockstep.v1.ExecuteRequest.wait:type_name -> lockstep.v1.Wait
+	3,  // 9: lockstep.v1.RegisterRequest.branch:type_name -> lockstep.v1.Branch
+	0,  // 10: lockstep.v1.DecideRequest.wait:type_name -> lockstep.v1.Wait
+	2,  // 11: lockstep.v1.Transaction.phase:type_name -> lockstep.v1.Phase
+	14, // 12: lockstep.v1.Transaction.branches:type_name -> lockstep.v1.BranchState
+	2,  // 13: lockstep.v1.ListRequest.phases:type_name -> lockstep.v1.Phase
+	13, // 14: lockstep.v1.ListReply.transactions:type_name -> lockstep.v1.Transaction
+	6,  // 15: lockstep.v1.Coordinator.Begin:input_type -> lockstep.v1.BeginRequest
+	8,  // 16: lockstep.v1.Coordinator.Register:input_type -> lockstep.v1.RegisterRequest
+	9,  // 17: lockstep.v1.Coordinator.Commit:input_type -> lockstep.v1.DecideRequest
+	9,  // 18: lockstep.v1.Coordinator.Abort:input_type -> lockstep.v1.DecideRequest
+	7,  // 19: lockstep.v1.Coordinator.Execute:input_type -> lockstep.v1.ExecuteRequest
+	10, // 20: lockstep.v1.Coordinator.Get:input_type -> lockstep.v1.GetRequest
+	10, // 21: lockstep.v1.Coordinator.Watch:input_type -> lockstep.v1.GetRequest
+	15, // 22: lockstep.v1.Coordinator.List:input_type -> lockstep.v1.ListRequest
+	11, // 23: lockstep.v1.Coordinator.NewGid:input_type -> lockstep.v1.NewGidRequest
+	13, // 24: lockstep.v1.Coordinator.Begin:output_type -> lockstep.v1.Transaction
+	13, // 25: lockstep.v1.Coordinator.Register:output_type -> lockstep.v1.Transaction
+	13, // 26: lockstep.v1.Coordinator.Commit:output_type -> lockstep.v1.Transaction
+	13, // 27: lockstep.v1.Coordinator.Abort:output_type -> lockstep.v1.Transaction
+	13, // 28: lockstep.v1.Coordinator.Execute:output_type -> lockstep.v1.Transaction
+	13, // 29: lockstep.v1.Coordinator.Get:output_type -> lockstep.v1.Transaction
+	13, // 30: lockstep.v1.Coordinator.Watch:output_type -> lockstep.v1.Transaction
+	16, // 31: lockstep.v1.Coordinator.List:output_type -> lockstep.v1.ListReply
+	12, // 32: lockstep.v1.Coordinator.NewGid:output_type -> lockstep.v1.NewGidReply
+	24, // [24:33] is the sub-list for method output_type
+	15, // [15:24] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_coordinator_api_apipb_lockstep_proto_init() }
@@ -1330,7 +1407,7 @@ func file_coordinator_api_apipb_lockstep_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coordinator_api_apipb_lockstep_proto_rawDesc), len(file_coordinator_api_apipb_lockstep_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      3,
 			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,

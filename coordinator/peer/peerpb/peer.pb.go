@@ -134,6 +134,7 @@ type DoRequest struct {
 	//	*DoRequest_Adopt
 	Event         isDoRequest_Event `protobuf_oneof:"event"`
 	Resent        bool              `protobuf:"varint,13,opt,name=resent,proto3" json:"resent,omitempty"` // the engine's own repeat
+	Border        bool              `protobuf:"varint,14,opt,name=border,proto3" json:"border,omitempty"` // it comes from another region: it may be handed on inside this one, once
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -282,6 +283,13 @@ func (x *DoRequest) GetAdopt() []byte {
 func (x *DoRequest) GetResent() bool {
 	if x != nil {
 		return x.Resent
+	}
+	return false
+}
+
+func (x *DoRequest) GetBorder() bool {
+	if x != nil {
+		return x.Border
 	}
 	return false
 }
@@ -882,7 +890,7 @@ const file_coordinator_peer_peerpb_peer_proto_rawDesc = "" +
 	"\tquery_url\x18\x04 \x01(\tR\bqueryUrl\x12\x16\n" +
 	"\x06custom\x18\x05 \x01(\tR\x06custom\x12\x16\n" +
 	"\x06digest\x18\x06 \x01(\fR\x06digest\x12\x16\n" +
-	"\x06tenant\x18\a \x01(\tR\x06tenant\"\xdc\x04\n" +
+	"\x06tenant\x18\a \x01(\tR\x06tenant\"\xf4\x04\n" +
 	"\tDoRequest\x12\x10\n" +
 	"\x03gid\x18\x01 \x01(\tR\x03gid\x12\x12\n" +
 	"\x04want\x18\x02 \x01(\rR\x04want\x122\n" +
@@ -897,7 +905,8 @@ const file_coordinator_peer_peerpb_peer_proto_rawDesc = "" +
 	" \x01(\v2\x17.lockstep.peer.v1.EmptyH\x00R\x04stop\x12/\n" +
 	"\x05retry\x18\v \x01(\v2\x17.lockstep.peer.v1.EmptyH\x00R\x05retry\x12\x16\n" +
 	"\x05adopt\x18\f \x01(\fH\x00R\x05adopt\x12\x16\n" +
-	"\x06resent\x18\r \x01(\bR\x06resentB\a\n" +
+	"\x06resent\x18\r \x01(\bR\x06resent\x12\x16\n" +
+	"\x06border\x18\x0e \x01(\bR\x06borderB\a\n" +
 	"\x05event\"\a\n" +
 	"\x05Empty\"R\n" +
 	"\bRegister\x12\x12\n" +

@@ -154,6 +154,100 @@ func (x *EventHeader) GetChain() []byte {
 	return nil
 }
 
+// Event is one numbered event of the chain of (origin, slot); the origin is epoch modulo 100. It is a message in Kafka and,
+// where it is a carry or a seal, the value of ev/<slot>/<seq>.
+type Event struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slot          uint32                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	Kind          uint32                 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"` // 1 decision, 2 finish, 3 carry, 4 seal
+	Gid           string                 `protobuf:"bytes,3,opt,name=gid,proto3" json:"gid,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Seq           uint64                 `protobuf:"varint,5,opt,name=seq,proto3" json:"seq,omitempty"`
+	Chain         []byte                 `protobuf:"bytes,6,opt,name=chain,proto3" json:"chain,omitempty"`
+	Body          []byte                 `protobuf:"bytes,7,opt,name=body,proto3" json:"body,omitempty"` // a Closed, a Progress, a Record, or empty
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Event) Reset() {
+	*x = Event{}
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Event) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Event) ProtoMessage() {}
+
+func (x *Event) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Event.ProtoReflect.Descriptor instead.
+func (*Event) Descriptor() ([]byte, []int) {
+	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Event) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *Event) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *Event) GetGid() string {
+	if x != nil {
+		return x.Gid
+	}
+	return ""
+}
+
+func (x *Event) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Event) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Event) GetChain() []byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *Event) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
 type Closed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Gid           string                 `protobuf:"bytes,1,opt,name=gid,proto3" json:"gid,omitempty"`
@@ -177,7 +271,7 @@ type Closed struct {
 
 func (x *Closed) Reset() {
 	*x = Closed{}
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[2]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -189,7 +283,7 @@ func (x *Closed) String() string {
 func (*Closed) ProtoMessage() {}
 
 func (x *Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[2]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -202,7 +296,7 @@ func (x *Closed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closed.ProtoReflect.Descriptor instead.
 func (*Closed) Descriptor() ([]byte, []int) {
-	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{2}
+	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Closed) GetGid() string {
@@ -321,13 +415,14 @@ type Options struct {
 	RetryLimit       int32                  `protobuf:"varint,7,opt,name=retry_limit,json=retryLimit,proto3" json:"retry_limit,omitempty"`
 	DelayMs          int64                  `protobuf:"varint,8,opt,name=delay_ms,json=delayMs,proto3" json:"delay_ms,omitempty"`
 	Headers          map[string]string      `protobuf:"bytes,9,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Durability       uint32                 `protobuf:"varint,10,opt,name=durability,proto3" json:"durability,omitempty"` // 0 regional, 1 global
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Options) Reset() {
 	*x = Options{}
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[3]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -339,7 +434,7 @@ func (x *Options) String() string {
 func (*Options) ProtoMessage() {}
 
 func (x *Options) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[3]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -352,7 +447,7 @@ func (x *Options) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Options.ProtoReflect.Descriptor instead.
 func (*Options) Descriptor() ([]byte, []int) {
-	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{3}
+	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Options) GetProtocol() uint32 {
@@ -418,6 +513,13 @@ func (x *Options) GetHeaders() map[string]string {
 	return nil
 }
 
+func (x *Options) GetDurability() uint32 {
+	if x != nil {
+		return x.Durability
+	}
+	return 0
+}
+
 type Branch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -428,13 +530,14 @@ type Branch struct {
 	After         []uint32               `protobuf:"varint,6,rep,packed,name=after,proto3" json:"after,omitempty"`
 	Message       bool                   `protobuf:"varint,7,opt,name=message,proto3" json:"message,omitempty"`
 	UseResults    bool                   `protobuf:"varint,8,opt,name=use_results,json=useResults,proto3" json:"use_results,omitempty"`
+	Account       string                 `protobuf:"bytes,9,opt,name=account,proto3" json:"account,omitempty"` // the account it works on; empty: the transaction's own slot stands for it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Branch) Reset() {
 	*x = Branch{}
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[4]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +549,7 @@ func (x *Branch) String() string {
 func (*Branch) ProtoMessage() {}
 
 func (x *Branch) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[4]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +562,7 @@ func (x *Branch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Branch.ProtoReflect.Descriptor instead.
 func (*Branch) Descriptor() ([]byte, []int) {
-	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{4}
+	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Branch) GetId() string {
@@ -518,6 +621,13 @@ func (x *Branch) GetUseResults() bool {
 	return false
 }
 
+func (x *Branch) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
 type WorkflowStep struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Branch        string                 `protobuf:"bytes,1,opt,name=branch,proto3" json:"branch,omitempty"`
@@ -531,7 +641,7 @@ type WorkflowStep struct {
 
 func (x *WorkflowStep) Reset() {
 	*x = WorkflowStep{}
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[5]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +653,7 @@ func (x *WorkflowStep) String() string {
 func (*WorkflowStep) ProtoMessage() {}
 
 func (x *WorkflowStep) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[5]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -556,7 +666,7 @@ func (x *WorkflowStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkflowStep.ProtoReflect.Descriptor instead.
 func (*WorkflowStep) Descriptor() ([]byte, []int) {
-	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{5}
+	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WorkflowStep) GetBranch() string {
@@ -612,7 +722,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[6]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +734,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[6]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +747,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{6}
+	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Progress) GetPhase() uint32 {
@@ -721,7 +831,7 @@ type BranchProgress struct {
 
 func (x *BranchProgress) Reset() {
 	*x = BranchProgress{}
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[7]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +843,7 @@ func (x *BranchProgress) String() string {
 func (*BranchProgress) ProtoMessage() {}
 
 func (x *BranchProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[7]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +856,7 @@ func (x *BranchProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BranchProgress.ProtoReflect.Descriptor instead.
 func (*BranchProgress) Descriptor() ([]byte, []int) {
-	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{7}
+	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BranchProgress) GetOne() *OpState {
@@ -783,7 +893,7 @@ type OpState struct {
 
 func (x *OpState) Reset() {
 	*x = OpState{}
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[8]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -795,7 +905,7 @@ func (x *OpState) String() string {
 func (*OpState) ProtoMessage() {}
 
 func (x *OpState) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[8]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -808,7 +918,7 @@ func (x *OpState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpState.ProtoReflect.Descriptor instead.
 func (*OpState) Descriptor() ([]byte, []int) {
-	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{8}
+	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *OpState) GetStatus() uint32 {
@@ -862,7 +972,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[9]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +984,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[9]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +997,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{9}
+	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Attempt) GetBranch() string {
@@ -951,7 +1061,7 @@ type Takeover struct {
 
 func (x *Takeover) Reset() {
 	*x = Takeover{}
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[10]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1073,7 @@ func (x *Takeover) String() string {
 func (*Takeover) ProtoMessage() {}
 
 func (x *Takeover) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[10]
+	mi := &file_coordinator_record_recordpb_record_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1086,7 @@ func (x *Takeover) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Takeover.ProtoReflect.Descriptor instead.
 func (*Takeover) Descriptor() ([]byte, []int) {
-	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{10}
+	return file_coordinator_record_recordpb_record_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Takeover) GetAt() int64 {
@@ -1006,7 +1116,15 @@ const file_coordinator_record_recordpb_record_proto_rawDesc = "" +
 	"\vEventHeader\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05chain\x18\x03 \x01(\fR\x05chain\"\xd0\x03\n" +
+	"\x05chain\x18\x03 \x01(\fR\x05chain\"\x93\x01\n" +
+	"\x05Event\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x10\n" +
+	"\x03gid\x18\x03 \x01(\tR\x03gid\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03seq\x18\x05 \x01(\x04R\x03seq\x12\x14\n" +
+	"\x05chain\x18\x06 \x01(\fR\x05chain\x12\x12\n" +
+	"\x04body\x18\a \x01(\fR\x04body\"\xd0\x03\n" +
 	"\x06Closed\x12\x10\n" +
 	"\x03gid\x18\x01 \x01(\tR\x03gid\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x14\n" +
@@ -1024,7 +1142,7 @@ const file_coordinator_record_recordpb_record_proto_rawDesc = "" +
 	"\x06reason\x18\f \x01(\tR\x06reason\x12\x16\n" +
 	"\x06result\x18\r \x01(\tR\x06result\x12\x16\n" +
 	"\x06digest\x18\x0e \x01(\fR\x06digest\x12\x16\n" +
-	"\x06tenant\x18\x0f \x01(\tR\x06tenant\"\x9b\x03\n" +
+	"\x06tenant\x18\x0f \x01(\tR\x06tenant\"\xbb\x03\n" +
 	"\aOptions\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x1f\n" +
 	"\vwait_result\x18\x02 \x01(\bR\n" +
@@ -1039,10 +1157,14 @@ const file_coordinator_record_recordpb_record_proto_rawDesc = "" +
 	"\vretry_limit\x18\a \x01(\x05R\n" +
 	"retryLimit\x12\x19\n" +
 	"\bdelay_ms\x18\b \x01(\x03R\adelayMs\x12B\n" +
-	"\aheaders\x18\t \x03(\v2(.lockstep.record.v1.Options.HeadersEntryR\aheaders\x1a:\n" +
+	"\aheaders\x18\t \x03(\v2(.lockstep.record.v1.Options.HeadersEntryR\aheaders\x12\x1e\n" +
+	"\n" +
+	"durability\x18\n" +
+	" \x01(\rR\n" +
+	"durability\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc7\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe1\x01\n" +
 	"\x06Branch\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03try\x18\x02 \x01(\tR\x03try\x12\x18\n" +
@@ -1052,7 +1174,8 @@ const file_coordinator_record_recordpb_record_proto_rawDesc = "" +
 	"\x05after\x18\x06 \x03(\rR\x05after\x12\x18\n" +
 	"\amessage\x18\a \x01(\bR\amessage\x12\x1f\n" +
 	"\vuse_results\x18\b \x01(\bR\n" +
-	"useResults\"r\n" +
+	"useResults\x12\x18\n" +
+	"\aaccount\x18\t \x01(\tR\aaccount\"r\n" +
 	"\fWorkflowStep\x12\x16\n" +
 	"\x06branch\x18\x01 \x01(\tR\x06branch\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x16\n" +
@@ -1110,34 +1233,35 @@ func file_coordinator_record_recordpb_record_proto_rawDescGZIP() []byte {
 	return file_coordinator_record_recordpb_record_proto_rawDescData
 }
 
-var file_coordinator_record_recordpb_record_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_coordinator_record_recordpb_record_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_coordinator_record_recordpb_record_proto_goTypes = []any{
 	(*Record)(nil),         // 0: lockstep.record.v1.Record
 	(*EventHeader)(nil),    // 1: lockstep.record.v1.EventHeader
-	(*Closed)(nil),         // 2: lockstep.record.v1.Closed
-	(*Options)(nil),        // 3: lockstep.record.v1.Options
-	(*Branch)(nil),         // 4: lockstep.record.v1.Branch
-	(*WorkflowStep)(nil),   // 5: lockstep.record.v1.WorkflowStep
-	(*Progress)(nil),       // 6: lockstep.record.v1.Progress
-	(*BranchProgress)(nil), // 7: lockstep.record.v1.BranchProgress
-	(*OpState)(nil),        // 8: lockstep.record.v1.OpState
-	(*Attempt)(nil),        // 9: lockstep.record.v1.Attempt
-	(*Takeover)(nil),       // 10: lockstep.record.v1.Takeover
-	nil,                    // 11: lockstep.record.v1.Options.HeadersEntry
+	(*Event)(nil),          // 2: lockstep.record.v1.Event
+	(*Closed)(nil),         // 3: lockstep.record.v1.Closed
+	(*Options)(nil),        // 4: lockstep.record.v1.Options
+	(*Branch)(nil),         // 5: lockstep.record.v1.Branch
+	(*WorkflowStep)(nil),   // 6: lockstep.record.v1.WorkflowStep
+	(*Progress)(nil),       // 7: lockstep.record.v1.Progress
+	(*BranchProgress)(nil), // 8: lockstep.record.v1.BranchProgress
+	(*OpState)(nil),        // 9: lockstep.record.v1.OpState
+	(*Attempt)(nil),        // 10: lockstep.record.v1.Attempt
+	(*Takeover)(nil),       // 11: lockstep.record.v1.Takeover
+	nil,                    // 12: lockstep.record.v1.Options.HeadersEntry
 }
 var file_coordinator_record_recordpb_record_proto_depIdxs = []int32{
 	1,  // 0: lockstep.record.v1.Record.decision:type_name -> lockstep.record.v1.EventHeader
 	1,  // 1: lockstep.record.v1.Record.finish:type_name -> lockstep.record.v1.EventHeader
-	3,  // 2: lockstep.record.v1.Closed.options:type_name -> lockstep.record.v1.Options
-	4,  // 3: lockstep.record.v1.Closed.branches:type_name -> lockstep.record.v1.Branch
-	5,  // 4: lockstep.record.v1.Closed.steps:type_name -> lockstep.record.v1.WorkflowStep
-	11, // 5: lockstep.record.v1.Options.headers:type_name -> lockstep.record.v1.Options.HeadersEntry
-	8,  // 6: lockstep.record.v1.Progress.query:type_name -> lockstep.record.v1.OpState
-	7,  // 7: lockstep.record.v1.Progress.branches:type_name -> lockstep.record.v1.BranchProgress
-	9,  // 8: lockstep.record.v1.Progress.attempts:type_name -> lockstep.record.v1.Attempt
-	10, // 9: lockstep.record.v1.Progress.takeovers:type_name -> lockstep.record.v1.Takeover
-	8,  // 10: lockstep.record.v1.BranchProgress.one:type_name -> lockstep.record.v1.OpState
-	8,  // 11: lockstep.record.v1.BranchProgress.two:type_name -> lockstep.record.v1.OpState
+	4,  // 2: lockstep.record.v1.Closed.options:type_name -> lockstep.record.v1.Options
+	5,  // 3: lockstep.record.v1.Closed.branches:type_name -> lockstep.record.v1.Branch
+	6,  // 4: lockstep.record.v1.Closed.steps:type_name -> lockstep.record.v1.WorkflowStep
+	12, // 5: lockstep.record.v1.Options.headers:type_name -> lockstep.record.v1.Options.HeadersEntry
+	9,  // 6: lockstep.record.v1.Progress.query:type_name -> lockstep.record.v1.OpState
+	8,  // 7: lockstep.record.v1.Progress.branches:type_name -> lockstep.record.v1.BranchProgress
+	10, // 8: lockstep.record.v1.Progress.attempts:type_name -> lockstep.record.v1.Attempt
+	11, // 9: lockstep.record.v1.Progress.takeovers:type_name -> lockstep.record.v1.Takeover
+	9,  // 10: lockstep.record.v1.BranchProgress.one:type_name -> lockstep.record.v1.OpState
+	9,  // 11: lockstep.record.v1.BranchProgress.two:type_name -> lockstep.record.v1.OpState
 	12, // [12:12] is the sub-list for method output_type
 	12, // [12:12] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
@@ -1156,7 +1280,7 @@ func file_coordinator_record_recordpb_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coordinator_record_recordpb_record_proto_rawDesc), len(file_coordinator_record_recordpb_record_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"time"
 
@@ -36,7 +37,7 @@ type Store struct {
 	keys [slot.Count]slotKeys
 }
 
-type slotKeys struct{ slot, head, tx string }
+type slotKeys struct{ slot, head, tx, events, imported string }
 
 // New makes a Store on a client. It sends nothing. log may be nil.
 func New(cli *clientv3.Client, log *slog.Logger) *Store {
@@ -47,6 +48,7 @@ func New(cli *clientv3.Client, log *slog.Logger) *Store {
 	for n := range s.keys {
 		s.keys[n] = slotKeys{
 			slot: fmt.Sprintf("%sslot/%04d", Prefix, n), head: fmt.Sprintf("%southead/%04d", Prefix, n), tx: fmt.Sprintf("%stx/%04d/", Prefix, n),
+			events: fmt.Sprintf("%sev/%04d/", Prefix, n), imported: fmt.Sprintf("%simported/%04d", Prefix, n),
 		}
 	}
 	return s
@@ -58,6 +60,7 @@ var _ engine.Store = (*Store)(nil)
 type slotValue struct {
 	Holder string `json:"holder"`
 	Epoch  uint64 `json:"epoch"`
+	Closed bool   `json:"closed,omitempty"`
 }
 
 // Commit is engine.Store's.
@@ -73,6 +76,24 @@ func (s *Store) Commit(ctx context.Context, b *engine.Batch) error {
 		if g.Head != nil {
 			ops = append(ops, clientv3.OpPut(k.head, string(g.Head.Encode())))
 		}
+		if g.Imported != 0 {
+			ops = append(ops, clientv3.OpPut(k.imported, strconv.FormatUint(g.Imported, 10)))
+		}
+		if g.Close {
+			op, err := s.closing(ctx, g)
+			if err != nil {
+				return err
+			}
+			ops = append(ops, op)
+		}
+	}
+	for i := range b.Events {
+		e := &b.Events[i]
+		value, err := record.EncodeEvent(e)
+		if err != nil {
+			return err
+		}
+		ops = append(ops, clientv3.OpPut(fmt.Sprintf("%s%020d", s.keys[e.Slot].events, e.Head.Seq), string(value)))
 	}
 	for i := range b.Puts {
 		p := &b.Puts[i]
@@ -98,6 +119,24 @@ func (s *Store) Commit(ctx context.Context, b *engine.Batch) error {
 	return fenced
 }
 
+// closing writes the slot's record as closed; the batch compares that it is what was read here.
+func (s *Store) closing(ctx context.Context, g *engine.Guard) (clientv3.Op, error) {
+	got, err := s.cli.Get(ctx, s.keys[g.Slot].slot)
+	if err != nil {
+		return clientv3.Op{}, fmt.Errorf("close slot %d: %w", g.Slot, err)
+	}
+	if len(got.Kvs) == 0 || got.Kvs[0].ModRevision != int64(g.Term) {
+		return clientv3.Op{}, &engine.FencedError{Slots: []int{g.Slot}}
+	}
+	var v slotValue
+	if err := json.Unmarshal(got.Kvs[0].Value, &v); err != nil {
+		return clientv3.Op{}, fmt.Errorf("slot %d: %w: %w", g.Slot, record.ErrCorrupt, err)
+	}
+	v.Holder, v.Closed = "", true
+	value, err := json.Marshal(v)
+	return clientv3.OpPut(s.keys[g.Slot].slot, string(value)), err
+}
+
 // classify keeps apart what is certain not to have been written. All else is unknown.
 func classify(err error) error {
 	switch {
@@ -107,84 +146,6 @@ func classify(err error) error {
 		return fmt.Errorf("%w: %w", engine.ErrTooLarge, err)
 	}
 	return err
-}
-
-// claimChunk slots go into one transaction: each is one put and one get of at most 128 operations.
-const claimChunk = 60
-
-// Claim is engine.Store's.
-func (s *Store) Claim(ctx context.Context, holder string, slots []int) ([]engine.Claim, error) {
-	var out []engine.Claim
-	for len(slots) > 0 {
-		n := min(claimChunk, len(slots))
-		claims, err := s.claim(ctx, holder, slots[:n])
-		out = append(out, claims...)
-		if err != nil {
-			return out, fmt.Errorf("claim slots for %q: %w", holder, err)
-		}
-		slots = slots[n:]
-	}
-	return out, nil
-}
-
-// claim takes one chunk; when a slot in it moved meanwhile, one by one.
-func (s *Store) claim(ctx context.Context, holder string, slots []int) ([]engine.Claim, error) {
-	reads := make([]clientv3.Op, len(slots))
-	for i, n := range slots {
-		reads[i] = clientv3.OpGet(s.keys[n].slot)
-	}
-	now, err := s.cli.Txn(ctx).Then(reads...).Commit()
-	if err != nil {
-		return nil, err
-	}
-	var cmps []clientv3.Cmp
-	var ops []clientv3.Op
-	epochs, prev := make([]uint64, len(slots)), make([]engine.Term, len(slots))
-	for i, n := range slots {
-		rev, v := int64(0), slotValue{Epoch: 1}
-		if kvs := now.Responses[i].GetResponseRange().GetKvs(); len(kvs) > 0 {
-			rev = kvs[0].ModRevision
-			if err := json.Unmarshal(kvs[0].Value, &v); err != nil {
-				return nil, fmt.Errorf("slot %d: %w: %w", n, record.ErrCorrupt, err)
-			}
-		}
-		v.Holder = holder
-		epochs[i], prev[i] = v.Epoch, engine.Term(rev)
-		value, err := json.Marshal(v)
-		if err != nil {
-			return nil, err
-		}
-		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(s.keys[n].slot), "=", rev))
-		ops = append(ops, clientv3.OpPut(s.keys[n].slot, string(value)), clientv3.OpGet(s.keys[n].head))
-	}
-	resp, err := s.cli.Txn(ctx).If(cmps...).Then(ops...).Commit()
-	if err != nil {
-		return nil, err
-	}
-	if !resp.Succeeded {
-		if len(slots) == 1 {
-			return nil, nil
-		}
-		var out []engine.Claim
-		for _, n := range slots {
-			c, err := s.claim(ctx, holder, []int{n})
-			out = append(out, c...)
-			if err != nil {
-				return out, err
-			}
-		}
-		return out, nil
-	}
-	out := make([]engine.Claim, len(slots))
-	for i, n := range slots {
-		out[i] = engine.Claim{Slot: n, Term: engine.Term(resp.Header.Revision), Epoch: epochs[i], Prev: prev[i]}
-		if kvs := resp.Responses[2*i+1].GetResponseRange().GetKvs(); len(kvs) > 0 {
-			if out[i].Head, err = record.DecodeHead(kvs[0].Value); err != nil {
-				return nil, fmt.Errorf("outbox head of slot %d: %w", n, err)
-			}
-		}
-	}
-	return out, nil
 }
 
 // Release is engine.Store's.

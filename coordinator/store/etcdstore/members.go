@@ -75,6 +75,7 @@ type watcher struct {
 	members map[string]engine.Member
 	holders [slot.Count]string
 	terms   [slot.Count]engine.Term
+	closed  [slot.Count]uint64
 }
 
 // list reads everything and gives the revision at which it stood.
@@ -117,11 +118,14 @@ func (w *watcher) slot(key string, value []byte, rev int64) {
 		w.s.log.Error("a slot's record cannot be read", "key", key, "err", err)
 		return
 	}
-	w.holders[n], w.terms[n] = v.Holder, engine.Term(rev)
+	w.holders[n], w.terms[n], w.closed[n] = v.Holder, engine.Term(rev), 0
+	if v.Closed {
+		w.closed[n] = v.Epoch
+	}
 }
 
 func (w *watcher) view() engine.View {
-	v := engine.View{Holders: w.holders, Terms: w.terms}
+	v := engine.View{Holders: w.holders, Terms: w.terms, Closed: w.closed}
 	for _, m := range w.members {
 		v.Members = append(v.Members, m)
 	}

@@ -3,6 +3,8 @@ package memstore
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -13,10 +15,11 @@ import (
 
 // Journal is an engine.Journal in memory, for tests and simulation.
 type Journal struct {
-	mu    sync.Mutex
-	rows  map[txn.Gid]int
-	order []engine.Row
-	fault error // what Append answers; nil while it works
+	mu     sync.Mutex
+	rows   map[txn.Gid]int
+	order  []engine.Row
+	events []record.Event
+	fault  error // what Append answers; nil while it works
 }
 
 // NewJournal makes an empty journal.
@@ -52,6 +55,43 @@ func (j *Journal) Append(ctx context.Context, rows []engine.Row) error {
 		}
 	}
 	return nil
+}
+
+// AppendEvents is engine.Journal's.
+func (j *Journal) AppendEvents(ctx context.Context, events []record.Event) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.fault != nil {
+		return j.fault
+	}
+	for _, e := range events {
+		if !slices.ContainsFunc(j.events, func(have record.Event) bool { return have.Slot == e.Slot && have.Head == e.Head }) {
+			j.events = append(j.events, e)
+		}
+	}
+	return nil
+}
+
+// Carried gives the live records that left with a slot at the end of an epoch, without those that have finished since.
+func (j *Journal) Carried(n int, epoch uint64) [][]byte {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	latest := map[txn.Gid][]byte{}
+	for _, e := range j.events {
+		if e.Slot == n && e.Epoch == epoch && e.Kind == record.KindCarry {
+			latest[e.Gid] = e.Body
+		}
+	}
+	var out [][]byte
+	for _, gid := range slices.Sorted(maps.Keys(latest)) {
+		if i, ok := j.rows[gid]; !ok || j.order[i].Finish.Seq == 0 {
+			out = append(out, latest[gid])
+		}
+	}
+	return out
 }
 
 func txOf(row *engine.Row) (*record.Tx, error) {

@@ -8,6 +8,7 @@ package memstore
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -34,7 +35,13 @@ type slotRow struct {
 	term   engine.Term
 	head   record.Head
 	txs    map[txn.Gid][]byte
+	events []record.Event
+	// epoch is 0 until one was asked for, which means 1.
+	epoch, imported uint64
+	closed          bool
 }
+
+func (r *slotRow) epochNow() uint64 { return max(1, r.epoch) }
 
 // New makes an empty store.
 func New() *Store {
@@ -75,11 +82,25 @@ func (s *Store) Commit(ctx context.Context, b *engine.Batch) error {
 	for _, d := range b.Deletes {
 		delete(s.slots[d.Slot].txs, d.Gid)
 	}
+	for _, e := range b.Events {
+		e.Body = append([]byte(nil), e.Body...)
+		s.slots[e.Slot].events = append(s.slots[e.Slot].events, e)
+	}
+	for _, g := range b.Guards {
+		row := &s.slots[g.Slot]
+		if g.Imported != 0 {
+			row.imported = g.Imported
+		}
+		if g.Close {
+			row.holder, row.closed, row.term = "", true, engine.Term(s.rev)
+			s.announce()
+		}
+	}
 	return nil
 }
 
 // Claim is engine.Store's.
-func (s *Store) Claim(ctx context.Context, holder string, slots []int) ([]engine.Claim, error) {
+func (s *Store) Claim(ctx context.Context, holder string, slots []int, epoch func(n int) uint64) ([]engine.Claim, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -87,13 +108,51 @@ func (s *Store) Claim(ctx context.Context, holder string, slots []int) ([]engine
 	defer s.mu.Unlock()
 	var out []engine.Claim
 	for _, n := range slots {
+		row := &s.slots[n]
+		want := row.epochNow()
+		if epoch != nil && epoch(n) != 0 {
+			want = epoch(n)
+		}
+		switch {
+		case want < row.epochNow():
+			continue
+		case row.closed && want == row.epochNow():
+			out = append(out, engine.Claim{Slot: n, Epoch: want, Head: row.head, Imported: row.imported, Closed: true})
+			continue
+		}
 		s.rev++
-		prev := s.slots[n].term
-		s.slots[n].holder, s.slots[n].term = holder, engine.Term(s.rev)
-		out = append(out, engine.Claim{Slot: n, Term: engine.Term(s.rev), Epoch: 1, Head: s.slots[n].head, Prev: prev})
+		prev := row.term
+		row.holder, row.term, row.epoch, row.closed = holder, engine.Term(s.rev), want, false
+		out = append(out, engine.Claim{Slot: n, Term: row.term, Epoch: want, Head: row.head, Prev: prev, Imported: row.imported})
 	}
 	s.announce()
 	return out, nil
+}
+
+// Events is engine.Store's.
+func (s *Store) Events(_ context.Context, n int) ([]record.Event, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.slots[n].events), nil
+}
+
+// ForgetEvents is engine.Store's.
+func (s *Store) ForgetEvents(_ context.Context, n int, upTo uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.slots[n].events = slices.DeleteFunc(s.slots[n].events, func(e record.Event) bool { return e.Head.Seq <= upTo })
+	return nil
+}
+
+// Purge is engine.Store's.
+func (s *Store) Purge(_ context.Context, n int, epoch uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if row := &s.slots[n]; !row.closed || row.epochNow() != epoch {
+		return &engine.FencedError{Slots: []int{n}}
+	}
+	s.slots[n].txs = nil
+	return nil
 }
 
 // Release is engine.Store's.
@@ -191,6 +250,9 @@ func (s *Store) view() engine.View {
 	sort.Slice(v.Members, func(i, j int) bool { return v.Members[i].ID < v.Members[j].ID })
 	for n := range s.slots {
 		v.Holders[n], v.Terms[n] = s.slots[n].holder, s.slots[n].term
+		if s.slots[n].closed {
+			v.Closed[n] = s.slots[n].epochNow()
+		}
 	}
 	return v
 }

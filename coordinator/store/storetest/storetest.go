@@ -47,7 +47,7 @@ func ctxOf(t *testing.T) context.Context {
 
 func claim(t *testing.T, s engine.Store, holder string, n int) engine.Claim {
 	t.Helper()
-	c, err := s.Claim(ctxOf(t), holder, []int{n})
+	c, err := s.Claim(ctxOf(t), holder, []int{n}, nil)
 	if err != nil || len(c) != 1 || c[0].Slot != n || c[0].Epoch == 0 {
 		t.Fatalf("Claim(%s, %d) = %+v, %v", holder, n, c, err)
 	}
@@ -186,7 +186,7 @@ func twoClaimers(t *testing.T, s engine.Store) {
 	for _, holder := range []string{"a", "b", "c"} {
 		wg.Go(func() {
 			for range 10 {
-				cs, err := s.Claim(ctxOf(t), holder, []int{42})
+				cs, err := s.Claim(ctxOf(t), holder, []int{42}, nil)
 				if err != nil {
 					t.Error(err)
 				}

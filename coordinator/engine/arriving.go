@@ -1,0 +1,281 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// This file is how a coordinator converges on the ownership: what it starts for slots that leave, arrive, or have gone.
+
+// moveTick is how often the ownership is compared with what is held, beside every change.
+const moveTick = 250 * time.Millisecond
+
+// movesAtOnce bounds the slots that leave together: their accounts are released in one local transaction.
+const movesAtOnce = 32
+
+// works are the slots that something is under way for.
+type works struct {
+	mu    sync.Mutex
+	slots [slot.Count]bool
+}
+
+// begin marks a slot; false when something is under way for it.
+func (w *works) begin(n int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	was := w.slots[n]
+	w.slots[n] = true
+	return !was
+}
+
+func (w *works) end(slots ...int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, n := range slots {
+		w.slots[n] = false
+	}
+}
+
+func (w *works) busy(n int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.slots[n]
+}
+
+func (r *Runner) movedChan() <-chan struct{} {
+	if r.regions == nil {
+		return nil
+	}
+	return r.regions.Changed()
+}
+
+// between starts what the ownership asks for beyond the region: slots that leave are sealed, those that arrive under a seal
+// are imported, those that are gone are purged. It gives what is left of take: slots to be claimed as they stand.
+func (r *Runner) between(ctx context.Context, v *View, ids []string, take []int) []int {
+	now := time.Now().UnixMilli()
+	var leave, arrive []Move
+	for n := range slot.Count {
+		o, known := r.owner(n)
+		if !known || slot.Prefer(n, ids) != r.cfg.Self.ID || r.working.busy(n) {
+			continue
+		}
+		m := Move{n, o}
+		ours, draining := r.ours(n), o.Status == slot.Draining
+		switch {
+		case ours && o.Status != slot.Active && now > o.DeadlineMillis:
+			r.start(n, func() { r.undo(ctx, m) })
+		case ours && draining && r.holds(n) && r.heldEpoch[n].Load() == uint64(o.Epoch):
+			if r.working.begin(n) {
+				leave = append(leave, m)
+			}
+		case ours && draining && v.Closed[n] == uint64(o.Epoch):
+			r.start(n, func() { r.finishClosed(ctx, m) })
+		case ours && r.cameFrom(o) && slices.Contains(take, n):
+			if r.working.begin(n) {
+				arrive = append(arrive, m)
+			}
+		case !ours && o.Status == slot.Active && v.Closed[n] != 0 && v.Closed[n] < uint64(o.Epoch) && r.purged[n].Load() < v.Closed[n]:
+			r.start(n, func() { r.purge(ctx, n, v.Closed[n]) })
+		}
+	}
+	for part := range slices.Chunk(leave, movesAtOnce) {
+		go r.moveAway(ctx, part)
+	}
+	if len(arrive) > 0 {
+		go r.arrive(ctx, arrive)
+	}
+	return slices.DeleteFunc(take, func(n int) bool {
+		o, _ := r.owner(n)
+		return r.cameFrom(o) || o.Status == slot.Sealed || v.Closed[n] >= uint64(o.Epoch) || r.working.busy(n) && !r.holds(n)
+	})
+}
+
+// start runs work for a slot that nothing is under way for.
+func (r *Runner) start(n int, work func()) {
+	if r.working.begin(n) {
+		go func() { defer r.working.end(n); work() }()
+	}
+}
+
+// undo gives a slot back to this region: its move took too long. Against the other region's activation one of the two wins.
+func (r *Runner) undo(ctx context.Context, m Move) {
+	if err := r.regions.Undo(ctx, m); err != nil {
+		r.cfg.Log.Warn("a move that took too long was not undone", "slot", m.Slot, "op", m.Owner.Op, "err", err)
+		return
+	}
+	r.cfg.Log.Warn("a move took too long: the slot stays here, at a higher epoch", "slot", m.Slot, "op", m.Owner.Op, "to", m.Owner.To)
+}
+
+// purge removes the records of a slot that another region has taken over; they went there under the seal.
+func (r *Runner) purge(ctx context.Context, n int, epoch uint64) {
+	if err := r.store.Purge(ctx, n, epoch); err != nil && !errors.Is(err, ErrFenced) {
+		r.cfg.Log.Warn("the records of a slot that has moved were not removed", "slot", n, "err", err)
+		return
+	}
+	r.purged[n].Store(epoch)
+}
+
+// arrive takes slots that came under a seal: their live records first, then they are held like others.
+func (r *Runner) arrive(ctx context.Context, moves []Move) {
+	owners := map[int]slot.Owner{}
+	var slots []int
+	for _, m := range moves {
+		owners[m.Slot], slots = m.Owner, append(slots, m.Slot)
+	}
+	defer r.working.end(slots...)
+	if r.Ask(ctx, func(c *Core, _ int64) { c.Expect(slots) }) != nil {
+		return
+	}
+	cctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	claims, err := r.store.Claim(cctx, r.cfg.Self.ID, slots, func(n int) uint64 { return uint64(owners[n].Epoch) })
+	cancel()
+	if err != nil {
+		r.cfg.Log.Warn("slots that arrive could not be claimed; trying again", "slots", len(slots), "err", err)
+	}
+	var ready []Claim
+	for _, cl := range claims {
+		if cl.Closed {
+			continue
+		}
+		switch err := r.importSlot(ctx, cl, owners[cl.Slot].Seal); {
+		case err == nil:
+			ready = append(ready, cl)
+		case !errors.Is(err, ErrNotYet):
+			r.cfg.Log.Warn("a slot that arrives could not be imported; trying again", "slot", cl.Slot, "err", err)
+		}
+	}
+	held, records := r.loadAll(ctx, ready)
+	if len(held) > 0 {
+		r.buildKnown(ctx)
+		r.cfg.Log.Info("slots arrived", "slots", len(held), "transactions", records)
+	}
+	_ = r.Ask(ctx, func(c *Core, _ int64) {
+		for _, n := range slots {
+			if !held[n] && !c.Holds(n) {
+				c.Drop(n)
+			}
+		}
+	})
+}
+
+// adoptions makes the participants take the accounts of the slots that this process holds: after a move, after a move that
+// was undone, and once after a start, for whoever held the slot before may have died in between. Branches that go to
+// accounts on their way are put off meanwhile.
+func (r *Runner) adoptions(ctx context.Context) {
+	var done [slot.Count]slot.Epoch
+	tick := time.NewTicker(moveTick)
+	defer tick.Stop()
+	for {
+		var moves []Move
+		for n := range slot.Count {
+			o, known := r.owner(n)
+			if !known || !r.ours(n) || o.Status != slot.Active || !r.holds(n) || done[n] == o.Epoch {
+				continue
+			}
+			if o.Epoch == slot.Initial(r.regions.Index()) {
+				done[n] = o.Epoch // its first owner: the accounts have been here from the start
+				continue
+			}
+			moves = append(moves, Move{n, o})
+		}
+		for part := range slices.Chunk(moves, movesAtOnce) {
+			if err := r.regions.Adopt(ctx, part); err != nil {
+				if ctx.Err() == nil {
+					r.cfg.Log.Warn("accounts were not adopted yet; trying again", "slots", len(part), "first", part[0].Slot, "err", err)
+				}
+				continue
+			}
+			for _, m := range part {
+				done[m.Slot] = m.Owner.Epoch
+			}
+			r.cfg.Log.Info("accounts adopted", "slots", len(part), "first", part[0].Slot)
+		}
+		changed := r.changedChan()
+		select {
+		case <-tick.C:
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// importSlot replaces what the store has of a slot by what came with the seal. It is repeated from the start after a
+// crash; that all of it is there is written with its last batch.
+func (r *Runner) importSlot(ctx context.Context, cl Claim, seal *slot.Seal) error {
+	if cl.Imported >= uint64(seal.Epoch) {
+		return nil
+	}
+	values, err := r.regions.Carried(ctx, cl.Slot, seal)
+	if err != nil {
+		return err
+	}
+	w := importing{r: r, cl: cl}
+	keep := map[txn.Gid]bool{}
+	for _, value := range values {
+		tx, err := record.Decode(value)
+		if err != nil {
+			return fmt.Errorf("a record that came with slot %d: %w", cl.Slot, err)
+		}
+		gid := tx.State.Gid
+		if slot.Of(string(gid)) != cl.Slot {
+			return fmt.Errorf("%w: %q came with slot %d", record.ErrCorrupt, string(gid), cl.Slot)
+		}
+		if err := w.room(ctx, len(value)); err != nil {
+			return err
+		}
+		keep[gid] = true
+		w.b.Puts = append(w.b.Puts, Put{Slot: cl.Slot, Gid: gid, Value: value})
+	}
+	var gone []txn.Gid
+	if err := r.store.Load(ctx, cl.Slot, func(gid txn.Gid, _ []byte) error {
+		if !keep[gid] {
+			gone = append(gone, gid)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, gid := range gone {
+		if err := w.room(ctx, 0); err != nil {
+			return err
+		}
+		w.b.Deletes = append(w.b.Deletes, Delete{Slot: cl.Slot, Gid: gid})
+	}
+	return w.flush(ctx, uint64(seal.Epoch))
+}
+
+// importing writes an import in batches that a store takes.
+type importing struct {
+	r    *Runner
+	cl   Claim
+	b    Batch
+	size int
+}
+
+func (w *importing) room(ctx context.Context, bytes int) error {
+	if len(w.b.Puts)+len(w.b.Deletes) >= sealEvents || (w.size > 0 && w.size+bytes > sealBytes) {
+		if err := w.flush(ctx, 0); err != nil {
+			return err
+		}
+	}
+	w.size += bytes
+	return nil
+}
+
+func (w *importing) flush(ctx context.Context, imported uint64) error {
+	w.b.Guards = []Guard{{Slot: w.cl.Slot, Term: w.cl.Term, Imported: imported}}
+	wctx, cancel := context.WithTimeout(ctx, w.r.cfg.CommitTimeout)
+	defer cancel()
+	err := w.r.store.Commit(wctx, &w.b)
+	w.b, w.size = Batch{}, 0
+	return err
+}

@@ -1,0 +1,79 @@
+package engine
+
+import (
+	"context"
+	"errors"
+
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// ErrNotYet: what was asked for is on its way.
+var ErrNotYet = errors.New("it has not arrived yet")
+
+// Move is a slot that leaves this region or comes to it.
+type Move struct {
+	Slot  int
+	Owner slot.Owner
+}
+
+// Regions is what a Runner knows of the other regions and asks of them (ADR 8). Safe for concurrent use.
+type Regions interface {
+	// Self is the name of this region, Index its index.
+	Self() string
+	Index() int
+	// Owners is the latest known ownership, nil before the first; it may be old. The map is read-only.
+	Owners() *slot.Map
+	// Changed gives a channel that is closed when Owners has changed.
+	Changed() <-chan struct{}
+	// Forward hands a request to a coordinator of another region, which does not hand it on over a border. Errors as
+	// Forwarder's.
+	Forward(ctx context.Context, region string, req Request) (Reply, error)
+	// Release makes this region's participants give up the accounts of slots that are draining. nil: all of them have, and
+	// refuse the epoch of before from now on. It may be repeated.
+	Release(ctx context.Context, moves []Move) error
+	// Adopt makes this region's participants take the accounts of slots that this region owns, wherever they were released.
+	// nil: all of them have. It may be repeated.
+	Adopt(ctx context.Context, moves []Move) error
+	// Seal tells the arbiter that the owner's epoch has ended. Nothing happens where it says so already.
+	Seal(ctx context.Context, m Move, seal *slot.Seal) error
+	// Undo gives a slot back to this region whose move took too long.
+	Undo(ctx context.Context, m Move) error
+	// Carried gives the live records that came with a seal of another region: ErrNotYet until this region's journal has
+	// reached it.
+	Carried(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error)
+}
+
+// owner is what is known of a slot's owner; without regions everything is ours at the epoch that stands.
+func (r *Runner) owner(n int) (o slot.Owner, known bool) {
+	if r.regions == nil {
+		return slot.Owner{Status: slot.Active}, true
+	}
+	m := r.regions.Owners()
+	if m == nil {
+		return slot.Owner{}, false
+	}
+	return m[n], m[n].Epoch != 0
+}
+
+// ours says that this region owns the slot, as far as is known.
+func (r *Runner) ours(n int) bool {
+	o, known := r.owner(n)
+	return known && (r.regions == nil || o.Region == r.regions.Self())
+}
+
+// epochOf is the epoch at which a slot is to be taken; 0 as it stands.
+func (r *Runner) epochOf(n int) uint64 {
+	o, _ := r.owner(n)
+	return uint64(o.Epoch)
+}
+
+// cameFrom says that the slot came from another region under a seal: what it brought must be in the store first.
+func (r *Runner) cameFrom(o slot.Owner) bool {
+	return r.regions != nil && o.Status == slot.Active && o.Seal != nil && o.Seal.Epoch.Region() != r.regions.Index()
+}
+
+// Owns says whether this region owns the slot now, as far as is known: newGid gives ids of such slots.
+func (r *Runner) Owns(n int) bool {
+	o, known := r.owner(n)
+	return known && r.ours(n) && o.Status == slot.Active
+}
