@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -148,24 +149,23 @@ type participants struct {
 }
 
 func startParticipants(ctx context.Context, program, dir, db, coordinator string) (*participants, error) {
-	port := filepath.Join(dir, "participants.port")
 	if db == "" {
 		db = "sqlite:" + dir
 	}
-	p, err := start(program, filepath.Join(dir, "participants.log"), "serve", "--listen", "127.0.0.1:0", "--port-file", port, "--db", db, "--coordinator", coordinator)
+	l, err := net.Listen("tcp", "127.0.0.1:0") // payments remember where they were begun: the port is chosen, and fixed
 	if err != nil {
 		return nil, err
 	}
-	ps := &participants{process: p}
-	err = p.await(ctx, "the participants", func() bool {
-		raw, err := os.ReadFile(port)
-		if err != nil {
-			return false
-		}
-		ps.base = "http://127.0.0.1:" + strings.TrimSpace(string(raw))
-		return ok(ctx, ps.base+"/healthz")
-	})
+	addr := l.Addr().String()
+	if err := l.Close(); err != nil {
+		return nil, err
+	}
+	p, err := start(program, filepath.Join(dir, "participants.log"), "serve", "--listen", addr, "--db", db, "--coordinator", coordinator)
 	if err != nil {
+		return nil, err
+	}
+	ps := &participants{process: p, base: "http://" + addr}
+	if err := p.await(ctx, "the participants", func() bool { return ok(ctx, ps.base+"/healthz") }); err != nil {
 		return nil, errors.Join(err, p.end())
 	}
 	return ps, nil

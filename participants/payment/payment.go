@@ -34,6 +34,7 @@ import (
 // Coordinator runs transactions; *client.Client is one.
 type Coordinator interface {
 	Execute(ctx context.Context, t client.Tx, until client.Until) (client.State, error)
+	Watch(ctx context.Context, gid string, each func(client.State) error) error
 }
 
 // Branch is where a participant's branch is called: Base/try, Base/confirm, Base/cancel.
@@ -53,6 +54,9 @@ type Config struct {
 	Buyers, Merchants, MerchantRefunds, Stock Branch
 	// Messages are where the consumers are: points, notice, sales, insurance. One that is empty is left out.
 	Points, Notice, Sales, Insurance string
+	// Held says what the buyers' ledger has of a hold: "posted", "voided" or "pending", "" for none. It answers for what the
+	// coordinator has forgotten.
+	Held func(ctx context.Context, hold string) (state string, err error)
 	// Inventory reserves stock for orders ahead of their payment; its tables are in InventoryDB.
 	Inventory   *inventory.Inventory
 	InventoryDB *sql.DB
@@ -200,42 +204,17 @@ func (s *Service) Pay(ctx context.Context, r Request, idempotencyKey string) (*P
 		return nil, err
 	}
 	p := &Payment{ID: PaymentID(r.Merchant, r.OrderNo), Request: r, State: Processing, Gid: slot.NewGid(s.Now(), nil), CreatedMS: s.Now().UnixMilli(), digest: digest(r)}
-	has, err := s.insert(ctx, p, idempotencyKey)
+	has, fresh, err := s.insert(ctx, p, idempotencyKey)
 	if err != nil {
 		return nil, err
 	}
 	if has.State != Processing {
 		return has, nil
 	}
-	return has, s.drive(ctx, has, client.Decided)
+	return has, s.drive(ctx, has, fresh)
 }
 
-// drive runs a payment's transaction, or asks what became of it: the coordinator gives a repeat the same answer.
-func (s *Service) drive(ctx context.Context, p *Payment, until client.Until) error {
-	t, err := s.transaction(p)
-	if err != nil {
-		return err
-	}
-	st, err := s.Coordinator.Execute(ctx, t, until)
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return nil // it goes on
-	case err != nil:
-		s.Log.Warn("the coordinator did not answer a payment; it is asked again", "payment", p.ID, "gid", p.Gid, "err", err)
-		return nil
-	case st.Committed():
-		p.State = Paid
-	case st.Aborted():
-		p.State = Refused
-		p.Reason, p.Field = reasonOf(st.GetReason())
-	default:
-		return nil
-	}
-	p.DecidedMS = s.Now().UnixMilli()
-	return s.decided(context.WithoutCancel(ctx), p)
-}
-
-// transaction is a payment's transaction: the same for every repeat.
+// transaction is a payment's transaction, with the participants' addresses as they are now.
 func (s *Service) transaction(p *Payment) (client.Tx, error) {
 	t := client.Tx{Gid: p.Gid}
 	stock := inventory.Request{Items: p.Items, Order: p.Order}
@@ -244,7 +223,7 @@ func (s *Service) transaction(p *Payment) (client.Tx, error) {
 		at      Branch
 		payload any
 	}{
-		{"buyer", s.Buyers, Leg{Leg: ledger.Leg{Debit: p.Buyer, Credit: ledger.PaidTo(p.Currency), Minor: p.Amount, Currency: p.Currency}}},
+		{buyerBranch, s.Buyers, Leg{Leg: ledger.Leg{Debit: p.Buyer, Credit: ledger.PaidTo(p.Currency), Minor: p.Amount, Currency: p.Currency}}},
 		{"merchant", s.Merchants, money.Transfer{Account: p.Merchant, Minor: p.Amount, Currency: p.Currency}},
 		{"stock", s.Stock, stock},
 	} {
@@ -317,14 +296,14 @@ func (s *Service) settleOnce(ctx context.Context, before time.Time) error {
 	var errs []error
 	for _, p := range open {
 		actx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		errs = append(errs, s.drive(actx, p, client.Decided))
+		errs = append(errs, s.drive(actx, p, false))
 		cancel()
 	}
 	refunds, err := s.openRefunds(ctx, before)
 	errs = append(errs, err)
 	for _, r := range refunds {
 		actx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		errs = append(errs, s.driveRefund(actx, r))
+		errs = append(errs, s.driveRefund(actx, r, false))
 		cancel()
 	}
 	return errors.Join(errs...)

@@ -61,6 +61,7 @@ var kinds = map[string]kind{
 	"no_article":             {"There is no such article", http.StatusUnprocessableEntity, "items"},
 	"order_gone":             {"The order has lapsed, was cancelled, or is being paid", http.StatusUnprocessableEntity, "order"},
 	"refund_exceeds_payment": {"The refunds would exceed the payment", http.StatusUnprocessableEntity, "amount"},
+	"forgotten":              {"The payment was refused; why is no longer known", http.StatusUnprocessableEntity, ""},
 	"not_paid":               {"The payment is not paid", http.StatusConflict, ""},
 	"duplicate_order":        {"The order was paid with another request", http.StatusConflict, "order_no"},
 	"duplicate_refund":       {"The refund was made with another request", http.StatusConflict, "refund_no"},

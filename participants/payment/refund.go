@@ -3,6 +3,7 @@ package payment
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -48,11 +49,7 @@ func (s *Service) Refund(ctx context.Context, payment string, r RefundRequest) (
 	if p.State != Paid {
 		return nil, problemOf("not_paid", "", "it is "+string(p.State), p.ID)
 	}
-	// The ledger takes a refund of what is posted, and the confirm may be on its way yet.
-	if err := s.drive(ctx, p, client.Settled); err != nil {
-		return nil, err
-	}
-	_, err = s.DB.ExecContext(ctx, s.Dialect.InsertNew("INTO payment_refund (payment, refund_no, amount, gid, state, created_ms) VALUES (?, ?, ?, ?, 'processing', ?)"),
+	fresh, err := s.inserted(ctx, s.DB, "INTO payment_refund (payment, refund_no, amount, gid, state, created_ms) VALUES (?, ?, ?, ?, 'processing', ?)",
 		p.ID, r.RefundNo, r.Amount, slot.NewGid(s.Now(), nil), s.Now().UnixMilli())
 	if err != nil {
 		return nil, err
@@ -71,44 +68,50 @@ func (s *Service) Refund(ctx context.Context, payment string, r RefundRequest) (
 	if has.State != Processing {
 		return has, nil
 	}
-	return has, s.driveRefund(ctx, has)
+	return has, s.driveRefund(ctx, has, fresh)
 }
 
-func (s *Service) driveRefund(ctx context.Context, r *Refund) error {
-	p, err := s.Get(ctx, r.Payment)
-	if err != nil {
-		return err
+// errNotSettled says that a payment's money is not where a refund takes it from yet.
+var errNotSettled = errors.New("the payment's confirms have not all been answered yet")
+
+// driveRefund is drive for a refund.
+func (s *Service) driveRefund(ctx context.Context, r *Refund, fresh bool) error {
+	st, reason, err := s.decide(ctx, r.Gid, fresh, func() (client.Tx, error) { return s.refundTransaction(ctx, r) })
+	if err != nil && ctx.Err() == nil {
+		s.Log.Warn("a refund's outcome is not known; it is asked for again", "payment", r.Payment, "refund", r.RefundNo, "gid", r.Gid, "err", err)
 	}
-	buyer, err := s.Buyers.of("buyer", Leg{
-		Leg:      ledger.Leg{Debit: ledger.PaidTo(p.Currency), Credit: p.Buyer, Minor: r.Amount, Currency: p.Currency},
-		RefundOf: ledger.HoldID(p.Gid, "buyer"),
-	})
-	if err != nil {
-		return err
+	if err != nil || st == Processing {
+		return nil // it goes on
 	}
-	merchant, err := s.MerchantRefunds.of("merchant", money.Transfer{Account: p.Merchant, Minor: r.Amount, Currency: p.Currency})
-	if err != nil {
-		return err
-	}
-	st, err := s.Coordinator.Execute(ctx, client.Tx{Gid: r.Gid, Branches: []client.Branch{buyer, merchant}}, client.Decided)
-	switch {
-	case err != nil:
-		if ctx.Err() == nil {
-			s.Log.Warn("the coordinator did not answer a refund; it is asked again", "payment", r.Payment, "refund", r.RefundNo, "gid", r.Gid, "err", err)
-		}
-		return nil
-	case st.Committed():
-		r.State = Paid
-	case st.Aborted():
-		r.State = Refused
-		r.Reason, r.Field = reasonOf(st.GetReason())
-	default:
-		return nil
+	if r.State = st; st == Refused {
+		r.Reason, r.Field = reasonOf(reason)
 	}
 	r.DecidedMS = s.Now().UnixMilli()
 	_, err = s.DB.ExecContext(context.WithoutCancel(ctx), s.Dialect.Q("UPDATE payment_refund SET state = ?, reason = ?, field = ?, decided_ms = ? WHERE payment = ? AND refund_no = ? AND state = 'processing'"),
 		string(r.State), cut(r.Reason), r.Field, r.DecidedMS, r.Payment, r.RefundNo)
 	return err
+}
+
+// refundTransaction is a refund's transaction, once its payment is settled.
+func (s *Service) refundTransaction(ctx context.Context, r *Refund) (client.Tx, error) {
+	t := client.Tx{Gid: r.Gid}
+	p, err := s.Get(ctx, r.Payment)
+	if err != nil {
+		return t, err
+	}
+	if ok, err := s.settled(ctx, p); err != nil || !ok {
+		return t, errors.Join(errNotSettled, err)
+	}
+	buyer, err := s.Buyers.of(buyerBranch, Leg{
+		Leg:      ledger.Leg{Debit: ledger.PaidTo(p.Currency), Credit: p.Buyer, Minor: r.Amount, Currency: p.Currency},
+		RefundOf: ledger.HoldID(p.Gid, buyerBranch),
+	})
+	if err != nil {
+		return t, err
+	}
+	merchant, err := s.MerchantRefunds.of("merchant", money.Transfer{Account: p.Merchant, Minor: r.Amount, Currency: p.Currency})
+	t.Branches = []client.Branch{buyer, merchant}
+	return t, err
 }
 
 // OrderRequest reserves stock ahead of a payment.

@@ -76,33 +76,44 @@ func (s *Service) claimKey(ctx context.Context, tx *sql.Tx, key, digest string) 
 	return nil
 }
 
-// insert writes a payment down, or gives the one that the order has already; a *Problem if that is another request.
-func (s *Service) insert(ctx context.Context, p *Payment, key string) (*Payment, error) {
+// insert writes a payment down, fresh, or gives the one that the order has already; a *Problem if that is another request.
+func (s *Service) insert(ctx context.Context, p *Payment, key string) (has *Payment, fresh bool, err error) {
 	body, err := json.Marshal(p.Request)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	err = sqldb.InTx(ctx, s.DB, func(tx *sql.Tx) error {
 		if err := s.claimKey(ctx, tx, key, p.digest); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, s.Dialect.InsertNew("INTO payment (id, merchant, order_no, body, digest, gid, state, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"),
+		fresh, err = s.inserted(ctx, tx, "INTO payment (id, merchant, order_no, body, digest, gid, state, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
 			p.ID, p.Merchant, p.OrderNo, string(body), p.digest, p.Gid, string(p.State), p.CreatedMS)
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	has, err := s.Get(ctx, p.ID)
-	if err != nil {
-		return nil, err
+	if has, err = s.Get(ctx, p.ID); err != nil {
+		return nil, false, err
 	}
 	if has.digest != p.digest {
 		pr := problem("duplicate_order", "", "the order has a payment with another body")
 		pr.Ref = has.ID
-		return nil, pr
+		return nil, false, pr
 	}
-	return has, nil
+	return has, fresh, nil
+}
+
+// inserted writes a row and says whether it was not there.
+func (s *Service) inserted(ctx context.Context, db interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}, into string, args ...any) (bool, error) {
+	r, err := db.ExecContext(ctx, s.Dialect.InsertNew(into), args...)
+	if err != nil {
+		return false, err
+	}
+	n, err := r.RowsAffected()
+	return n == 1, err
 }
 
 // decided books a decision; it stays as it was first booked.

@@ -50,7 +50,7 @@ type serveCmd struct {
 	DB            string        `help:"Database of all participants: postgres://USER:PASSWORD@HOST:PORT/NAME, mysql://…, or sqlite:DIR for two files in a directory." name:"db"`
 	DBBuyer       string        `help:"Database of the buyers, if it is one of its own; a SQLite file without a scheme." name:"db-buyer"`
 	DBMerchant    string        `help:"Database of merchants, stock, points and payments, if it is one of its own." name:"db-merchant"`
-	Coordinator   string        `help:"gRPC address of a coordinator; with it, payments are served at /v1."`
+	Coordinator   string        `help:"gRPC address of a coordinator; with it, payments are served at /v1, and --listen needs a port, or --base-url is given: the coordinator calls the address that a payment was begun with."`
 	BaseURL       string        `help:"Where the coordinator reaches this program. Defaults to the address it listens on." name:"base-url"`
 	Clean         []string      `help:"Admin URLs of all of the region's coordinators; with them, barrier rows that nobody can ask for any more are forgotten, once an hour." placeholder:"URL"`
 	PortFile      string        `help:"File to write the port to once it is served." type:"path"`
@@ -63,9 +63,12 @@ func (c *serveCmd) Validate() error {
 	if c.DB == "" && (c.DBBuyer == "" || c.DBMerchant == "") {
 		return errors.New("no database: give --db, or --db-buyer and --db-merchant")
 	}
-	host, _, err := net.SplitHostPort(c.Listen)
+	host, port, err := net.SplitHostPort(c.Listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
+	}
+	if c.Coordinator != "" && c.BaseURL == "" && port == "0" {
+		return fmt.Errorf("--coordinator with --listen %s: give a port, or --base-url: the coordinator calls the address that a payment was begun with, also after this program was started again", c.Listen)
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return fmt.Errorf("--listen %s: only a loopback address will do: anybody who reaches it can move money", c.Listen)

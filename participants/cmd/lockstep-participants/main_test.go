@@ -262,9 +262,10 @@ func TestDrainWaitsForOpenCalls(t *testing.T) {
 
 func TestMainsView(t *testing.T) {
 	for name, args := range map[string][]string{
-		"no command":   {},
-		"no database":  {"serve"},
-		"off loopback": {"serve", "--db-buyer", "a", "--db-merchant", "b", "--listen", "0.0.0.0:0"},
+		"no command":              {},
+		"no database":             {"serve"},
+		"an address that changes": {"serve", "--db", "sqlite:.", "--coordinator", "127.0.0.1:1"},
+		"off loopback":            {"serve", "--db-buyer", "a", "--db-merchant", "b", "--listen", "0.0.0.0:0"},
 	} {
 		var stderr bytes.Buffer
 		if code := run(t.Context(), args, &bytes.Buffer{}, &stderr); code != 2 || stderr.Len() == 0 {

@@ -151,8 +151,18 @@ func (s *service) pay(c payment.Coordinator, base string) {
 		DB: s.merchant.DB(), Dialect: s.sell, Coordinator: c,
 		Buyers: at("leg"), Merchants: at("merchant"), MerchantRefunds: at("refund"), Stock: at("stock"),
 		Points: base + "/points/action", Notice: base + "/notice/action", Sales: base + "/sales/action", Insurance: base + "/insurance/action",
+		Held:      s.held,
 		Inventory: s.stock, InventoryDB: s.merchant.DB(), Log: s.log,
 	})
+}
+
+// held is what the buyers' ledger has of a hold.
+func (s *service) held(ctx context.Context, hold string) (string, error) {
+	state, _, _, err := s.buyers.TransferState(ctx, s.buyer.DB(), hold)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	return state, err
 }
 
 // background settles payments that were left open and forgets barrier rows, until stop.
