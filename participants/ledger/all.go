@@ -14,10 +14,11 @@ import (
 var ErrNotTogether = errors.New("not all of them at once")
 
 // HoldAll is Hold for many transfers: all of them or an error, ErrNotTogether among others, after which the caller rolls
-// tx back, or tx to a savepoint before the call. On PostgreSQL it is one round trip.
+// tx back, or tx to a savepoint before the call. On PostgreSQL it is one round
+// trip, elsewhere one for all legs and one for each counter.
 func (l *Ledger) HoldAll(ctx context.Context, tx *sql.Tx, all []Transfer) error {
-	if l.dialect != barrier.PostgreSQL {
-		return oneByOne(all, func(t Transfer) error { return l.Hold(ctx, tx, t) })
+	if len(all) == 1 && l.dialect != barrier.PostgreSQL {
+		return l.Hold(ctx, tx, all[0])
 	}
 	if len(all) == 0 {
 		return nil
@@ -35,7 +36,19 @@ func (l *Ledger) HoldAll(ctx context.Context, tx *sql.Tx, all []Transfer) error 
 			return err
 		}
 	}
-	return l.enterAll(ctx, tx, plans)
+	enterAll := l.generic.enterAll
+	if l.dialect == barrier.PostgreSQL {
+		enterAll = l.enterAll
+	}
+	if err := enterAll(ctx, tx, plans); err != nil {
+		return err
+	}
+	for _, p := range plans {
+		if err := l.countLegs(ctx, tx, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // PostAll is Post for many holds; see HoldAll.

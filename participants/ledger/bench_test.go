@@ -58,27 +58,16 @@ func benchPayments(b *testing.B, d barrier.Dialect, shop ledger.Account, batch i
 				if last-batch >= b.N {
 					return
 				}
-				for _, f := range []func(tx *sql.Tx, i int) error{
-					func(tx *sql.Tx, i int) error {
-						to := shop.ID
-						if to == "spread" {
-							to = fmt.Sprint("spread", i%shops)
-						}
-						return k.Hold(ctx, tx, ledger.Transfer{Gid: fmt.Sprint("g", i), Branch: "01", Legs: []ledger.Leg{leg("suspense", to, 1)}})
-					},
-					func(tx *sql.Tx, i int) error {
-						return k.Post(ctx, tx, ledger.Transfer{Gid: fmt.Sprint("g", i), Branch: "01"})
-					},
-				} {
-					err := k.InTx(ctx, k.db, func(tx *sql.Tx) error {
-						for i := last - batch; i < last; i++ {
-							if err := f(tx, i); err != nil {
-								return err
-							}
-						}
-						return nil
-					})
-					if err != nil {
+				set := make([]ledger.Transfer, 0, batch)
+				for i := last - batch; i < last; i++ {
+					to := shop.ID
+					if to == "spread" {
+						to = fmt.Sprint("spread", i%shops)
+					}
+					set = append(set, ledger.Transfer{Gid: fmt.Sprint("g", i), Branch: "01", Legs: []ledger.Leg{leg("suspense", to, 1)}})
+				}
+				for _, f := range []func(context.Context, *sql.Tx, []ledger.Transfer) error{k.HoldAll, k.PostAll} {
+					if err := k.InTx(ctx, k.db, func(tx *sql.Tx) error { return f(ctx, tx, set) }); err != nil {
 						b.Error(err)
 						return
 					}

@@ -15,7 +15,7 @@ import (
 // named by its whole primary key, so that InnoDB locks records and no gaps between them, where other ids go.
 type generic struct {
 	names
-	insertLeg, refund, hold, post, settleMove string
+	insertLeg, insertHead, insertTail, refund, hold, post, settleMove string
 }
 
 func newGeneric(n names) *generic {
@@ -27,10 +27,10 @@ func newGeneric(n names) *generic {
 	if n.dialect == barrier.MySQL {
 		conflict = " ON DUPLICATE KEY UPDATE id = id"
 	}
+	head := "INSERT INTO {p}transfer (id, leg, legs, kind, state, digest, gid, branch, of_id, debit, debit_shard, credit, credit_shard, amount, currency, total, created_us, settled_us) VALUES "
 	return &generic{
-		names: n,
-		insertLeg: n.q(`INSERT INTO {p}transfer (id, leg, legs, kind, state, digest, gid, branch, of_id, debit, debit_shard, credit, credit_shard, amount, currency, total, created_us, settled_us)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)` + conflict),
+		names: n, insertHead: n.text(head), insertTail: conflict,
+		insertLeg: n.q(head + legValues + conflict),
 		refund: n.q(`UPDATE {p}transfer SET refunded = refunded + ? WHERE id = ? AND leg = 0 AND kind IN ('hold', 'transfer') AND of_id = ''
 			AND state = 'posted' AND currency = ? AND refunded + ? <= total`),
 		hold: n.q(`UPDATE {p}account SET debits_pending = debits_pending + ?, credits_pending = credits_pending + ?` + limits),
@@ -39,6 +39,9 @@ func newGeneric(n names) *generic {
 			debits_posted = debits_posted + ?, credits_posted = credits_posted + ? WHERE id = ? AND shard = ?`),
 	}
 }
+
+// legValues are the values of one row of transfer.
+const legValues = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 // changed carries out a statement and says whether it changed a row.
 func changed(ctx context.Context, tx *sql.Tx, stmt string, args ...any) (bool, error) {
@@ -69,13 +72,8 @@ func (w *generic) enter(ctx context.Context, tx *sql.Tx, p *plan) (answer, int, 
 		}
 	}
 	for i, g := range p.gates {
-		var one int
-		err := tx.QueryRowContext(ctx, w.q("SELECT 1 FROM {p}account WHERE id = ? AND shard = 0 AND mode = ? AND state = 'open'{share}"), g.account, g.mode).Scan(&one)
-		if errors.Is(err, sql.ErrNoRows) {
-			return gateRefused, i, nil
-		}
-		if err != nil {
-			return 0, 0, err
+		if open, err := w.pass(ctx, tx, g); err != nil || !open {
+			return gateRefused, i, err
 		}
 	}
 	stmt := w.hold
@@ -92,6 +90,16 @@ func (w *generic) enter(ctx context.Context, tx *sql.Tx, p *plan) (answer, int, 
 		return entered, 0, w.book(ctx, tx, p)
 	}
 	return entered, 0, nil
+}
+
+// pass locks an account's definition as it is; false if it is not open.
+func (w *generic) pass(ctx context.Context, tx *sql.Tx, g gate) (bool, error) {
+	var one int
+	err := tx.QueryRowContext(ctx, w.q("SELECT 1 FROM {p}account WHERE id = ? AND shard = 0 AND mode = ? AND state = 'open'{share}"), g.account, g.mode).Scan(&one)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // book writes the entries of p's legs, and what their insert-only sides owe their counters.

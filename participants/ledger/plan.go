@@ -355,10 +355,18 @@ func (l *Ledger) enter(ctx context.Context, tx *sql.Tx, t Transfer, kind string,
 	if err != nil {
 		return err
 	}
-	if err := l.write(ctx, tx, p); err != nil || p.first == 0 {
+	if err := l.write(ctx, tx, p); err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, l.q("UPDATE {p}transfer SET legs = ? WHERE id = ? AND leg = 0"), p.first+len(p.legs), p.id)
+	return l.countLegs(ctx, tx, p)
+}
+
+// countLegs corrects the number of legs that leg 0 has, where it was written before the others were known.
+func (l *Ledger) countLegs(ctx context.Context, tx *sql.Tx, p *plan) error {
+	if p.first == 0 {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, l.q("UPDATE {p}transfer SET legs = ? WHERE id = ? AND leg = 0"), p.first+len(p.legs), p.id)
 	return err
 }
 
