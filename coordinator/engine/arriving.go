@@ -147,6 +147,7 @@ func (r *Runner) arrive(ctx context.Context, moves []Move) {
 		}
 		switch err := r.importSlot(ctx, cl, owners[cl.Slot].Seal); {
 		case err == nil:
+			cl.Imported = max(cl.Imported, uint64(owners[cl.Slot].Seal.Epoch))
 			ready = append(ready, cl)
 		case !errors.Is(err, ErrNotYet):
 			r.cfg.Log.Warn("a slot that arrives could not be imported; trying again", "slot", cl.Slot, "err", err)

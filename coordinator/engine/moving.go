@@ -109,7 +109,10 @@ func (r *Runner) retry(ctx context.Context, moves []Move, what string, work func
 			return true
 		}
 		for _, m := range moves {
-			if o, _ := r.owner(m.Slot); o != m.Owner && (o.Seal == nil || m.Owner.Seal == nil || *o.Seal != *m.Owner.Seal || o.Status != m.Owner.Status || o.Epoch != m.Owner.Epoch) {
+			if m.Owner.Status != slot.Active && time.Now().UnixMilli() > m.Owner.DeadlineMillis {
+				return false // it is undone
+			}
+			if o, _ := r.owner(m.Slot); !o.Equal(m.Owner) {
 				return false
 			}
 		}

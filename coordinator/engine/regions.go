@@ -67,9 +67,10 @@ func (r *Runner) epochOf(n int) uint64 {
 	return uint64(o.Epoch)
 }
 
-// cameFrom says that the slot came from another region under a seal: what it brought must be in the store first.
+// cameFrom says that the slot came from another region under a seal: what it brought must be in the store before it is
+// held, also where it is to leave again already.
 func (r *Runner) cameFrom(o slot.Owner) bool {
-	return r.regions != nil && o.Status == slot.Active && o.Seal != nil && o.Seal.Epoch.Region() != r.regions.Index()
+	return r.regions != nil && o.Seal != nil && o.Seal.Epoch != o.Epoch && o.Seal.Epoch.Region() != r.regions.Index()
 }
 
 // Owns says whether this region owns the slot now, as far as is known: newGid gives ids of such slots.

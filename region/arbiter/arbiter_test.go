@@ -106,7 +106,7 @@ func TestEverySlotHasAnOwnerAfterInitAndInitCanBeRepeated(t *testing.T) {
 	if err := a.Init(ctx, []string{"east", "west", "north"}, time.Now(), func(int) string { return "north" }); err != nil {
 		t.Fatal(err)
 	}
-	if again, _ := a.Owners(ctx); again[0] != d || again[1] != m[1] {
+	if again, _ := a.Owners(ctx); !again[0].Equal(d) || again[1] != m[1] {
 		t.Fatalf("a repeated Init changed owners: %+v, %+v", again[0], again[1])
 	}
 	if dep, err := a.Deployment(ctx); err != nil || dep.Index("north") != 3 || dep.Name(1) != "east" || dep.Name(4) != "" {
@@ -302,7 +302,7 @@ func TestTheArbiterGoesOnWithoutOneOfThreeMembers(t *testing.T) {
 	for {
 		select {
 		case now := <-seen:
-			if now[10] == d {
+			if now[10].Equal(d) {
 				return
 			}
 		case <-timeout:

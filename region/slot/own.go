@@ -69,6 +69,15 @@ type Owner struct {
 	Seal *Seal `json:"seal,omitempty"`
 }
 
+// Equal says that two owners say the same.
+func (o Owner) Equal(p Owner) bool {
+	if (o.Seal == nil) != (p.Seal == nil) || o.Seal != nil && *o.Seal != *p.Seal {
+		return false
+	}
+	o.Seal, p.Seal = nil, nil
+	return o == p
+}
+
 // Map is what is known of all slots. It may be old: it prompts, the compares prove.
 type Map [Count]Owner
 
