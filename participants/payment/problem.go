@@ -1,10 +1,12 @@
 package payment
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"regexp"
+	"strings"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/inventory"
@@ -70,12 +72,13 @@ var kinds = map[string]kind{
 }
 
 // refusalText is how the participants word a refusal: the reason first, the field last. Before it may stand whatever a
-// coordinator and a protocol add: of a call that went by itself the whole answer, with DTM's "dtm_result" in it.
+// coordinator and a protocol add.
 var refusalText, refusalWord = regexp.MustCompile(`[^()]*\(field [a-z_]+\)`), regexp.MustCompile(`\b[a-z]+(?:_[a-z]+)+\b`)
 
 // reasonOf finds a refusal's reason in what the coordinator tells of it. The field is the payment's, which is not always
-// the participant's.
+// the participant's. Of a text that nobody knows, what names addresses inside is left out.
 func reasonOf(text string) (reason, field string) {
+	text = message(text)
 	for _, refusal := range refusalText.FindAllString(text, -1) {
 		for _, word := range refusalWord.FindAllString(refusal, -1) {
 			if k, ok := kinds[word]; ok {
@@ -83,7 +86,25 @@ func reasonOf(text string) (reason, field string) {
 			}
 		}
 	}
-	return text, ""
+	return strings.TrimSpace(addresses.ReplaceAllString(text, "")), ""
+}
+
+// addresses are URLs, and host:port as gRPC has them, with what DTM's wording puts around them.
+var addresses = regexp.MustCompile(`(url:)?\S*://\S+( return failed:)?|\S+:[0-9]+/\S*`)
+
+// message is the text in the participant's answer where the whole answer is told, as of a call that went by itself.
+func message(text string) string {
+	at := strings.IndexByte(text, '{')
+	if at < 0 {
+		return text
+	}
+	var answer struct {
+		Message string `json:"message"`
+	}
+	if err := json.NewDecoder(strings.NewReader(text[at:])).Decode(&answer); err != nil || answer.Message == "" {
+		return text
+	}
+	return answer.Message
 }
 
 // problemOf is the answer to a refused payment or refund.
