@@ -118,3 +118,16 @@ func FuzzFromHTTP(f *testing.F) {
 		}
 	})
 }
+
+// What one database cannot store, or takes for another id, is no id anywhere.
+func TestCheckID(t *testing.T) {
+	for value, ok := range map[string]bool{
+		"r": true, "r 1": true, "ä": true, strings.Repeat("x", 8): true, "\u00a0x": false,
+		"": false, strings.Repeat("x", 9): false, "r ": false, " r": false, "r\t": false, "r\n2": false, "r\x00": false, "\xff": false,
+	} {
+		err := barrier.CheckID("refund_no", value, 8)
+		if (err == nil) != ok || !ok && (!errors.Is(err, barrier.ErrInvalid) || !strings.Contains(err.Error(), "refund_no")) {
+			t.Errorf("%q: %v", value, err)
+		}
+	}
+}

@@ -93,8 +93,11 @@ func Migrate(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
 
 // Stock puts n more of an article on the shelf; durable on nil. An id makes a repeat harmless: the same id counts once.
 func (v *Inventory) Stock(ctx context.Context, db *sql.DB, id, sku string, n int64) error {
-	if sku == "" || len(sku) > 64 || n < 0 || n > numberMax || id == "" || len(id) > 200 {
-		return fmt.Errorf("%w: %d of article %q under id %q", barrier.ErrInvalid, n, sku, id)
+	if n < 0 || n > numberMax {
+		return fmt.Errorf("%w: %d of article %q", barrier.ErrInvalid, n, sku)
+	}
+	if err := errors.Join(barrier.CheckID("sku", sku, 64), barrier.CheckID("id", id, 200)); err != nil {
+		return err
 	}
 	return sqldb.InTx(ctx, db, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, v.d.InsertNew("INTO inventory_stock (sku, free) VALUES (?, 0)"), sku); err != nil {
@@ -118,10 +121,10 @@ func (v *Inventory) Stock(ctx context.Context, db *sql.DB, id, sku string, n int
 
 func (r Request) normal() (Request, error) {
 	if r.Order != "" {
-		if len(r.Order) > 64 || len(r.Items) > 0 {
-			return r, fmt.Errorf("%w: an order of at most 64 bytes, or items, not both", barrier.ErrInvalid)
+		if len(r.Items) > 0 {
+			return r, fmt.Errorf("%w: an order, or items, not both", barrier.ErrInvalid)
 		}
-		return r, nil
+		return r, barrier.CheckID("order", r.Order, 64)
 	}
 	if len(r.Items) == 0 || len(r.Items) > itemsMax {
 		return r, fmt.Errorf("%w: %d items; 1 to %d are possible", barrier.ErrInvalid, len(r.Items), itemsMax)
@@ -129,7 +132,10 @@ func (r Request) normal() (Request, error) {
 	r.Items = slices.Clone(r.Items)
 	slices.SortFunc(r.Items, func(a, b Item) int { return cmp.Compare(a.SKU, b.SKU) }) // rows are locked in one order
 	for i, it := range r.Items {
-		if it.SKU == "" || len(it.SKU) > 64 || it.N <= 0 || it.N > numberMax {
+		if err := barrier.CheckID("sku", it.SKU, 64); err != nil {
+			return r, err
+		}
+		if it.N <= 0 || it.N > numberMax {
 			return r, fmt.Errorf("%w: item %d of article %q", barrier.ErrInvalid, it.N, it.SKU)
 		}
 		if i > 0 && r.Items[i-1].SKU == it.SKU {

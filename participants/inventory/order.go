@@ -18,8 +18,8 @@ func (v *Inventory) ReserveOrder(ctx context.Context, db *sql.DB, id string, ite
 	if err != nil {
 		return err
 	}
-	if id == "" || len(id) > 64 {
-		return fmt.Errorf("%w: order %q", barrier.ErrInvalid, id)
+	if err := barrier.CheckID("order", id, 64); err != nil {
+		return err
 	}
 	return sqldb.InTx(ctx, db, func(tx *sql.Tx) error {
 		res, err := tx.ExecContext(ctx, v.d.InsertNew("INTO inventory_order (id, state, expires_ms) VALUES (?, 'reserved', ?)"), id, expires.UnixMilli())

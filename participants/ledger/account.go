@@ -74,9 +74,12 @@ func (a Account) normal() (Account, error) {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: account %q: %s", barrier.ErrInvalid, a.ID, fmt.Sprintf(format, args...))
 	}
+	if err := barrier.CheckID("account id", a.ID, 128); err != nil {
+		return a, err
+	}
 	switch {
-	case a.ID == "" || len(a.ID) > 128 || strings.HasSuffix(a.ID, clearingSuffix):
-		return a, bad("an id has 1 to 128 bytes and does not end in %s", clearingSuffix)
+	case strings.HasSuffix(a.ID, clearingSuffix):
+		return a, bad("an id does not end in %s", clearingSuffix)
 	case a.State != Open:
 		return a, bad("it is opened open, not %s", a.State)
 	case a.Mode != Split && a.Shards != 0:

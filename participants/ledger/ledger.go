@@ -160,10 +160,13 @@ func (t Transfer) normal() (Transfer, error) {
 	}
 	for _, s := range []struct {
 		what, text string
-		min, max   int
-	}{{"transfer id", t.ID, 1, 260}, {"gid", t.Gid, 0, 128}, {"branch", t.Branch, 0, 128}, {"refund_of", t.RefundOf, 0, 260}} {
-		if len(s.text) < s.min || len(s.text) > s.max {
-			return t, fmt.Errorf("%w: %s has %d bytes; %d to %d are possible", barrier.ErrInvalid, s.what, len(s.text), s.min, s.max)
+		max        int
+	}{{"transfer id", t.ID, 260}, {"gid", t.Gid, 128}, {"branch", t.Branch, 128}, {"refund_of", t.RefundOf, 260}} {
+		if s.text == "" && s.what != "transfer id" {
+			continue
+		}
+		if err := barrier.CheckID(s.what, s.text, s.max); err != nil {
+			return t, err
 		}
 	}
 	legs := make([]Leg, len(t.Legs))
@@ -171,6 +174,9 @@ func (t Transfer) normal() (Transfer, error) {
 		m, err := money.Transfer{Account: g.Debit, Minor: g.Minor, Currency: g.Currency}.Normal()
 		if err == nil {
 			_, err = money.Transfer{Account: g.Credit, Minor: g.Minor, Currency: m.Currency}.Normal()
+			if err != nil {
+				err = fmt.Errorf("credit: %w", err)
+			}
 		}
 		if err == nil && g.Debit == g.Credit {
 			err = fmt.Errorf("%w: both sides are account %q", barrier.ErrInvalid, g.Debit)

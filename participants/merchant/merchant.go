@@ -90,8 +90,8 @@ func Migrate(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
 
 // Create opens a merchant's account; durable on nil. The same again changes nothing; another currency is a *Refusal.
 func (m *Merchants) Create(ctx context.Context, db *sql.DB, id, currency string) error {
-	if id == "" || len(id) > 128 {
-		return fmt.Errorf("%w: merchant %q", barrier.ErrInvalid, id)
+	if err := barrier.CheckID("merchant", id, 128); err != nil {
+		return err
 	}
 	if err := money.CheckCurrency(currency); err != nil {
 		return err

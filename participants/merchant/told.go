@@ -21,10 +21,13 @@ type Told struct {
 }
 
 func (t Told) check() error {
-	if t.Payment == "" || len(t.Payment) > 64 || t.Merchant == "" || len(t.Merchant) > 128 || t.Amount <= 0 || len(t.OrderNo) > 64 || len(t.Buyer) > 128 {
+	if t.Amount <= 0 || len(t.OrderNo) > 64 || len(t.Buyer) > 128 {
 		return fmt.Errorf("%w: a message of payment %q to merchant %q over %d", barrier.ErrInvalid, t.Payment, t.Merchant, t.Amount)
 	}
-	return nil
+	if err := barrier.CheckID("payment", t.Payment, 64); err != nil {
+		return err
+	}
+	return barrier.CheckID("merchant", t.Merchant, 128)
 }
 
 // migrateTold makes the inboxes.

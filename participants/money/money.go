@@ -32,8 +32,8 @@ func (t Transfer) Normal() (Transfer, error) {
 	if t.Currency == "" {
 		t.Currency = DefaultCurrency
 	}
-	if t.Account == "" || len(t.Account) > 128 {
-		return t, fmt.Errorf("%w: account has %d bytes; 1 to 128 are possible", barrier.ErrInvalid, len(t.Account))
+	if err := barrier.CheckID("account", t.Account, 128); err != nil {
+		return t, err
 	}
 	if t.Minor <= 0 || t.Minor > MinorMax {
 		return t, fmt.Errorf("%w: amount %d; 1 to %d minor units are possible", barrier.ErrInvalid, t.Minor, int64(MinorMax))

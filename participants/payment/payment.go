@@ -130,10 +130,27 @@ type Payment struct {
 
 const textMax = 64
 
+// checkID refuses what can be no id, as a *Problem that names the field. Two ids that a database takes for one would be two
+// payments or refunds of which one is paid.
+func checkID(field, value string, max int) error {
+	if err := barrier.CheckID(field, value, max); err != nil {
+		return invalid(field, strings.TrimPrefix(err.Error(), barrier.ErrInvalid.Error()+": "))
+	}
+	return nil
+}
+
+// checkKey is checkID for an idempotency key, which may be missing.
+func checkKey(key string) error {
+	if key == "" {
+		return nil
+	}
+	return checkID("Idempotency-Key", key, 128)
+}
+
 func (r *Request) check() error {
 	for _, f := range []struct{ name, value string }{{"merchant", r.Merchant}, {"order_no", r.OrderNo}, {"buyer", r.Buyer}} {
-		if f.value == "" || len(f.value) > textMax {
-			return invalid(f.name, fmt.Sprintf("1 to %d bytes belong here", textMax))
+		if err := checkID(f.name, f.value, textMax); err != nil {
+			return err
 		}
 	}
 	if strings.Contains(r.Buyer, ":") {
@@ -162,7 +179,10 @@ func (r *Request) check() error {
 func checkItems(items []inventory.Item) error {
 	seen := map[string]bool{}
 	for _, it := range items {
-		if it.SKU == "" || len(it.SKU) > textMax || it.N <= 0 || it.N > 1_000_000 || seen[it.SKU] {
+		if err := checkID("items", it.SKU, textMax); err != nil {
+			return err
+		}
+		if it.N <= 0 || it.N > 1_000_000 || seen[it.SKU] {
 			return invalid("items", fmt.Sprintf("%d of article %q: an article stands once, with a number from 1 to 1,000,000", it.N, it.SKU))
 		}
 		seen[it.SKU] = true
@@ -200,7 +220,7 @@ func digest(v any) string {
 // Pay pays an order, and returns when it is decided or ctx ends; then the payment is Processing and goes on. A repeat gives
 // the same payment. *Problem says what was wrong with the request; nothing is held then.
 func (s *Service) Pay(ctx context.Context, r Request, idempotencyKey string) (*Payment, error) {
-	if err := r.check(); err != nil {
+	if err := errors.Join(r.check(), checkKey(idempotencyKey)); err != nil {
 		return nil, err
 	}
 	p := &Payment{ID: PaymentID(r.Merchant, r.OrderNo), Request: r, State: Processing, Gid: slot.NewGid(s.Now(), nil), CreatedMS: s.Now().UnixMilli(), digest: digest(r)}

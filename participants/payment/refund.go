@@ -36,8 +36,8 @@ type Refund struct {
 // Refund gives money of a paid payment back, from the merchant to the buyer, and returns when it is decided or ctx ends. A
 // repeat gives the same refund. *Problem says what was wrong; nothing moved then.
 func (s *Service) Refund(ctx context.Context, payment string, r RefundRequest) (*Refund, error) {
-	if r.RefundNo == "" || len(r.RefundNo) > textMax {
-		return nil, invalid("refund_no", fmt.Sprintf("1 to %d bytes belong here", textMax))
+	if err := checkID("refund_no", r.RefundNo, textMax); err != nil {
+		return nil, err
 	}
 	if r.Amount <= 0 || r.Amount > money.MinorMax {
 		return nil, invalid("amount", fmt.Sprintf("1 to %d minor units are possible", int64(money.MinorMax)))
@@ -139,8 +139,8 @@ const (
 // PreOrder reserves an order's stock; durable on nil. A repeat gives the same order.
 func (s *Service) PreOrder(ctx context.Context, r OrderRequest) (*Order, error) {
 	for _, f := range []struct{ name, value string }{{"merchant", r.Merchant}, {"order_no", r.OrderNo}} {
-		if f.value == "" || len(f.value) > textMax {
-			return nil, invalid(f.name, fmt.Sprintf("1 to %d bytes belong here", textMax))
+		if err := checkID(f.name, f.value, textMax); err != nil {
+			return nil, err
 		}
 	}
 	if len(r.Items) == 0 {

@@ -60,9 +60,6 @@ func (s *Service) claimKey(ctx context.Context, tx *sql.Tx, key, digest string) 
 	if key == "" {
 		return nil
 	}
-	if len(key) > 128 {
-		return invalid("Idempotency-Key", "at most 128 bytes")
-	}
 	if _, err := tx.ExecContext(ctx, s.Dialect.InsertNew("INTO payment_key (idempotency_key, digest, created_ms) VALUES (?, ?, ?)"), key, digest, s.Now().UnixMilli()); err != nil {
 		return err
 	}

@@ -51,7 +51,10 @@ func Migrate(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
 // Add gives the points of g. A g that cannot be is ErrInvalid; the message stays with its coordinator until somebody
 // looks.
 func (p *Points) Add(ctx context.Context, tx *sql.Tx, call *barrier.Call, g Grant) error {
-	if g.Account == "" || len(g.Account) > 128 || g.Points <= 0 || g.Points > pointsMax {
+	if err := barrier.CheckID("account", g.Account, 128); err != nil {
+		return err
+	}
+	if g.Points <= 0 || g.Points > pointsMax {
 		return fmt.Errorf("%w: %d points for account %q", barrier.ErrInvalid, g.Points, g.Account)
 	}
 	if _, err := tx.ExecContext(ctx, p.d.InsertNew("INTO points_account (id, points) VALUES (?, 0)"), g.Account); err != nil {

@@ -121,6 +121,8 @@ func TestPaymentsAcrossAKill(t *testing.T) {
 	p := start(t, dir)
 	for body, want := range map[string]int{
 		`{"kind":"buyer","id":"alice","balance":10000}`: 204, `{"kind":"merchant","id":"shop"}`: 204,
+		`{"kind":"buyer","id":"x ","balance":1}`: 400, `{"kind":"buyer","id":"x\u0007"}`: 400, `{"kind":"merchant","id":" shop"}`: 400,
+		`{"kind":"article","id":"book ","balance":1}`: 400, `{"kind":"article","id":""}`: 400,
 		`{"kind":"buyer","id":"x","balance":-1}`: 400, `{"kind":"who"}`: 400, `{"typo":1}`: 400, `{`: 400,
 	} {
 		if got := p.create(t, body); got != want {
