@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/lockstep-tx/lockstep/participants/sqldb"
 )
@@ -187,7 +186,7 @@ func (s *Service) list(ctx context.Context, where string, limit int, args ...any
 }
 
 func (s *Service) refunds(ctx context.Context, where string, args ...any) ([]*Refund, error) {
-	rows, err := s.DB.QueryContext(ctx, s.Dialect.Q("SELECT payment, refund_no, amount, gid, state, reason, field, created_ms, decided_ms FROM payment_refund WHERE "+where+" ORDER BY created_ms, refund_no"), args...)
+	rows, err := s.DB.QueryContext(ctx, s.Dialect.Q("SELECT payment, refund_no, amount, gid, state, reason, field, created_ms, decided_ms FROM payment_refund WHERE "+where), args...)
 	if err != nil {
 		return nil, err
 	}
@@ -203,13 +202,9 @@ func (s *Service) refunds(ctx context.Context, where string, args ...any) ([]*Re
 	return out, rows.Err()
 }
 
-func (s *Service) openRefunds(ctx context.Context, before time.Time) ([]*Refund, error) {
-	return s.refunds(ctx, "state = 'processing' AND created_ms < ?", before.UnixMilli())
-}
-
 // Refunds are the refunds of a payment, oldest first.
 func (s *Service) Refunds(ctx context.Context, payment string) ([]*Refund, error) {
-	return s.refunds(ctx, "payment = ?", payment)
+	return s.refunds(ctx, "payment = ? ORDER BY created_ms, refund_no", payment)
 }
 
 var errNoRow = errors.New("the row that was written is not there")
