@@ -252,7 +252,7 @@ func payments(t *testing.T, db string) {
 	}
 	s.refunds(paid.ID)
 	s.orders()
-	if got := s.settled(2, 31); got.Merchant.Refunded != 3000 || got.Inventory.Articles[0].Held != 0 || got.Inventory.Articles[0].Sold != 4 {
+	if got := s.settled(3, 32); got.Merchant.Refunded != 3000 || got.Inventory.Articles[0].Held != 0 || got.Inventory.Articles[0].Sold != 5 {
 		t.Errorf("in the end: %+v", got)
 	}
 	var all []string
@@ -265,7 +265,7 @@ func payments(t *testing.T, db string) {
 			break
 		}
 	}
-	if len(all) != 8 {
+	if len(all) != 9 {
 		t.Errorf("%d payments are listed: %v", len(all), all)
 	}
 }
@@ -302,6 +302,12 @@ func (s *shop) orders() {
 		s.t.Errorf("%+v", a)
 	}
 	eventually(s.t, 20*time.Second, "the order is reserved again", func() bool { return s.must("GET", "/v1/orders/"+o.ID, nil, 200).State == "reserved" })
+	again := m{"merchant": "shop", "order_no": "24", "items": []m{{"sku": "book", "n": 1}}}
+	retried := s.must("POST", "/v1/orders", again, 200)
+	s.must("POST", "/v1/payments", order("24", m{"order": retried.ID, "items": nil, "buyer": "zoe"}), 422)
+	eventually(s.t, 20*time.Second, "the order is reserved again", func() bool { return s.must("GET", "/v1/orders/"+retried.ID, nil, 200).State == "reserved" })
+	s.must("POST", "/v1/payments", order("24", m{"order": retried.ID, "items": nil}), 200) // another buyer pays it
+	s.must("POST", "/v1/payments", order("24", m{"order": retried.ID, "items": nil, "buyer": "zoe"}), 422)
 	other := s.must("POST", "/v1/orders", m{"merchant": "shop", "order_no": "21", "items": []m{{"sku": "book", "n": 3}}}, 200)
 	s.must("POST", "/v1/payments", order("21", m{"order": other.ID, "items": nil}), 200)
 	if a := s.must("POST", "/v1/orders/"+other.ID+"/cancel", nil, 409); a.Type != "/problems/order_taken" {

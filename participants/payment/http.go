@@ -157,6 +157,9 @@ func (s *Service) serveGet(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if p.Refusals, err = s.Refusals(r.Context(), p.ID); err != nil {
+		return err
+	}
 	return write(w, http.StatusOK, p)
 }
 

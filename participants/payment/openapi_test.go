@@ -62,7 +62,7 @@ func TestTheDocumentHasTheRoutes(t *testing.T) {
 func TestTheDocumentsSchemasAreTheTypes(t *testing.T) {
 	schemas := readDocument(t).Components.Schemas
 	for name, v := range map[string]any{
-		"Item": inventory.Item{}, "Request": Request{}, "Payment": Payment{}, "Page": Page{}, "RefundRequest": RefundRequest{}, "Refund": Refund{},
+		"Item": inventory.Item{}, "Request": Request{}, "Payment": Payment{}, "Refusal": Refusal{}, "Page": Page{}, "RefundRequest": RefundRequest{}, "Refund": Refund{},
 		"RefundList": RefundList{}, "OrderRequest": OrderRequest{}, "Order": Order{}, "Problem": Problem{},
 	} {
 		s, ok := schemas[name]

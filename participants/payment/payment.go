@@ -124,6 +124,8 @@ type Payment struct {
 	Gid       string `json:"gid"`
 	CreatedMS int64  `json:"created_ms"`
 	DecidedMS int64  `json:"decided_ms,omitempty"`
+	// Refusals are the attempts before this one; given where one payment is asked for.
+	Refusals []Refusal `json:"refusals,omitempty"`
 
 	digest string
 }
@@ -218,7 +220,7 @@ func digest(v any) string {
 }
 
 // Pay pays an order, and returns when it is decided or ctx ends; then the payment is Processing and goes on. A repeat gives
-// the same payment. *Problem says what was wrong with the request; nothing is held then.
+// the same payment; after a refusal there can be a new attempt (see insert). *Problem says what was wrong with the request; nothing is held then.
 func (s *Service) Pay(ctx context.Context, r Request, idempotencyKey string) (*Payment, error) {
 	if err := errors.Join(r.check(), checkKey(idempotencyKey)); err != nil {
 		return nil, err

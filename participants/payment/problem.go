@@ -65,7 +65,7 @@ var kinds = map[string]kind{
 	"refund_exceeds_payment": {"The refunds would exceed the payment", http.StatusUnprocessableEntity, "amount"},
 	"forgotten":              {"The payment was refused; why is no longer known", http.StatusUnprocessableEntity, ""},
 	"not_paid":               {"The payment is not paid", http.StatusConflict, ""},
-	"duplicate_order":        {"The order was paid with another request", http.StatusConflict, "order_no"},
+	"duplicate_order":        {"The order is being paid or was paid by another request", http.StatusConflict, "order_no"},
 	"duplicate_refund":       {"The refund was made with another request", http.StatusConflict, "refund_no"},
 	"key_reused":             {"The idempotency key belongs to another request", http.StatusConflict, "Idempotency-Key"},
 	"order_taken":            {"The order is being paid or was paid", http.StatusConflict, ""},

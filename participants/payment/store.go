@@ -42,6 +42,20 @@ func Migrate(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
 			idempotency_key varchar(128) PRIMARY KEY,
 			digest varchar(64) NOT NULL,
 			created_ms bigint NOT NULL)`,
+		// The attempts that were refused, each of which another one has followed in payment.
+		`CREATE TABLE IF NOT EXISTS payment_refused (
+			gid varchar(128) PRIMARY KEY,
+			payment varchar(64) NOT NULL,
+			body text NOT NULL,
+			digest varchar(64) NOT NULL,
+			reason varchar(1000) NOT NULL,
+			field varchar(40) NOT NULL,
+			created_ms bigint NOT NULL,
+			decided_ms bigint NOT NULL)`,
+		// The attempt that an idempotency key stands for.
+		`CREATE TABLE IF NOT EXISTS payment_key_attempt (
+			idempotency_key varchar(128) PRIMARY KEY,
+			gid varchar(128) NOT NULL)`,
 		`CREATE TABLE IF NOT EXISTS payment_order (
 			id varchar(64) PRIMARY KEY,
 			merchant varchar(64) NOT NULL,
@@ -52,52 +66,6 @@ func Migrate(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
 		return fmt.Errorf("migrate payment: %w", err)
 	}
 	return nil
-}
-
-// claimKey binds an idempotency key to a request; a *Problem if it belongs to another one.
-func (s *Service) claimKey(ctx context.Context, tx *sql.Tx, key, digest string) error {
-	if key == "" {
-		return nil
-	}
-	if _, err := tx.ExecContext(ctx, s.Dialect.InsertNew("INTO payment_key (idempotency_key, digest, created_ms) VALUES (?, ?, ?)"), key, digest, s.Now().UnixMilli()); err != nil {
-		return err
-	}
-	var has string
-	if err := tx.QueryRowContext(ctx, s.Dialect.Q("SELECT digest FROM payment_key WHERE idempotency_key = ?"), key).Scan(&has); err != nil {
-		return err
-	}
-	if has != digest {
-		return problem("key_reused", "", "it came with another body before")
-	}
-	return nil
-}
-
-// insert writes a payment down, fresh, or gives the one that the order has already; a *Problem if that is another request.
-func (s *Service) insert(ctx context.Context, p *Payment, key string) (has *Payment, fresh bool, err error) {
-	body, err := json.Marshal(p.Request)
-	if err != nil {
-		return nil, false, err
-	}
-	err = sqldb.InTx(ctx, s.DB, func(tx *sql.Tx) error {
-		if err := s.claimKey(ctx, tx, key, p.digest); err != nil {
-			return err
-		}
-		fresh, err = s.inserted(ctx, tx, "INTO payment (id, merchant, order_no, body, digest, gid, state, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-			p.ID, p.Merchant, p.OrderNo, string(body), p.digest, p.Gid, string(p.State), p.CreatedMS)
-		return err
-	})
-	if err != nil {
-		return nil, false, err
-	}
-	if has, err = s.Get(ctx, p.ID); err != nil {
-		return nil, false, err
-	}
-	if has.digest != p.digest {
-		pr := problem("duplicate_order", "", "the order has a payment with another body")
-		pr.Ref = has.ID
-		return nil, false, pr
-	}
-	return has, fresh, nil
 }
 
 // inserted writes a row and says whether it was not there.
@@ -112,10 +80,10 @@ func (s *Service) inserted(ctx context.Context, db interface {
 	return n == 1, err
 }
 
-// decided books a decision; it stays as it was first booked.
+// decided books an attempt's decision; it stays as it was first booked.
 func (s *Service) decided(ctx context.Context, p *Payment) error {
-	_, err := s.DB.ExecContext(ctx, s.Dialect.Q("UPDATE payment SET state = ?, reason = ?, field = ?, decided_ms = ? WHERE id = ? AND state = 'processing'"),
-		string(p.State), cut(p.Reason), p.Field, p.DecidedMS, p.ID)
+	_, err := s.DB.ExecContext(ctx, s.Dialect.Q("UPDATE payment SET state = ?, reason = ?, field = ?, decided_ms = ? WHERE id = ? AND gid = ? AND state = 'processing'"),
+		string(p.State), cut(p.Reason), p.Field, p.DecidedMS, p.ID, p.Gid)
 	return err
 }
 
