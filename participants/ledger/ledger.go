@@ -107,7 +107,7 @@ type Transfer struct {
 	// Gid and Branch stand in the entries; at most 128 bytes each.
 	Gid, Branch string
 	// RefundOf is the id of the posted hold or transfer that this one gives money back of: all its refunds together, those
-	// held included, never exceed it.
+	// held included, never exceed it. While that is a hold that is not decided yet, the refund is barrier.ErrOngoing.
 	RefundOf string
 	Legs     []Leg
 }

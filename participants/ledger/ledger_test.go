@@ -184,7 +184,9 @@ func TestRefundsNeverExceedThePayment(t *testing.T) {
 		b.deposit(t, "alice", 100)
 		b.deposit(t, "shop", 100)
 		b.must(t, b.hold("g1", leg("alice", "shop", 60)))
-		refused(t, b.refund("r0", "g1:01", leg("shop", "alice", 1)), ledger.NoPayment, "refund_of") // not posted yet
+		if err := b.refund("r0", "g1:01", leg("shop", "alice", 1)); !errors.Is(err, barrier.ErrOngoing) || errors.Is(err, barrier.ErrRefused) {
+			t.Errorf("a refund of a hold that is not posted yet: %v; it is to come again", err)
+		}
 		b.must(t, b.postHold("g1"))
 		for range 2 {
 			b.must(t, b.refund("r1", "g1:01", leg("shop", "alice", 20)))

@@ -86,8 +86,14 @@ func (m *model) enter(id, kind, of string, legs []ledger.Leg, post, do bool) str
 	}
 	if of != "" {
 		p := m.transfers[of]
-		if p == nil || (p.kind != "hold" && p.kind != "transfer") || p.of != "" || p.state != "posted" || p.legs[0].Currency != legs[0].Currency || p.refunded+total > p.total {
+		if p == nil || (p.kind != "hold" && p.kind != "transfer") || p.of != "" || p.state == "voided" || p.legs[0].Currency != legs[0].Currency || p.refunded+total > p.total {
 			return no
+		}
+		if p.state == "pending" { // before balances and states count
+			if !m.inCurrency(legs) {
+				return no
+			}
+			return ongoing
 		}
 	}
 	if !m.fits(legs) {
@@ -109,16 +115,26 @@ func (m *model) enter(id, kind, of string, legs []ledger.Leg, post, do bool) str
 	return ok
 }
 
+// inCurrency says whether the legs' accounts are in their currencies.
+func (m *model) inCurrency(legs []ledger.Leg) bool {
+	for _, g := range legs {
+		if m.accounts[g.Debit].def.Currency != g.Currency || m.accounts[g.Credit].def.Currency != g.Currency {
+			return false
+		}
+	}
+	return true
+}
+
 // fits says whether legs pass every limit. No account stands on both sides.
 func (m *model) fits(legs []ledger.Leg) bool {
+	if !m.inCurrency(legs) {
+		return false
+	}
 	debits, credits := map[string]int64{}, map[string]int64{}
 	for _, g := range legs {
 		debits[g.Debit] += g.Minor
 		credits[g.Credit] += g.Minor
 		if m.accounts[g.Debit].frozen || m.accounts[g.Credit].frozen {
-			return false
-		}
-		if m.accounts[g.Debit].def.Currency != g.Currency || m.accounts[g.Credit].def.Currency != g.Currency {
 			return false
 		}
 	}

@@ -108,10 +108,12 @@ func (l *Ledger) whyNoRefund(ctx context.Context, tx *sql.Tx, of, currency strin
 		return no(Reversed, "it is reversed")
 	case h.kind != kindHold && h.kind != kindTransfer || h.of != "":
 		return no(NoPayment, "a %s has no refunds", h.kind)
-	case h.state != "posted":
+	case h.state == "voided":
 		return no(NoPayment, "it is %s", h.state)
 	case h.currency != currency:
 		return no(NoPayment, "it is in %s, not %s", h.currency, currency)
+	case h.state == "pending" && minor <= h.total: // it may be decided, and its post on the way
+		return fmt.Errorf("%w: payment %s is not posted yet", barrier.ErrOngoing, of)
 	}
 	return no(RefundExceeds, "%d of %d are refunded or reversed, %d more are asked for", h.refunded, h.total, minor)
 }

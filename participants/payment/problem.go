@@ -63,6 +63,8 @@ var kinds = map[string]kind{
 	"no_article":             {"There is no such article", http.StatusUnprocessableEntity, "items"},
 	"order_gone":             {"The order has lapsed, was cancelled, or is being paid", http.StatusUnprocessableEntity, "order"},
 	"refund_exceeds_payment": {"The refunds would exceed the payment", http.StatusUnprocessableEntity, "amount"},
+	"no_payment":             {"There is no payment that takes this refund", http.StatusConflict, ""},
+	"reversed":               {"The payment was reversed", http.StatusConflict, ""},
 	"forgotten":              {"The payment was refused; why is no longer known", http.StatusUnprocessableEntity, ""},
 	"not_paid":               {"The payment is not paid", http.StatusConflict, ""},
 	"duplicate_order":        {"The order is being paid or was paid by another request", http.StatusConflict, "order_no"},
@@ -73,7 +75,7 @@ var kinds = map[string]kind{
 
 // refusalText is how the participants word a refusal: the reason first, the field last. Before it may stand whatever a
 // coordinator and a protocol add.
-var refusalText, refusalWord = regexp.MustCompile(`[^()]*\(field [a-z_]+\)`), regexp.MustCompile(`\b[a-z]+(?:_[a-z]+)+\b`)
+var refusalText, refusalWord = regexp.MustCompile(`[^()]*\(field [a-z_]+\)`), regexp.MustCompile(`\b[a-z]+(?:_[a-z]+)*\b`)
 
 // reasonOf finds a refusal's reason in what the coordinator tells of it. The field is the payment's, which is not always
 // the participant's. Of a text that nobody knows, what names addresses inside is left out.
@@ -81,7 +83,7 @@ func reasonOf(text string) (reason, field string) {
 	text = message(text)
 	for _, refusal := range refusalText.FindAllString(text, -1) {
 		for _, word := range refusalWord.FindAllString(refusal, -1) {
-			if k, ok := kinds[word]; ok {
+			if k, ok := kinds[word]; ok && k.status != http.StatusBadRequest { // the others are words as well
 				return word, k.field
 			}
 		}

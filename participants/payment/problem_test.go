@@ -16,6 +16,8 @@ func TestReasonOfARefusal(t *testing.T) {
 		`url:http://10.0.0.7:8080/x/try return failed: {"dtm_result":"FAILURE","message":"nobody is at home"}`:                                                {"nobody is at home", ""},
 		`url:http://10.0.0.7:8080/x/try return failed: closed today`:                                                                                          {"closed today", ""},
 		`10.0.0.7:8080/shop.Stock/Try closed today`:                                                                                                           {"closed today", ""},
+		"no_payment: payment g:buyer: it is voided (field refund_of)":                                                                                         {"no_payment", ""},
+		"reversed: payment g:buyer: it is reversed (field refund_of)":                                                                                         {"reversed", ""},
 		"account_frozen without more":            {"account_frozen without more", ""},
 		"some_thing that nobody knows (field x)": {"some_thing that nobody knows (field x)", ""},
 		"":                                       {"", ""},
