@@ -36,3 +36,23 @@ func TestIDsThatADatabaseTakesForOthersAreRefused(t *testing.T) {
 		}
 	})
 }
+
+// The entries of a gid are all of them, whatever ids their holds have.
+func TestEntriesOfHoldsWithIDsOfTheirOwn(t *testing.T) {
+	onEach(t, func(t *testing.T, b *book) {
+		b.open(t, ledger.Account{ID: "alice"}, ledger.Account{ID: "shop"})
+		b.deposit(t, "alice", 100)
+		b.must(t, b.hold("g1", leg("alice", "shop", 1)), b.postHold("g1"))
+		for _, id := range []string{"own", "zz:own"} {
+			own := ledger.Transfer{ID: id, Gid: "g1", Branch: "02", Legs: []ledger.Leg{leg("alice", "shop", 2)}}
+			other := ledger.Transfer{ID: "other " + id, Gid: "g2", Branch: "02", Legs: own.Legs}
+			b.must(t, b.InTx(ctx, b.db, func(tx *sql.Tx) error {
+				return errors.Join(b.Hold(ctx, tx, own), b.Post(ctx, tx, own), b.Hold(ctx, tx, other), b.Post(ctx, tx, other))
+			}))
+		}
+		e, err := b.EntriesByGid(ctx, b.db, "g1")
+		if err != nil || len(e) != 6 {
+			t.Errorf("%d entries, %v: %+v; want two of each of three holds", len(e), err, e)
+		}
+	})
+}

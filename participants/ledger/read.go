@@ -118,9 +118,14 @@ func Clearing(id string) string { return id + clearingSuffix }
 
 // EntriesByGid lists all entries of a global transaction in this ledger, by transfer and leg.
 func (l *Ledger) EntriesByGid(ctx context.Context, db Querier, gid string) ([]Entry, error) {
-	// A hold's id begins with its gid (HoldID); ';' follows ':'. Other transfers have an index by gid.
+	// A hold's id begins with its gid (HoldID), unless it is the caller's own; ';' follows ':'. Holds with ids of their own
+	// and other transfers have an index each by gid.
+	rest := "gid = ? AND gid <> '' AND kind <> 'hold' UNION SELECT id FROM {p}transfer WHERE gid = ? AND gid <> '' AND kind = 'hold' AND id <> gid || ':' || branch"
+	if l.dialect == barrier.MySQL { // where one index has them all
+		rest = "gid = ? UNION SELECT id FROM {p}transfer WHERE gid = ?"
+	}
 	return l.entries(ctx, db, `WHERE gid = ? AND transfer_id IN (SELECT id FROM {p}transfer WHERE id >= ? AND id < ?
-		UNION SELECT id FROM {p}transfer WHERE gid = ? AND gid <> '' AND kind <> 'hold') ORDER BY transfer_id, leg, direction`, gid, gid+":", gid+";", gid)
+		UNION SELECT id FROM {p}transfer WHERE `+rest+`) ORDER BY transfer_id, leg, direction`, gid, gid+":", gid+";", gid, gid)
 }
 
 // EntriesOf lists the entries of one transfer.
