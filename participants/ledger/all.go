@@ -26,6 +26,9 @@ func (l *Ledger) HoldAll(ctx context.Context, tx *sql.Tx, all []Transfer) error 
 	plans := make([]*plan, len(all))
 	for i, t := range all {
 		t, err := t.normal()
+		if err == nil {
+			err = t.callers()
+		}
 		if err == nil && (len(t.Legs) == 0 || len(t.Legs) > LegsMax) {
 			err = fmt.Errorf("%w: %d legs", ErrNotTogether, len(t.Legs))
 		}

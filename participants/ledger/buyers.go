@@ -42,7 +42,7 @@ func (b Buyers) Create(ctx context.Context, db *sql.DB, id, currency string, dep
 		if deposit == 0 {
 			return b.noDeposit(ctx, tx, id)
 		}
-		err := b.Transfer(ctx, tx, Transfer{ID: "deposit:" + id, Legs: []Leg{{Debit: outside + currency, Credit: id, Minor: deposit, Currency: currency}}})
+		err := b.enter(ctx, tx, Transfer{ID: depositPrefix + id, Legs: []Leg{{Debit: outside + currency, Credit: id, Minor: deposit, Currency: currency}}}, kindTransfer, true)
 		var other *MismatchError
 		if errors.As(err, &other) {
 			return &Refusal{Reason: AccountExists, Field: "balance", Account: id, Detail: "it was opened with another deposit"}
@@ -53,7 +53,7 @@ func (b Buyers) Create(ctx context.Context, db *sql.DB, id, currency string, dep
 
 // noDeposit refuses an account that has one.
 func (b Buyers) noDeposit(ctx context.Context, tx *sql.Tx, id string) error {
-	if _, err := b.header(ctx, tx, "deposit:"+id, ""); !errors.Is(err, sql.ErrNoRows) {
+	if _, err := b.header(ctx, tx, depositPrefix+id, ""); !errors.Is(err, sql.ErrNoRows) {
 		return errors.Join(err, &Refusal{Reason: AccountExists, Field: "balance", Account: id, Detail: "it was opened with a deposit"})
 	}
 	return nil

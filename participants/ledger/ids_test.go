@@ -56,3 +56,39 @@ func TestEntriesOfHoldsWithIDsOfTheirOwn(t *testing.T) {
 		}
 	})
 }
+
+// Nobody but the ledger writes under the ids that it gives itself, which begin with these; and a day cut that finds another
+// transfer under its id, from before such ids were refused, says so.
+func TestTheLedgersOwnIDs(t *testing.T) {
+	onEach(t, func(t *testing.T, b *book) {
+		b.open(t, ledger.Account{ID: "day", Mode: ledger.Aggregated})
+		b.deposit(t, "day", 7)
+		day := b.clock()
+		cut := "cut:day:" + day.Format("20060102")
+		for _, id := range []string{cut, "deposit:day", "cut:"} {
+			own := ledger.Transfer{ID: id, Legs: []ledger.Leg{leg("world", "day", 1)}}
+			for name, f := range map[string]func(tx *sql.Tx) error{
+				"hold":     func(tx *sql.Tx) error { return b.Hold(ctx, tx, own) },
+				"transfer": func(tx *sql.Tx) error { return b.Transfer(ctx, tx, own) },
+				"together": func(tx *sql.Tx) error { return b.HoldAll(ctx, tx, []ledger.Transfer{own}) },
+				"by gid": func(tx *sql.Tx) error {
+					return b.Hold(ctx, tx, ledger.Transfer{Gid: "deposit", Branch: "01", Legs: own.Legs})
+				},
+				"reversal": func(tx *sql.Tx) error { return b.Reverse(ctx, tx, id, "first:day", "", "") },
+			} {
+				if err := b.InTx(ctx, b.db, f); !errors.Is(err, barrier.ErrInvalid) {
+					t.Errorf("%s under %s: %v", name, id, err)
+				}
+			}
+		}
+		b.must(t, b.transfer("a caller's", leg("world", "day", 1)))
+		if _, err := b.db.Exec("UPDATE " + b.prefix + "transfer SET id = '" + cut + "' WHERE id = 'a caller''s'"); err != nil {
+			t.Fatal(err)
+		}
+		_, err := b.CutDay(ctx, b.db, "day", day)
+		mismatched(t, err)
+		if now, err := b.Balance(ctx, b.db, "day"); err != nil || now.BufferedCredits != 8 {
+			t.Errorf("after the cut that failed: %+v, %v", now, err)
+		}
+	})
+}

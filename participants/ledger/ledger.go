@@ -22,6 +22,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -102,7 +103,8 @@ const LegsMax = 64
 
 // Transfer is what a hold or an immediate transfer moves: all legs or none.
 type Transfer struct {
-	// ID is the caller's, 1 to 260 bytes. Empty means HoldID(Gid, Branch).
+	// ID is the caller's, 1 to 260 bytes; it does not begin with "cut:" or "deposit:", which the ledger's own ids do. Empty
+	// means HoldID(Gid, Branch).
 	ID string
 	// Gid and Branch stand in the entries; at most 128 bytes each.
 	Gid, Branch string
@@ -125,11 +127,17 @@ func Of(call *barrier.Call, legs ...Leg) Transfer {
 // with another body; barrier.ErrInvalid a transfer that cannot be. After an error the caller rolls tx back, or tx to a
 // savepoint before the call.
 func (l *Ledger) Hold(ctx context.Context, tx *sql.Tx, t Transfer) error {
+	if err := t.callers(); err != nil {
+		return err
+	}
 	return l.enter(ctx, tx, t, kindHold, false)
 }
 
 // Transfer moves money at once, outside TCC. Idempotency and errors as Hold.
 func (l *Ledger) Transfer(ctx context.Context, tx *sql.Tx, t Transfer) error {
+	if err := t.callers(); err != nil {
+		return err
+	}
 	return l.enter(ctx, tx, t, kindTransfer, true)
 }
 
@@ -152,6 +160,26 @@ const (
 	kindTombstone = "tombstone"
 	kindCut       = "cut"
 )
+
+// How the ids begin that the ledger gives itself.
+const (
+	cutPrefix     = "cut:"
+	depositPrefix = "deposit:"
+)
+
+// callers refuses an id that the ledger gives itself: a day cut would take a caller's transfer for its own, done before.
+func (t Transfer) callers() error {
+	id := t.ID
+	if id == "" {
+		id = HoldID(t.Gid, t.Branch)
+	}
+	for _, own := range []string{cutPrefix, depositPrefix} {
+		if strings.HasPrefix(id, own) {
+			return fmt.Errorf("%w: transfer id %q: ids that begin with %s are the ledger's own", barrier.ErrInvalid, id, own)
+		}
+	}
+	return nil
+}
 
 // normal fills in what t leaves out and checks what can be checked without the database.
 func (t Transfer) normal() (Transfer, error) {

@@ -97,7 +97,7 @@ func (b *book) open(t testing.TB, accounts ...ledger.Account) {
 func (b *book) deposit(t *testing.T, id string, n int64) {
 	t.Helper()
 	b.open(t, ledger.Account{ID: "world", Overdraft: true})
-	b.must(t, b.transfer("deposit:"+id, leg("world", id, n)))
+	b.must(t, b.transfer("first:"+id, leg("world", id, n)))
 }
 
 func leg(debit, credit string, n int64) ledger.Leg {

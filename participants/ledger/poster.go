@@ -120,14 +120,20 @@ func (l *Ledger) cut(ctx context.Context, tx *sql.Tx, id string, day int) (int64
 		return 0, errors.Join(err, fmt.Errorf("%w: %s is no aggregated account", barrier.ErrInvalid, id))
 	}
 	aside := id + clearingSuffix
-	p := &plan{id: fmt.Sprintf("cut:%s:%d", id, day), kind: kindCut, post: true, gid: "", digest: fmt.Sprint(day), day: day}
+	p := &plan{id: fmt.Sprintf("%s%s:%d", cutPrefix, id, day), kind: kindCut, post: true, gid: "", digest: fmt.Sprint(day), day: day}
 	p.us, _ = l.time()
 	// The lock on the clearing account's counters has two cuts take turns.
 	if free, err := l.lockShards(ctx, tx, aside, upTo(1)); err != nil || len(free) != 1 {
 		return 0, errors.Join(err, fmt.Errorf("%d rows of counters", len(free)))
 	}
-	if h, err := l.header(ctx, tx, p.id, "{share}"); !errors.Is(err, sql.ErrNoRows) {
-		return h.amount, err
+	switch h, err := l.header(ctx, tx, p.id, "{share}"); {
+	case errors.Is(err, sql.ErrNoRows):
+	case err != nil:
+		return 0, err
+	case h.kind != kindCut || h.digest != p.digest: // of a caller, from before such ids were refused: the day is not cut
+		return 0, &MismatchError{ID: p.id, Kind: h.kind, State: h.state}
+	default:
+		return h.amount, nil
 	}
 	var ids []any
 	var debit, credit int64

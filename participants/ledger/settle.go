@@ -125,6 +125,9 @@ func (l *Ledger) whyNoRefund(ctx context.Context, tx *sql.Tx, of, currency strin
 // Idempotent by id as Hold; what is reversed once is not reversed again under another id.
 func (l *Ledger) Reverse(ctx context.Context, tx *sql.Tx, id, of, gid, branch string) error {
 	t, err := Transfer{ID: id, Gid: gid, Branch: branch, RefundOf: of}.normal()
+	if err == nil {
+		err = t.callers()
+	}
 	if err == nil && (of == "" || of == t.ID) {
 		err = fmt.Errorf("%w: reversal %q of %q", barrier.ErrInvalid, t.ID, of)
 	}
