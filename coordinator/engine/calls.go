@@ -37,6 +37,7 @@ func (c *Core) call(e *entry, inv txn.Invoke) *Call {
 	s := &e.tx.State
 	call := &Call{
 		Gid: s.Gid, Slot: e.slot.n, Term: e.slot.term, Epoch: e.slot.epoch, Mode: s.Mode, Branch: inv.Branch, Op: inv.Op,
+		AccountSlot: e.slot.n, AccountEpoch: e.slot.epoch,
 		OpWord: inv.Op.String(), Attempt: inv.Attempt, Protocol: s.Opt.Protocol, Headers: s.Opt.Headers, Timeout: s.RequestTimeout(),
 	}
 	if inv.Op == txn.OpQuery || inv.Op == txn.OpCallback {
@@ -51,7 +52,7 @@ func (c *Core) call(e *entry, inv txn.Invoke) *Call {
 		if b.ID != inv.Branch {
 			continue
 		}
-		call.Payload = b.Payload
+		call.Payload, call.Account = b.Payload, b.Account
 		if inv.Op == s.ForwardOp() && !b.Message && s.Mode != txn.ModeMsg {
 			call.URL = b.Try
 		} else {

@@ -179,6 +179,11 @@ type Call struct {
 	Payload  []byte
 	Headers  map[string]string
 	Timeout  time.Duration
+	// Account that the branch names, "" for none. AccountSlot and AccountEpoch are its slot and that slot's epoch; whoever
+	// resolves the call's address fills them in, until then they are the transaction's own.
+	Account      string
+	AccountSlot  int
+	AccountEpoch uint64
 	// Results of earlier branches that this one asked for, by branch id.
 	Results []BranchResult
 	// WantResult: the answer's body is kept for later branches.

@@ -263,6 +263,10 @@ func (v *Invoker) judgeMember(d *destination, res *engine.CallResult, a *batchpb
 		res.Outcome, res.Text = txn.Ongoing, message
 	case statusStale:
 		res.Outcome, res.Text = txn.Stale, message
+		awayFrom(res)
+	case statusMoved:
+		res.Outcome, res.Text = txn.Deferred, message
+		awayFrom(res)
 	case http.StatusNotFound:
 		d.mu.Lock()
 		if ln := d.lanes[laneOf(res.Call)]; ln != nil && len(ln.apart) < 1000 {
@@ -320,9 +324,10 @@ func memberOf(c *engine.Call) (*batchpb.BranchCall, error) {
 			return nil, err
 		}
 	}
+	accountSlot, accountEpoch := account(c)
 	return &batchpb.BranchCall{
 		Target: targetOf(c), Gid: string(c.Gid), TransType: c.Mode.String(), BranchId: string(c.Branch), Op: c.OpWord, Payload: payload,
-		Slot: uint32(c.Slot), Epoch: c.Epoch, AccountSlot: uint32(c.Slot), AccountEpoch: c.Epoch, Headers: c.Headers,
+		Slot: uint32(c.Slot), Epoch: c.Epoch, AccountSlot: uint32(accountSlot), AccountEpoch: accountEpoch, Headers: c.Headers,
 		TimeoutMs: uint32(min(c.Timeout.Milliseconds(), 1<<31)),
 	}, nil
 }

@@ -164,6 +164,8 @@ func judgeGRPC(err error) (txn.Outcome, string) {
 		return txn.Refused, st.Message()
 	case code == codes.OutOfRange:
 		return txn.Stale, st.Message()
+	case uint32(code) == statusMoved:
+		return txn.Deferred, st.Message()
 	default:
 		return txn.Unknown, fmt.Sprintf("gRPC %s: %s", code, st.Message())
 	}

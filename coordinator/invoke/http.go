@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
@@ -80,15 +81,28 @@ func identity(c *engine.Call) string {
 	return b.String()
 }
 
-// fence names the transaction's slot and epoch. Until accounts have homes of their own, the transaction's stand for
-// them.
+// fence names the slots of the transaction and of the account, and their epochs.
 func fence(c *engine.Call, set func(k, v string)) {
-	s, e := strconv.Itoa(c.Slot), strconv.FormatUint(c.Epoch, 10)
-	set(HeaderSlot, s)
-	set(HeaderEpoch, e)
-	set(HeaderAccountSlot, s)
-	set(HeaderAccountEpoch, e)
+	set(HeaderSlot, strconv.Itoa(c.Slot))
+	set(HeaderEpoch, strconv.FormatUint(c.Epoch, 10))
+	n, epoch := account(c)
+	set(HeaderAccountSlot, strconv.Itoa(n))
+	set(HeaderAccountEpoch, strconv.FormatUint(epoch, 10))
 }
+
+// account is the account's slot and its epoch; the transaction's own where nobody has resolved the call.
+func account(c *engine.Call) (int, uint64) {
+	if c.AccountEpoch == 0 {
+		return c.Slot, c.Epoch
+	}
+	return c.AccountSlot, c.AccountEpoch
+}
+
+// statusMoved answers a call to an account whose home is not there, or not yet: nothing was done.
+const statusMoved = http.StatusMisdirectedRequest
+
+// movedPause is how long a call waits whose account is on its way.
+const movedPause = 50 * time.Millisecond
 
 // judge reads an answer as DTM's clients write it: the status first; the words only in a body that came with 200
 // (services written for DTM before 1.10).
@@ -100,6 +114,8 @@ func judge(status int, body []byte) (txn.Outcome, string) {
 		return txn.Refused, text(body)
 	case status == statusStale:
 		return txn.Stale, text(body)
+	case status == statusMoved:
+		return txn.Deferred, text(body)
 	case status != http.StatusOK:
 		return txn.Unknown, fmt.Sprintf("HTTP status %d: %s", status, text(body))
 	case bytes.Contains(body, []byte("ONGOING")):

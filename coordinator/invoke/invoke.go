@@ -41,6 +41,9 @@ type Config struct {
 	// TLS is how https:// and grpcs:// addresses are called; nil means by the system's certificate authorities, without a
 	// client certificate, from TLS 1.2 on.
 	TLS *tls.Config
+	// Resolve gives a call the address and the epoch of its account's home, on a copy of the call; nil leaves calls as they
+	// are. An error makes the call Unknown.
+	Resolve func(c *engine.Call) (*engine.Call, error)
 	// Around runs each call, or each batch by its first member, and must call f; nil calls it. It labels profiles.
 	Around func(c *engine.Call, f func())
 	// Log gets Debug for each call; nil discards.
@@ -147,6 +150,14 @@ func (v *Invoker) Start(c *engine.Call, done func(engine.CallResult)) {
 	if c.URL == "" {
 		done(engine.CallResult{Call: c, Outcome: txn.Done, StartedAt: time.Now()})
 		return
+	}
+	if v.cfg.Resolve != nil {
+		at, err := v.cfg.Resolve(c)
+		if err != nil {
+			done(engine.CallResult{Call: c, Outcome: txn.Unknown, Text: err.Error(), StartedAt: time.Now()})
+			return
+		}
+		c = at
 	}
 	d := v.destination(destinationOf(c))
 	d.mu.Lock()
@@ -364,12 +375,24 @@ func (v *Invoker) call(c *engine.Call) (res engine.CallResult) {
 		}
 	})
 	if res.Outcome != txn.Unknown {
+		awayFrom(&res)
 		return res
 	}
 	if errors.Is(context.Cause(ctx), errCallTimeout) {
 		res.Text = fmt.Sprintf("%v (%v)", errCallTimeout, c.Timeout)
 	}
 	return res
+}
+
+// awayFrom makes a call that came too early or too late for its account's home one that is made again soon, where the
+// home will be known better; it is no failure. A stale call whose account's slot is the transaction's own is the engine's.
+func awayFrom(res *engine.CallResult) {
+	switch {
+	case res.Outcome == txn.Deferred && res.RetryAfter == 0:
+		res.RetryAfter = movedPause
+	case res.Outcome == txn.Stale && res.Call.AccountEpoch != 0 && res.Call.AccountSlot != res.Call.Slot:
+		res.Outcome, res.RetryAfter = txn.Deferred, 4*movedPause
+	}
 }
 
 type kind uint8

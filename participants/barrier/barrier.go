@@ -154,6 +154,9 @@ func (b *Barrier) Do(ctx context.Context, call *Call, business func(tx *sql.Tx) 
 			return Unknown, fmt.Errorf("barrier %s: %w", call, err)
 		}
 	}
+	if err := b.touch(ctx, tx, []*Call{call}, func(int) Outcome { return outcome }); err != nil {
+		return Unknown, fmt.Errorf("barrier %s: %w", call, err)
+	}
 	// Repeated wrote nothing but, perhaps, a higher epoch: that counts too.
 	if err := tx.Commit(); err != nil {
 		return Unknown, fmt.Errorf("barrier %s: commit: %w", call, err)

@@ -203,13 +203,16 @@ func TestAccountSlotIsFencedToo(t *testing.T) {
 	})
 }
 
-// Rule: at a copy, a try without an epoch is stale; the owner's calls pass.
-func TestUnfencedTryAtACopyIsStale(t *testing.T) {
+// Rule: at a copy, a try without an epoch is stale; the coordinator's calls are put off until the slot is adopted.
+func TestACopyTakesNoCalls(t *testing.T) {
 	onEach(t, func(t *testing.T, d barrier.Dialect) {
 		c := newCounter(t, d)
 		c.exec(t, `UPDATE {fence} SET copied = true WHERE slot = ?`, barrier.SlotOf("g1"))
 		c.do(t, call("tcc", "g1", "try", 0), barrier.Unknown, barrier.ErrStale, 0)
-		c.do(t, call("tcc", "g1", "try", 1), barrier.Done, nil, 1)
+		c.do(t, call("tcc", "g1", "try", 1), barrier.Unknown, barrier.ErrMoved, 0)
+		elsewhere := call("tcc", "g1", "try", 1) // the transaction's slot is a copy here, its account is at home
+		elsewhere.Account = barrier.Fence{Slot: barrier.SlotOf("bob"), Epoch: 1}
+		c.do(t, elsewhere, barrier.Done, nil, 1)
 	})
 }
 

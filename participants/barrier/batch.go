@@ -130,6 +130,9 @@ func (b *Barrier) batch(ctx context.Context, calls []*Call, together []int, resu
 			}
 		}
 	}
+	if err := b.touch(ctx, tx, own, func(n int) Outcome { return results[together[n]].Outcome }); err != nil {
+		return err
+	}
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}

@@ -93,6 +93,11 @@ type Call struct {
 	Fence     Fence // of the transaction; its slot is always SlotOf(Gid)
 	Account   Fence // of the account the branch works on; zero if the transaction's own slot stands for it
 
+	// Apply: the effect of a confirm that was decided elsewhere is posted to a copy, or confirmed at a home. It shares the
+	// confirm's row; Op is OpConfirm, and it carries no epochs: the journal it comes from is the authority. Account.Slot must
+	// be set.
+	Apply bool
+
 	calls int // the barrier_id last given out
 }
 

@@ -131,6 +131,9 @@ func (c *cleaning) forget(ctx context.Context, gids []string) error {
 			if err != nil {
 				return err
 			}
+			if err := c.untouch(ctx, tx, gid); err != nil {
+				return err
+			}
 			n, err := r.RowsAffected()
 			if err != nil {
 				return err
@@ -142,6 +145,12 @@ func (c *cleaning) forget(ctx context.Context, gids []string) error {
 	if err == nil {
 		c.done.Timed += deleted
 	}
+	return err
+}
+
+// untouch forgets which accounts a transaction has touched.
+func (c *cleaning) untouch(ctx context.Context, tx *sql.Tx, gid string) error {
+	_, err := tx.ExecContext(ctx, "DELETE FROM "+c.b.beside("touched")+" WHERE gid = "+c.b.dialect.arg(1), gid)
 	return err
 }
 

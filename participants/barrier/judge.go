@@ -12,7 +12,7 @@ func (call *Call) admit(allowUnfenced bool) error {
 	if err := call.validate(); err != nil {
 		return err
 	}
-	if !call.Fence.given() && coordinatorOnly(call.TransType, call.Op) && !allowUnfenced {
+	if !call.Apply && !call.Fence.given() && coordinatorOnly(call.TransType, call.Op) && !allowUnfenced {
 		return fmt.Errorf("%w: barrier %s: a %s comes from a coordinator and carries Lockstep-Slot and Lockstep-Epoch", ErrUnfenced, call, call.Op)
 	}
 	return nil
@@ -40,6 +40,9 @@ func (c *Call) Enter(allowUnfenced bool) (Entry, error) {
 // fences are those that a call is checked against: of its transaction and, where it is another one, of its account.
 func (c *Call) fences() []Fence {
 	own := Fence{Slot: SlotOf(c.Gid), Epoch: c.Fence.Epoch}
+	if c.Apply && c.Account.Slot != own.Slot {
+		return []Fence{own, {Slot: c.Account.Slot}}
+	}
 	if c.Account.given() && c.Account != own {
 		return []Fence{own, c.Account}
 	}
@@ -132,10 +135,13 @@ func (b *Barrier) judgeFences(call *Call, m *member, f *facts, own *found) error
 	for i, fence := range call.fences() {
 		row := f.fences[fence.Slot]
 		switch {
+		case call.Apply:
 		case !fence.given() && row.copied:
 			return fmt.Errorf("%w: barrier %s: slot %d has its home elsewhere", ErrStale, call, fence.Slot)
 		case fence.given() && fence.Epoch < row.epoch:
 			return fmt.Errorf("%w: barrier %s: slot %d is at epoch %d, the call has %d", ErrStale, call, fence.Slot, row.epoch, fence.Epoch)
+		case row.copied && fence.Slot == call.account():
+			return fmt.Errorf("%w: barrier %s: slot %d at epoch %d", ErrMoved, call, fence.Slot, row.epoch)
 		case fence.Epoch > row.epoch && fence.Epoch <= max(1, b.seen[fence.Slot].Load()):
 			// The row was set back, as by a restored backup: the lock that was asked for is not the one that raises it.
 			b.seen[fence.Slot].Store(row.epoch)

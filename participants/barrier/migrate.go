@@ -21,7 +21,7 @@ func MigrateSchema(ctx context.Context, db *sql.DB, d Dialect, schema string) er
 		return fmt.Errorf("migrate barrier: %w", err)
 	}
 	defer func() { _ = tx.Rollback() }()
-	for _, stmt := range dialect.migrate() {
+	for _, stmt := range append(dialect.migrate(), homeTables(dialect, d)...) {
 		if _, err := tx.ExecContext(ctx, stmt); err != nil {
 			return fmt.Errorf("migrate barrier: %w", err)
 		}

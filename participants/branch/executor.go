@@ -63,6 +63,10 @@ func (x *executor) do(ctx context.Context, op operation, call *barrier.Call, pay
 func (x *executor) start(jobs []*job) {
 	x.mu.Lock()
 	for _, j := range jobs {
+		if j.op.op == OpApply {
+			// It shares the confirm's row, and no epoch: the journal it comes from is the authority.
+			j.call.Op, j.call.Apply, j.call.Fence.Epoch, j.call.Account.Epoch = barrier.OpConfirm, true, 0, 0
+		}
 		switch {
 		case x.closed:
 			go j.done(errClosed)

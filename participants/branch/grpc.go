@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -100,6 +101,8 @@ func Code(err error) codes.Code {
 		return codes.OK
 	case errors.Is(err, barrier.ErrStale):
 		return codes.OutOfRange
+	case errors.Is(err, barrier.ErrMoved):
+		return codes.Code(http.StatusMisdirectedRequest) // gRPC has no word for it; DTM's clients send 409 and 425 as they are too
 	case errors.Is(err, barrier.ErrOngoing):
 		return codes.FailedPrecondition
 	case errors.Is(err, barrier.ErrRefused), errors.Is(err, barrier.ErrDuplicate):

@@ -81,6 +81,8 @@ func Status(err error) int {
 		return http.StatusOK
 	case errors.Is(err, barrier.ErrStale):
 		return http.StatusPreconditionFailed
+	case errors.Is(err, barrier.ErrMoved):
+		return http.StatusMisdirectedRequest
 	case errors.Is(err, barrier.ErrOngoing):
 		return http.StatusTooEarly
 	case errors.Is(err, barrier.ErrRefused), errors.Is(err, barrier.ErrDuplicate):
@@ -110,6 +112,8 @@ func answer(status int, err error) body {
 		b.Result = "ONGOING"
 	case http.StatusPreconditionFailed:
 		b.Result = "STALE"
+	case http.StatusMisdirectedRequest:
+		b.Result = "MOVED"
 	}
 	return b
 }

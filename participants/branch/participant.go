@@ -70,6 +70,9 @@ type OpAll[P any] func(ctx context.Context, tx *sql.Tx, calls []*barrier.Call, p
 // TCC are the functions of a branch that tries first. All three get the same payload.
 type TCC[P any] struct {
 	Try, Confirm, Cancel Op[P]
+	// Apply posts what Confirm would to a copy of the account, where there was no try; nil where copies are not kept. At a
+	// home it finds the try and confirms it. It must not fail for a business reason.
+	Apply Op[P]
 	// TryAll, ConfirmAll and CancelAll do the same for many calls; nil where there is no such function.
 	TryAll, ConfirmAll, CancelAll OpAll[P]
 	// Alone: each call has a local transaction of its own, for functions that wait for something outside the database.
@@ -89,6 +92,7 @@ type Participant struct {
 	options  Options
 	branches map[string]operation // by HTTP path and by gRPC method
 	sets     int                  // functions for many calls
+	movable  Movable              // nil where accounts stay
 	exec     *executor
 }
 
@@ -122,6 +126,9 @@ func HandleTCC[P any](p *Participant, name string, t TCC[P]) {
 	handle(p, name, barrier.OpTry, t.Alone, t.Try, t.TryAll)
 	handle(p, name, barrier.OpConfirm, t.Alone, t.Confirm, t.ConfirmAll)
 	handle(p, name, barrier.OpCancel, t.Alone, t.Cancel, t.CancelAll)
+	if t.Apply != nil {
+		handle(p, name, OpApply, t.Alone, t.Apply, nil)
+	}
 }
 
 // HandleSaga serves a saga's step at /name/action and /name/compensate; see HandleTCC.
@@ -213,6 +220,10 @@ func (p *Participant) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", Handler(p))
 	mux.Handle("/query-prepared", QueryPrepared(p.barrier, p.options.Log))
+	region := p.RegionHandler()
+	for _, path := range RegionPaths {
+		mux.Handle(path, region)
+	}
 	return mux
 }
 
