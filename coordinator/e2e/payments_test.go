@@ -255,6 +255,7 @@ func payments(t *testing.T, db string) {
 	if got := s.settled(3, 32); got.Merchant.Refunded != 3000 || got.Inventory.Articles[0].Held != 0 || got.Inventory.Articles[0].Sold != 5 {
 		t.Errorf("in the end: %+v", got)
 	}
+	openBook(t, db).posted()
 	var all []string
 	for after := ""; ; {
 		page := s.must("GET", "/v1/payments?limit=3&merchant=shop&after="+after, nil, 200)

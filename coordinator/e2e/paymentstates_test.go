@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/participants/ledger"
 	"github.com/lockstep-tx/lockstep/participants/sqldb"
@@ -112,5 +113,17 @@ func (b book) has(id string, total int64) {
 	a, err := b.l.Balance(b.t.Context(), b.db, id)
 	if err != nil || a.Total() != total || a.DebitsPending != 0 || a.CreditsPending != 0 {
 		b.t.Errorf("%s has %+v, %v; want %d and nothing held", id, a, err, total)
+	}
+}
+
+// posted waits until the participants' poster has brought up the house's counters, and recounts the book.
+func (b book) posted() {
+	b.t.Helper()
+	eventually(b.t, 20*time.Second, "the house's counters show all payments", func() bool {
+		a, err := b.l.Balance(b.t.Context(), b.db, ledger.PaidTo("CNY"))
+		return err == nil && a.Mode == ledger.Buffered && a.BufferedCredits == 0 && a.BufferedDebits == 0 && a.CreditsPosted > 0
+	})
+	if faults, err := b.l.Audit(b.t.Context(), b.db); err != nil || len(faults) > 0 {
+		b.t.Errorf("the book: %v, %v", faults, err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/money"
@@ -20,19 +21,31 @@ const (
 	paid    = "house:paid:"
 )
 
+// housePrefix begins the house's accounts: no buyer's does.
+const housePrefix = "house:"
+
 // PaidTo is the house's account of a currency that payments go to and refunds come from.
 func PaidTo(currency string) string { return paid + currency }
 
 // Create opens an account with a first deposit. The same account again, with the same deposit, changes nothing; with
 // another one it is refused.
 func (b Buyers) Create(ctx context.Context, db *sql.DB, id, currency string, deposit int64) error {
+	return b.CreateIn(ctx, db, Account{ID: id, Currency: currency}, deposit)
+}
+
+// CreateIn is Create for an account in any mode but Aggregated, whose money could not be spent on the day it comes.
+func (b Buyers) CreateIn(ctx context.Context, db *sql.DB, a Account, deposit int64) error {
+	id, currency := a.ID, a.Currency
 	if deposit < 0 || deposit > money.MinorMax {
 		return fmt.Errorf("%w: account %q with deposit %d", barrier.ErrInvalid, id, deposit)
 	}
-	err := b.OpenAccount(ctx, db, Account{ID: id, Currency: currency})
+	if a.Mode == Aggregated || a.Overdraft || strings.HasPrefix(id, housePrefix) {
+		return fmt.Errorf("%w: account %q: a buyer's is not aggregated, has no overdraft and does not begin with %s", barrier.ErrInvalid, id, housePrefix)
+	}
+	err := b.OpenAccount(ctx, db, a)
 	for _, house := range []string{outside, paid} {
 		if err == nil {
-			err = b.OpenAccount(ctx, db, Account{ID: house + currency, Currency: currency, Overdraft: true})
+			err = b.openHouse(ctx, db, house+currency, currency)
 		}
 	}
 	if err != nil {
@@ -49,6 +62,17 @@ func (b Buyers) Create(ctx context.Context, db *sql.DB, id, currency string, dep
 		}
 		return err
 	})
+}
+
+// openHouse opens an account of the house. Every payment or deposit goes there, so both sides are insert only; a Poster
+// brings its counters up.
+func (b Buyers) openHouse(ctx context.Context, db *sql.DB, id, currency string) error {
+	err := b.OpenAccount(ctx, db, Account{ID: id, Currency: currency, Overdraft: true, Mode: Buffered})
+	var no *Refusal
+	if errors.As(err, &no) && no.Reason == AccountExists {
+		return nil // from before, in the mode of then: modes never change
+	}
+	return err
 }
 
 // noDeposit refuses an account that has one.
@@ -118,6 +142,10 @@ type BuyersState struct {
 	OpenAmount int64 `json:"open_amount"`
 	// ConfirmedAmount recounts what is spent from the entries.
 	ConfirmedAmount int64 `json:"confirmed_amount"`
+	// Refunded is what went back to buyers of it, from the entries too; House is what the house's accounts have of payments,
+	// on their counters and waiting for the Poster.
+	Refunded int64 `json:"refunded"`
+	House    int64 `json:"house"`
 }
 
 // Faults returns what is wrong with the sums; nil if nothing is.
@@ -131,6 +159,9 @@ func (s BuyersState) Faults() []string {
 	}
 	if s.Spent != s.ConfirmedAmount {
 		faults = append(faults, fmt.Sprintf("ledger: spent %d, but the entries have %d", s.Spent, s.ConfirmedAmount))
+	}
+	if s.House != s.ConfirmedAmount-s.Refunded {
+		faults = append(faults, fmt.Sprintf("ledger: the house has %d, but paid and refunded are %d and %d", s.House, s.ConfirmedAmount, s.Refunded))
 	}
 	return faults
 }
@@ -147,7 +178,10 @@ func (b Buyers) Read(ctx context.Context, db *sql.DB) (BuyersState, error) {
 		return s, err
 	}
 	defer func() { _ = tx.Rollback() }()
-	rows, err := tx.QueryContext(ctx, b.q("SELECT id, currency, debits_pending, debits_posted, credits_posted FROM {p}account WHERE overdraft = 'none' AND shard = 0 ORDER BY id"))
+	rows, err := tx.QueryContext(ctx, b.q(`SELECT d.id, d.currency, a.dp, a.dq, a.cq + coalesce(u.c, 0) FROM {p}account d
+		JOIN (SELECT id, sum(debits_pending) AS dp, sum(debits_posted) AS dq, sum(credits_posted) AS cq FROM {p}account GROUP BY id) a ON a.id = d.id
+		LEFT JOIN (SELECT account, sum(credit) AS c FROM {p}buffer GROUP BY account) u ON u.account = d.id
+		WHERE d.overdraft = 'none' AND d.shard = 0 ORDER BY d.id`))
 	if err != nil {
 		return s, err
 	}
@@ -170,6 +204,8 @@ func (b Buyers) Read(ctx context.Context, db *sql.DB) (BuyersState, error) {
 	if err := tx.QueryRowContext(ctx, b.q("SELECT count(*), coalesce(sum(amount), 0) FROM {p}transfer WHERE state = 'pending'")).Scan(&s.OpenHolds, &s.OpenAmount); err != nil {
 		return s, err
 	}
-	err = tx.QueryRowContext(ctx, b.q("SELECT coalesce(sum(amount), 0) FROM {p}entry WHERE direction = 'credit' AND account LIKE ?"), paid+"%").Scan(&s.ConfirmedAmount)
+	err = tx.QueryRowContext(ctx, b.q(`SELECT coalesce(sum(CASE WHEN direction = 'credit' THEN amount END), 0), coalesce(sum(CASE WHEN direction = 'debit' THEN amount END), 0),
+		(SELECT coalesce(sum(credits_posted - debits_posted), 0) FROM {p}account WHERE id LIKE ?) + (SELECT coalesce(sum(credit - debit), 0) FROM {p}buffer WHERE account LIKE ?)
+		FROM {p}entry WHERE account LIKE ?`), paid+"%", paid+"%", paid+"%").Scan(&s.ConfirmedAmount, &s.Refunded, &s.House)
 	return s, err
 }

@@ -122,6 +122,8 @@ func TestPaymentsAcrossAKill(t *testing.T) {
 	for body, want := range map[string]int{
 		`{"kind":"buyer","id":"alice","balance":10000}`: 204, `{"kind":"merchant","id":"shop"}`: 204,
 		`{"kind":"buyer","id":"x ","balance":1}`: 400, `{"kind":"buyer","id":"x\u0007"}`: 400, `{"kind":"merchant","id":" shop"}`: 400,
+		`{"kind":"buyer","id":"b","mode":"aggregated"}`: 400, `{"kind":"buyer","id":"b","mode":"fast"}`: 400, `{"kind":"buyer","id":"house:paid:CNY"}`: 400,
+		`{"kind":"merchant","id":"m","mode":"serial"}`: 400, `{"kind":"buyer","id":"b","mode":"direct","shards":2}`: 400,
 		`{"kind":"article","id":"book ","balance":1}`: 400, `{"kind":"article","id":""}`: 400,
 		`{"kind":"buyer","id":"x","balance":-1}`: 400, `{"kind":"who"}`: 400, `{"typo":1}`: 400, `{`: 400,
 	} {

@@ -165,13 +165,15 @@ func (s *service) held(ctx context.Context, hold string) (string, error) {
 	return state, err
 }
 
-// background settles payments that were left open and forgets barrier rows, until stop.
+// background posts what buffered accounts have accepted, settles payments that were left open and forgets barrier rows,
+// until stop.
 func (s *service) background(ctx context.Context, coordinators []string) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	if s.payments != nil {
 		wg.Go(func() { s.payments.Settle(ctx, 2*time.Second, 10*time.Second) })
 	}
+	wg.Go(func() { _ = ledger.Poster{Ledger: s.buyers.Ledger, DB: s.buyer.DB(), Log: s.log}.Run(ctx) }) // nil when ctx ends
 	if len(coordinators) > 0 {
 		floors := barrier.FloorsFrom(coordinators, os.Getenv("LOCKSTEP_TOKEN"), nil)
 		wg.Go(func() {
@@ -218,6 +220,9 @@ type account struct {
 	ID       string `json:"id"`
 	Currency string `json:"currency"` // empty means money.DefaultCurrency
 	Balance  int64  `json:"balance"`  // buyer: the first deposit in minor units; article: the first delivery
+	// Mode is how a buyer's account is kept, for those that many payments go to or come from; empty means direct.
+	Mode   ledger.Mode `json:"mode"`
+	Shards int         `json:"shards"` // of the mode split
 }
 
 func (s *service) create(w http.ResponseWriter, r *http.Request) {
@@ -231,10 +236,13 @@ func (s *service) create(w http.ResponseWriter, r *http.Request) {
 	if a.Currency == "" {
 		a.Currency = money.DefaultCurrency
 	}
+	if err == nil && a.Kind != "buyer" && (a.Mode != "" || a.Shards != 0) {
+		err = fmt.Errorf("%w: mode and shards are of buyers' accounts", barrier.ErrInvalid)
+	}
 	if err == nil {
 		switch a.Kind {
 		case "buyer":
-			err = s.buyers.Create(r.Context(), s.buyer.DB(), a.ID, a.Currency, a.Balance)
+			err = s.buyers.CreateIn(r.Context(), s.buyer.DB(), ledger.Account{ID: a.ID, Currency: a.Currency, Mode: a.Mode, Shards: a.Shards}, a.Balance)
 		case "merchant":
 			err = s.shops.Create(r.Context(), s.merchant.DB(), a.ID, a.Currency)
 		case "article":
@@ -299,6 +307,9 @@ func (s *service) read(ctx context.Context) (st state, err error) {
 	}
 	if st.Settled && st.Buyer.Spent != st.Merchant.Posted {
 		st.Faults = append(st.Faults, fmt.Sprintf("buyers spent %d, merchants were credited %d", st.Buyer.Spent, st.Merchant.Posted))
+	}
+	if st.Settled && st.Buyer.Refunded != st.Merchant.Refunded {
+		st.Faults = append(st.Faults, fmt.Sprintf("buyers got %d back, merchants gave %d", st.Buyer.Refunded, st.Merchant.Refunded))
 	}
 	return st, nil
 }
