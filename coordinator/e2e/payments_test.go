@@ -10,10 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/lockstep-tx/lockstep/participants/payment/apitest"
 )
 
 // shop is the reference participants as a process of their own, with the payment API.
@@ -25,6 +28,8 @@ type shop struct {
 	mu   sync.Mutex
 	cmd  *exec.Cmd
 	done chan struct{}
+
+	document func() (*apitest.Document, error)
 }
 
 // shopProgram builds the participants' binary once.
@@ -50,6 +55,13 @@ func newShop(t *testing.T, c *coordinator, db string) *shop {
 	s := &shop{t: t, base: "http://" + addr, log: filepath.Join(t.TempDir(), "shop.log"), args: []string{"serve", "--listen", addr, "--coordinator", c.addr.GRPC, "--db", db, "--clean", "http://" + c.addr.Admin}}
 	t.Cleanup(s.kill)
 	s.restart()
+	resp, err := http.Get(s.base + "/v1/openapi.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text := readAll(t, resp)
+	s.document = sync.OnceValues(func() (*apitest.Document, error) { return apitest.Parse([]byte(text)) })
 	return s
 }
 
@@ -131,7 +143,21 @@ func (s *shop) call(method, path string, body any, headers ...string) (answer, e
 	if err == nil && len(text) > 0 && resp.Header.Get("Content-Type") != "" {
 		_ = json.Unmarshal(text, &out) // what is no JSON has its status alone
 	}
+	if strings.HasPrefix(path, "/v1/") && err == nil {
+		s.described(apitest.Exchange{Method: method, Path: path, RequestHeader: req.Header, RequestBody: raw, Status: resp.StatusCode, Header: resp.Header, Body: text})
+	}
 	return out, err
+}
+
+// described holds what was said against the API's document.
+func (s *shop) described(e apitest.Exchange) {
+	d, err := s.document()
+	if err == nil {
+		_, err = d.Check(e)
+	}
+	if err != nil {
+		s.t.Error(err)
+	}
 }
 
 func (s *shop) must(method, path string, body any, status int, headers ...string) answer {

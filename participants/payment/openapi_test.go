@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/lockstep-tx/lockstep/participants/inventory"
+	"github.com/lockstep-tx/lockstep/participants/payment/apitest"
 )
 
 type document struct {
@@ -158,6 +159,11 @@ func TestMalformedRequestsNameTheField(t *testing.T) {
 	} {
 		rec := httptest.NewRecorder()
 		h.ServeHTTP(rec, httptest.NewRequest(tc.method, tc.path, strings.NewReader(tc.body)))
+		if _, err := apiDocument(t).Check(apitest.Exchange{
+			Method: tc.method, Path: tc.path, RequestBody: []byte(tc.body), Status: rec.Code, Header: rec.Header(), Body: rec.Body.Bytes(),
+		}); err != nil {
+			t.Error(err)
+		}
 		var p Problem
 		if err := json.Unmarshal(rec.Body.Bytes(), &p); err != nil || rec.Code != 400 || p.Field != tc.field || p.Type != "/problems/invalid" || rec.Header().Get("Content-Type") != "application/problem+json" {
 			t.Errorf("%s %s %s: %d %s", tc.method, tc.path, tc.body, rec.Code, rec.Body)
