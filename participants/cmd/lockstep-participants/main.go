@@ -30,9 +30,10 @@ import (
 func main() { os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) }
 
 type cli struct {
-	Serve serveCmd `cmd:"" help:"Serve the buyer, merchant and points participants."`
-	Check checkCmd `cmd:"" help:"Check any participant, in any language: repeats, late and stale calls, confirm against cancel, conservation."`
-	Pay   payCmd   `cmd:"" help:"Pay with DTM's Go SDK, unchanged: orders come as JSON lines on standard input, answers leave as lines."`
+	Serve  serveCmd  `cmd:"" help:"Serve the buyer, merchant and points participants."`
+	Wallet walletCmd `cmd:"" help:"Serve one region's wallets, which can be copied to and moved between regions."`
+	Check  checkCmd  `cmd:"" help:"Check any participant, in any language: repeats, late and stale calls, confirm against cancel, conservation."`
+	Pay    payCmd    `cmd:"" help:"Pay with DTM's Go SDK, unchanged: orders come as JSON lines on standard input, answers leave as lines."`
 }
 
 type payCmd struct {
