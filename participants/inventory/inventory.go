@@ -84,7 +84,8 @@ func Migrate(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
 			id varchar(64) PRIMARY KEY,
 			state varchar(10) NOT NULL CHECK (state IN ('reserved', 'paying', 'sold', 'released')),
 			holder varchar(260) NOT NULL DEFAULT '',
-			expires_ms bigint NOT NULL)`)
+			expires_ms bigint NOT NULL)`,
+		"CREATE INDEX IF NOT EXISTS inventory_order_by_state ON inventory_order (state, expires_ms)")
 	if err != nil {
 		return fmt.Errorf("migrate inventory: %w", err)
 	}

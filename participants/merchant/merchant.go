@@ -78,7 +78,8 @@ func Migrate(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
 			amount bigint NOT NULL CHECK (amount > 0),
 			state varchar(10) NOT NULL CHECK (state IN ('pending', 'posted', 'cancelled')),
 			settled_day int NOT NULL DEFAULT 0,
-			PRIMARY KEY (gid, branch_id))`)
+			PRIMARY KEY (gid, branch_id))`,
+		"CREATE INDEX IF NOT EXISTS merchant_booking_by_merchant ON merchant_booking (merchant, state, settled_day)")
 	if err == nil {
 		err = migrateTold(ctx, db, d)
 	}

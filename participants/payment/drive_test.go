@@ -15,6 +15,7 @@ import (
 	"github.com/lockstep-tx/lockstep/coordinator/api/client"
 	"github.com/lockstep-tx/lockstep/participants/inventory"
 	"github.com/lockstep-tx/lockstep/participants/ledger"
+	"github.com/lockstep-tx/lockstep/participants/merchant"
 	"github.com/lockstep-tx/lockstep/participants/sqldb"
 )
 
@@ -77,7 +78,7 @@ func newBed(t *testing.T, db string) *bed {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	if err := errors.Join(Migrate(t.Context(), conn, d), inventory.Migrate(t.Context(), conn, d)); err != nil {
+	if err := errors.Join(Migrate(t.Context(), conn, d), inventory.Migrate(t.Context(), conn, d), merchant.Migrate(t.Context(), conn, d)); err != nil {
 		t.Fatal(err)
 	}
 	b := &bed{t: t, f: &fake{knows: map[string]client.State{}, asked: map[string]int{}}, held: map[string]string{}}

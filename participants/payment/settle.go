@@ -2,21 +2,28 @@ package payment
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/lockstep-tx/lockstep/participants/sqldb"
 )
 
 const (
 	settlePage     = 100             // rows that are read at once
 	settleTogether = 16              // payments that are asked for at once
 	settleAsk      = 5 * time.Second // for one of them
+
+	keysEvery = time.Hour
+	// KeepKeys is how long an idempotency key is known at least.
+	KeepKeys = 7 * 24 * time.Hour
 )
 
 // Settle asks for payments and refunds that have been processing for a while, those whose client or whose server went away,
-// and releases orders that have lapsed, until ctx ends. Orders do not wait for payments: a coordinator that is away holds up
+// releases orders that have lapsed, and forgets old idempotency keys, until ctx ends. Orders do not wait for payments: a coordinator that is away holds up
 // the payments alone.
 func (s *Service) Settle(ctx context.Context, every, older time.Duration) {
 	var wg sync.WaitGroup
@@ -36,7 +43,29 @@ func (s *Service) Settle(ctx context.Context, every, older time.Duration) {
 			}
 		})
 	})
+	wg.Go(func() {
+		s.each(ctx, keysEvery, func() {
+			if err := s.forgetKeys(ctx, s.Now().Add(-KeepKeys)); err != nil && ctx.Err() == nil {
+				s.Log.Warn("old idempotency keys were not forgotten", "err", err)
+			}
+		})
+	})
 	wg.Wait()
+}
+
+// forgetKeys forgets the keys that came before then.
+func (s *Service) forgetKeys(ctx context.Context, before time.Time) error {
+	return sqldb.InTx(ctx, s.DB, func(tx *sql.Tx) error {
+		for _, stmt := range []string{
+			"DELETE FROM payment_key_attempt WHERE idempotency_key IN (SELECT idempotency_key FROM payment_key WHERE created_ms < ?)",
+			"DELETE FROM payment_key WHERE created_ms < ?",
+		} {
+			if _, err := tx.ExecContext(ctx, s.Dialect.Q(stmt), before.UnixMilli()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // each calls f again and again, until ctx ends.

@@ -3,6 +3,7 @@ package payment
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -92,5 +93,52 @@ func TestAHangingCoordinatorHoldsUpNothingElse(t *testing.T) {
 	settling.Wait()
 	if h.most != settleTogether {
 		t.Errorf("%d payments were asked for at once, want %d", h.most, settleTogether)
+	}
+}
+
+// A key is known until its time is over, and then free for another request.
+func TestIdempotencyKeysAreForgotten(t *testing.T) {
+	b := onSQLite(t)
+	now := time.Now()
+	b.Now = func() time.Time { return now }
+	b.f.executes = ended(apipb.Phase_PHASE_COMMITTING, "")
+	pay := func(no string) error {
+		_, err := b.Pay(t.Context(), request(no), "k")
+		return err
+	}
+	if err := pay("1"); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(KeepKeys)
+	for _, forgotten := range []bool{false, true} {
+		if err := b.forgetKeys(t.Context(), now.Add(-KeepKeys)); err != nil {
+			t.Fatal(err)
+		}
+		if err := pay("2"); (err == nil) != forgotten {
+			t.Errorf("forgotten %t: %v", forgotten, err)
+		}
+		now = now.Add(time.Millisecond)
+	}
+}
+
+// What is asked for again and again is found by an index, however many payments are done.
+func TestOpenThingsAreFoundByIndexes(t *testing.T) {
+	b := onSQLite(t)
+	for index, q := range map[string]string{
+		"payment_by_state":             "SELECT id FROM payment WHERE state = 'processing' AND created_ms < 5 AND id > 'x' ORDER BY id LIMIT 100",
+		"payment_refund_by_state":      "SELECT payment FROM payment_refund WHERE state = 'processing' AND created_ms < 5 AND (payment > 'x' OR (payment = 'x' AND refund_no > 'y')) ORDER BY payment, refund_no LIMIT 100",
+		"inventory_order_by_state":     "SELECT id FROM inventory_order WHERE state = 'reserved' AND expires_ms <= 5 LIMIT 100",
+		"payment_refused_by_payment":   "SELECT gid FROM payment_refused WHERE payment = 'x'",
+		"payment_key_by_time":          "DELETE FROM payment_key WHERE created_ms < 5",
+		"merchant_booking_by_merchant": "SELECT settled_day, sum(amount) FROM merchant_booking WHERE merchant = 'm' AND state = 'posted' GROUP BY settled_day",
+	} {
+		var id, parent, unused int
+		var plan string
+		if err := b.DB.QueryRow("EXPLAIN QUERY PLAN "+q).Scan(&id, &parent, &unused, &plan); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(plan, " "+index+" ") || !strings.HasPrefix(plan, "SEARCH") {
+			t.Errorf("%s: %s", q, plan)
+		}
 	}
 }

@@ -61,7 +61,11 @@ func Migrate(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
 			merchant varchar(64) NOT NULL,
 			order_no varchar(64) NOT NULL,
 			body text NOT NULL,
-			created_ms bigint NOT NULL)`)
+			created_ms bigint NOT NULL)`,
+		"CREATE INDEX IF NOT EXISTS payment_by_state ON payment (state, id)",
+		"CREATE INDEX IF NOT EXISTS payment_refund_by_state ON payment_refund (state, payment, refund_no)",
+		"CREATE INDEX IF NOT EXISTS payment_refused_by_payment ON payment_refused (payment)",
+		"CREATE INDEX IF NOT EXISTS payment_key_by_time ON payment_key (created_ms)")
 	if err != nil {
 		return fmt.Errorf("migrate payment: %w", err)
 	}

@@ -56,8 +56,9 @@ func (d Dialect) Create(stmt string) string {
 	return stmt
 }
 
-// Migrate makes tables that are not there, in one transaction where the database can.
-func (d Dialect) Migrate(ctx context.Context, db *sql.DB, tables ...string) error {
+// Migrate makes tables and indexes that are not there, by CREATE TABLE IF NOT EXISTS … and CREATE INDEX IF NOT EXISTS name
+// ON table …, in one transaction where the database can.
+func (d Dialect) Migrate(ctx context.Context, db *sql.DB, statements ...string) error {
 	return InTx(ctx, db, func(tx *sql.Tx) error {
 		if d.Dialect == barrier.PostgreSQL {
 			// Two processes that make the same table at once would collide in the catalogue.
@@ -65,13 +66,34 @@ func (d Dialect) Migrate(ctx context.Context, db *sql.DB, tables ...string) erro
 				return err
 			}
 		}
-		for _, t := range tables {
-			if _, err := tx.ExecContext(ctx, d.Create(t)); err != nil {
+		for _, stmt := range statements {
+			if strings.HasPrefix(stmt, createIndex) {
+				if err := d.index(ctx, tx, stmt); err != nil {
+					return err
+				}
+			} else if _, err := tx.ExecContext(ctx, d.Create(stmt)); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+const createIndex = "CREATE INDEX IF NOT EXISTS "
+
+// index makes an index unless it is there, which MySQL cannot say in one statement.
+func (d Dialect) index(ctx context.Context, tx *sql.Tx, stmt string) error {
+	if d.Dialect == barrier.MySQL {
+		words := strings.Fields(strings.TrimPrefix(stmt, createIndex)) // name ON table
+		var there int
+		if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM information_schema.statistics WHERE table_schema = DATABASE() AND index_name = ? AND table_name = ?",
+			words[0], words[2]).Scan(&there); err != nil || there > 0 {
+			return err
+		}
+		stmt = "CREATE INDEX " + strings.TrimPrefix(stmt, createIndex)
+	}
+	_, err := tx.ExecContext(ctx, stmt)
+	return err
 }
 
 // Change runs a statement that must change exactly one row; false if it changed none.
