@@ -115,6 +115,21 @@ func (r *run) brokenPayload() error {
 	return errors.Join(r.noSuccess(c), r.want(g, cancel, http.StatusOK))
 }
 
+// refusal makes a try that the business refuses.
+func (r *run) refusal(gid string) error {
+	c := r.newCall(gid, try, r.epoch())
+	c.payload = r.target.Refused
+	if a := r.send(c); a.status != http.StatusConflict {
+		return fmt.Errorf("the try of %s with the payload that is to be refused is answered %s, want 409", gid, a)
+	}
+	return nil
+}
+
+func (r *run) businessRefusal() error {
+	g := r.gid()
+	return errors.Join(r.refusal(g), r.refusal(g), r.want(g, cancel, http.StatusOK), r.refusal(g))
+}
+
 func (r *run) stale() error {
 	g, h := "{"+r.gid()+"}a", "" // two gids of one slot
 	h = g[:len(g)-1] + "b"
@@ -285,6 +300,10 @@ func (r *run) refusedMovesNothing() error {
 		g := r.gid()
 		c := r.newCall(g, try, r.epoch())
 		c.payload = []byte("\x00{broken")
-		return errors.Join(r.noSuccess(c), r.want(g, cancel, http.StatusOK), r.want(g, try, http.StatusConflict))
+		err := errors.Join(r.noSuccess(c), r.want(g, cancel, http.StatusOK), r.want(g, try, http.StatusConflict))
+		if len(r.target.Refused) > 0 {
+			err = errors.Join(err, r.businessRefusal())
+		}
+		return err
 	})
 }

@@ -22,6 +22,8 @@ type Target struct {
 	Try, Confirm, Cancel string
 	// Payload is sent with each of them. The try must be possible at least thirty times.
 	Payload []byte
+	// Refused is the payload of a try that is to be refused for a business reason. Empty means that none is checked.
+	Refused []byte
 	// StateURL answers a GET with the balances of all accounts that the branch touches, as {"balances":{"name":minor}} or
 	// {"name":minor}; their sum must not change. Empty means that no balance is checked.
 	StateURL string
@@ -109,7 +111,7 @@ func Check(ctx context.Context, target Target) (*Report, error) {
 		needs need
 		run   func(*run) error
 	}{
-		{"a cancel before its try succeeds and changes nothing", needsNothing, (*run).emptyCancel},
+		{"a cancel before its try succeeds", needsNothing, (*run).emptyCancel},
 		{"a try after its cancel is refused with 409", needsNothing, (*run).lateTry},
 		{"repeats of try and confirm succeed", needsNothing, (*run).repeatedConfirm},
 		{"repeats of try and cancel succeed", needsNothing, (*run).repeatedCancel},
@@ -117,6 +119,7 @@ func Check(ctx context.Context, target Target) (*Report, error) {
 		{"a confirm after the cancel is no success", needsNothing, (*run).confirmAfterCancel},
 		{"parallel repeats all succeed in the end", needsNothing, (*run).parallel},
 		{"a broken payload is no success", needsNothing, (*run).brokenPayload},
+		{"a try that the business refuses is answered 409, as its repeat is, and its cancel succeeds", needsRefused, (*run).businessRefusal},
 		{"a try, a confirm and a cancel of an older epoch are Stale (412)", needsFence, (*run).stale},
 		{"a confirm and a cancel without an epoch are no success", needsFence, (*run).unfenced},
 		{"a gid that names another slot is no success", needsFence, (*run).wrongSlot},
@@ -151,6 +154,7 @@ const (
 	needsState   need = 1 << iota
 	needsFence
 	needsBatch
+	needsRefused
 )
 
 func (r *run) lacks(n need) string {
@@ -159,6 +163,8 @@ func (r *run) lacks(n need) string {
 		return "no state URL was given"
 	case n&needsFence != 0 && r.target.Unfenced:
 		return "the participant is said to know no epochs: after a forced failover its open transactions stay in doubt"
+	case n&needsRefused != 0 && len(r.target.Refused) == 0:
+		return "no payload was given that is to be refused"
 	case n&needsBatch != 0 && r.offer == "":
 		return "the participant offers no batches: each branch call is a request of its own"
 	}

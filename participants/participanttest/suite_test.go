@@ -47,6 +47,9 @@ func bank(t *testing.T) *branch.Participant {
 	p := branch.New(b, branch.Options{})
 	move := func(from, to string) branch.Op[order] {
 		return func(ctx context.Context, tx *sql.Tx, _ *barrier.Call, o order) error {
+			if o.Amount > 100_000 {
+				return fmt.Errorf("%w: there is not so much", barrier.ErrRefused)
+			}
 			for name, n := range map[string]int64{from: -o.Amount, to: o.Amount} {
 				if _, err := tx.ExecContext(ctx, `UPDATE account SET minor = minor + ? WHERE name = ?`, n, name); err != nil {
 					return err
@@ -90,7 +93,7 @@ func serve(t *testing.T, p *branch.Participant) string {
 }
 
 func targetOf(url string) participanttest.Target {
-	return participanttest.Target{Try: url + "/pay/try", Confirm: url + "/pay/confirm", Cancel: url + "/pay/cancel", Payload: []byte(`{"amount":30}`), StateURL: url + "/state"}
+	return participanttest.Target{Try: url + "/pay/try", Confirm: url + "/pay/confirm", Cancel: url + "/pay/cancel", Payload: []byte(`{"amount":30}`), Refused: []byte(`{"amount":1000000}`), StateURL: url + "/state"}
 }
 
 func TestARightParticipantPasses(t *testing.T) {
@@ -105,21 +108,21 @@ func TestARightParticipantPasses(t *testing.T) {
 		go func() { _ = g.Serve(l) }()
 		t.Cleanup(g.Stop)
 		at := l.Addr().String() + "/pay/"
-		participanttest.Run(t, participanttest.Target{Try: at + "Try", Confirm: at + "Confirm", Cancel: at + "Cancel", Payload: []byte(`{"amount":30}`), StateURL: serve(t, p) + "/state"})
+		participanttest.Run(t, participanttest.Target{Try: at + "Try", Confirm: at + "Confirm", Cancel: at + "Cancel", Payload: []byte(`{"amount":30}`), Refused: []byte(`{"amount":1000000}`), StateURL: serve(t, p) + "/state"})
 	})
 }
 
 // Without balances and epochs the report says what it does not know.
 func TestWhatIsNotSeenIsNotPassed(t *testing.T) {
 	target := targetOf(serve(t, bank(t)))
-	target.StateURL, target.Unfenced = "", false
+	target.StateURL, target.Refused, target.Unfenced = "", nil, false
 	r, err := participanttest.Check(context.Background(), target)
-	if err != nil || r.Count(participanttest.NotChecked) != 7 || r.Count(participanttest.Fail) != 0 {
+	if err != nil || r.Count(participanttest.NotChecked) != 8 || r.Count(participanttest.Fail) != 0 {
 		t.Errorf("%+v, %v", r, err)
 	}
 	var out bytes.Buffer
 	r.Write(&out)
-	if !strings.Contains(out.String(), "NOT CHECKED  the sum of all balances never changes\n             no state URL was given\n") || !strings.Contains(out.String(), "12 passed, 0 failed, 7 not checked") {
+	if !strings.Contains(out.String(), "NOT CHECKED  the sum of all balances never changes\n             no state URL was given\n") || !strings.Contains(out.String(), "12 passed, 0 failed, 8 not checked") {
 		t.Errorf("the report:\n%s", out.String())
 	}
 }
@@ -145,6 +148,11 @@ var mistakes = map[string]struct {
 		} else {
 			copyTo(w, rec)
 		}
+	}},
+	"it does what it refuses": {"a try that the business refuses is answered 409, as its repeat is, and its cancel succeeds", func(m *mistaken, w http.ResponseWriter, r *http.Request, right http.Handler) {
+		body, _ := io.ReadAll(r.Body)
+		r.Body = io.NopCloser(bytes.NewReader(bytes.ReplaceAll(body, []byte("1000000"), []byte("1"))))
+		right.ServeHTTP(w, r)
 	}},
 	"it refuses repeats": {"repeats of try and confirm succeed", func(m *mistaken, w http.ResponseWriter, r *http.Request, right http.Handler) {
 		if m.seen(r.URL.RawQuery) > 1 {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/dtm-labs/dtm/client/dtmcli"
 	"github.com/go-resty/resty/v2"
+
+	_ "github.com/lockstep-tx/lockstep/participants/payer/quiet"
 )
 
 // Order is one payment to be made. Amount is in minor units; Points of 0 sends no message.

@@ -17,6 +17,7 @@ type checkCmd struct {
 	Confirm  string        `help:"Address of the confirm."`
 	Cancel   string        `help:"Address of the cancel."`
 	Payload  string        `help:"Payload of every call; its try must be possible at least thirty times. It moves real balances: use accounts made for it." default:"{}"`
+	Refused  string        `help:"Payload of a try that is to be refused for a business reason, such as more than there is. Without it no such try is checked." placeholder:"JSON"`
 	StateURL string        `help:"URL that answers a GET with all balances that the branch touches: {\"balances\":{\"name\":minor}}. Without it no balance is checked."`
 	Unfenced bool          `help:"The participant knows no epochs (written with DTM's SDK)."`
 	Timeout  time.Duration `help:"How long one call may take." default:"10s"`
@@ -43,7 +44,7 @@ const exitNotChecked = 3
 // nothing could be checked, 3 when nothing failed but not everything was checked.
 func (c *checkCmd) Run(ctx context.Context, out io.Writer) error {
 	target := participanttest.Target{
-		Try: c.Try, Confirm: c.Confirm, Cancel: c.Cancel, Payload: []byte(c.Payload), StateURL: c.StateURL, Unfenced: c.Unfenced, Timeout: c.Timeout,
+		Try: c.Try, Confirm: c.Confirm, Cancel: c.Cancel, Payload: []byte(c.Payload), Refused: []byte(c.Refused), StateURL: c.StateURL, Unfenced: c.Unfenced, Timeout: c.Timeout,
 	}
 	if c.URL != "" {
 		base := strings.TrimSuffix(c.URL, "/")

@@ -103,8 +103,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case err == nil:
 		return 0
 	case errors.As(err, &exit):
-		if err != exit {
-			fmt.Fprintln(stderr, "lockstep-participants:", strings.TrimSuffix(err.Error(), "\n"+exit.Error()))
+		// Kong wraps what a command returns; what is left beside the code is to be said.
+		if text := strings.TrimSpace(strings.TrimSuffix(err.Error(), exit.Error())); text != "" {
+			fmt.Fprintln(stderr, "lockstep-participants:", text)
 		}
 		return int(exit)
 	}

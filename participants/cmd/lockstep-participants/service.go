@@ -210,6 +210,7 @@ func (s *service) handler() http.Handler {
 	mux.HandleFunc("POST /accounts", s.create)
 	mux.HandleFunc("GET /merchants/{id}/days", s.days)
 	mux.HandleFunc("GET /state", s.state)
+	mux.HandleFunc("GET /balances", s.balances)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	return mux
 }
