@@ -49,6 +49,9 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		return err
 	})
+	if s.regions != nil {
+		g.Go(func() error { s.regions.place.Run(gctx); return nil })
+	}
 	g.Go(func() error { s.store.Maintain(gctx, compactEvery); return nil })
 	g.Go(func() error { s.trim(gctx); return nil })
 	if s.alerts != nil {

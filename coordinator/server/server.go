@@ -62,6 +62,7 @@ type Server struct {
 	admin    *admin.Server
 	listen   listeners
 	front    *front
+	regions  *regions // nil where there is one
 	stops    []func() error
 	stopping atomic.Bool
 }
@@ -78,7 +79,7 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	s := &Server{TrimEvery: trimEvery, cfg: cfg, version: version, log: log, clock: clock.New()}
 	sctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.New("it did not start within 20 s"))
 	defer cancel()
-	for _, step := range []func(context.Context) error{s.openSecurity, s.openListeners, s.openFront, s.openStore, s.openJournal, s.build} {
+	for _, step := range []func(context.Context) error{s.openSecurity, s.openListeners, s.openFront, s.openStore, s.openJournal, s.openRegions, s.build} {
 		if err := step(sctx); err != nil {
 			return nil, errors.Join(err, s.Close())
 		}
@@ -173,7 +174,7 @@ func (s *Server) build(context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.invoker = invoke.New(invoke.Config{InFlightMax: c.BranchInflightMax, BreakerFails: c.BreakerFails, BreakerPause: c.BreakerPause, Allow: allow, TLS: secure, Around: s.aroundCall(), Log: s.log})
+	s.invoker = invoke.New(invoke.Config{InFlightMax: c.BranchInflightMax, BreakerFails: c.BreakerFails, BreakerPause: c.BreakerPause, Allow: allow, TLS: secure, Resolve: s.resolver(), Around: s.aroundCall(), Log: s.log})
 	s.onClose(func() error { s.invoker.Close(); return nil })
 	var creds credentials.TransportCredentials
 	if s.certs != nil {
@@ -187,7 +188,7 @@ func (s *Server) build(context.Context) error {
 	}
 	s.runner = engine.NewRunner(engine.Config{
 		Self: s.member, Limits: engine.Limits{LiveMax: c.LiveMax, UnsavedMax: c.UnsavedMax}, MemberTTL: c.MemberTtl, KeepFinished: c.KeepFinished,
-		Log: s.log, Observer: s.metrics,
+		Regions: s.beyond(), Log: s.log, Observer: s.metrics,
 	}, s.store, s.journal, s.invoker, s.peers, s.clock)
 	guarded := &limited{Runner: s.runner, rates: newRates(c.BeginsPerSecond), log: s.log}
 	s.wire = dtmwire.New(guarded, s.store.KV(), allow, dtmwire.Limits{BodyBytes: c.BodyBytesMax, Branches: c.BranchesMax, PayloadBytes: c.PayloadBytesMax, Wait: c.WaitMax}, s.clock.Now, s.log)

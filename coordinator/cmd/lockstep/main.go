@@ -35,14 +35,16 @@ const (
 
 // cli is every command.
 type cli struct {
-	Serve     serveCmd  `cmd:"" help:"Run a coordinator."`
-	Tx        txCmd     `cmd:"" help:"Look at transactions, retry and stop them."`
-	Status    statusCmd `cmd:"" help:"Show the region's coordinators and their slots."`
-	Config    configCmd `cmd:"" help:"Print or check a configuration."`
-	Token     tokenCmd  `cmd:"" help:"Make bearer tokens."`
-	ImportDtm importCmd `cmd:"" name:"import-dtm" help:"Adopt the open transactions of a DTM server that was stopped."`
-	Demo      demoCmd   `cmd:"" help:"Run real payments on this machine, with a coordinator that is killed on the way, and count the money."`
-	Version   struct{}  `cmd:"" help:"Print the version."`
+	Serve       serveCmd       `cmd:"" help:"Run a coordinator."`
+	Tx          txCmd          `cmd:"" help:"Look at transactions, retry and stop them."`
+	Status      statusCmd      `cmd:"" help:"Show the region's coordinators and their slots."`
+	Config      configCmd      `cmd:"" help:"Print or check a configuration."`
+	Token       tokenCmd       `cmd:"" help:"Make bearer tokens."`
+	ImportDtm   importCmd      `cmd:"" name:"import-dtm" help:"Adopt the open transactions of a DTM server that was stopped."`
+	Demo        demoCmd        `cmd:"" help:"Run real payments on this machine, with a coordinator that is killed on the way, and count the money."`
+	Arbiter     arbiterCmd     `cmd:"" help:"Run one member of the arbiter, which says who owns which slots."`
+	Participant participantCmd `cmd:"" help:"Register participants by name, with an endpoint per region."`
+	Version     struct{}       `cmd:"" help:"Print the version."`
 }
 
 // env is what commands work with.

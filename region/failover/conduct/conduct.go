@@ -1,0 +1,357 @@
+// Package conduct carries out what package failover decides: it keeps an operation in the arbiter, observes the regions,
+// and writes owners by compare-and-set.
+//
+// The law it keeps: one operation at a time holds the lock; every step is written before it is done, and every act is in
+// the audit chain with who did it. Killed between any two of its writes it leaves what Resume goes on from.
+//
+// It is tested against a real arbiter, with the process ended after each of its steps.
+package conduct
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/region/arbiter"
+	"github.com/lockstep-tx/lockstep/region/failover"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// The tables in the arbiter.
+const (
+	opTable    = "op"
+	auditTable = "audit"
+	lockKey    = "lock"
+)
+
+// Errors.
+var (
+	// ErrBusy: another operation holds the lock.
+	ErrBusy = errors.New("another operation is under way")
+	// ErrNone: there is no such operation.
+	ErrNone = errors.New("there is no such operation")
+)
+
+// World is what is asked and told beyond the arbiter.
+type World interface {
+	// Reached says whether the region's journal has everything up to the seal of a slot.
+	Reached(ctx context.Context, region string, n int, seal *slot.Seal) bool
+	// Canary begins and aborts a transaction in the slot at the region, and says whether that went well.
+	Canary(ctx context.Context, region string, n int) error
+}
+
+// Conductor works at operations. Not safe for concurrent use.
+type Conductor struct {
+	Arbiter *arbiter.Arbiter
+	World   World
+	// Who does it, for the audit.
+	Who string
+	// Tell is called with each step's words; nil for nobody.
+	Tell func(format string, args ...any)
+	// Every is how often the regions are looked at. Defaults to 50 ms.
+	Every time.Duration
+	// After is called after every write, for tests that end the process there; nil otherwise.
+	After func(step string)
+
+	rev    int64 // of the run that is worked at
+	served map[int]bool
+}
+
+// Start writes a new operation and takes the lock; ErrBusy names the one that has it. Durable on nil; nothing moves before
+// Drive.
+func (c *Conductor) Start(ctx context.Context, p failover.Plan, at time.Time) error {
+	if err := p.Check(); err != nil {
+		return err
+	}
+	if _, err := c.Arbiter.Put(ctx, opTable, arbiter.Row{Key: lockKey, Value: []byte(p.ID)}); errors.Is(err, arbiter.ErrChanged) {
+		holder, gerr := c.Arbiter.Get(ctx, opTable, lockKey)
+		if gerr != nil {
+			return gerr
+		}
+		if string(holder.Value) != p.ID {
+			return fmt.Errorf("%w: %s", ErrBusy, holder.Value)
+		}
+	} else if err != nil {
+		return err
+	}
+	c.after("lock")
+	if err := c.Audit(ctx, "start", fmt.Sprintf("%s of %d slots from %s to %s, plan %s: %s", p.Kind, len(p.Slots), p.From, p.To, p.Hash(), p.Why), p.ID, at); err != nil {
+		return err
+	}
+	return c.save(ctx, failover.Run{Plan: p, Status: failover.Running, BegunMillis: at.UnixMilli()})
+}
+
+// Load reads an operation; "" is the one that holds the lock. ErrNone when there is none.
+func (c *Conductor) Load(ctx context.Context, id string) (failover.Run, error) {
+	var r failover.Run
+	if id == "" {
+		row, err := c.Arbiter.Get(ctx, opTable, lockKey)
+		if err != nil {
+			return r, err
+		}
+		if row.Rev == 0 {
+			return r, ErrNone
+		}
+		id = string(row.Value)
+	}
+	row, err := c.Arbiter.Get(ctx, opTable, "run/"+id)
+	if err != nil {
+		return r, err
+	}
+	c.rev = row.Rev
+	if row.Rev == 0 {
+		return r, fmt.Errorf("%w: %s", ErrNone, id)
+	}
+	return r, json.Unmarshal(row.Value, &r)
+}
+
+// Runs lists every operation, oldest first.
+func (c *Conductor) Runs(ctx context.Context) ([]failover.Run, error) {
+	rows, err := c.Arbiter.List(ctx, opTable, "run/")
+	if err != nil {
+		return nil, err
+	}
+	out := make([]failover.Run, len(rows))
+	for i := range rows {
+		if err := json.Unmarshal(rows[i].Value, &out[i]); err != nil {
+			return nil, fmt.Errorf("operation %s: %w", rows[i].Key, err)
+		}
+	}
+	return out, nil
+}
+
+func (c *Conductor) save(ctx context.Context, r failover.Run) error {
+	value, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	c.rev, err = c.Arbiter.Put(ctx, opTable, arbiter.Row{Key: "run/" + r.Plan.ID, Value: value, Rev: c.rev})
+	c.after("save")
+	return err
+}
+
+// Set changes the status of an operation: pause, resume, abort. An ended one is left as it is, with an error.
+func (c *Conductor) Set(ctx context.Context, id string, to failover.Status, why string, at time.Time) (failover.Run, error) {
+	r, err := c.Load(ctx, id)
+	if err != nil {
+		return r, err
+	}
+	if r.Status.Ended() {
+		return r, fmt.Errorf("operation %s is %s already", r.Plan.ID, r.Status)
+	}
+	if r.Status == failover.Aborting && to != failover.Aborting {
+		return r, fmt.Errorf("operation %s is being aborted; let it end", r.Plan.ID)
+	}
+	r.Status = to
+	if to == failover.Aborting {
+		r.Failure = why
+	}
+	if err := c.Audit(ctx, string(to), why, r.Plan.ID, at); err != nil {
+		return r, err
+	}
+	return r, c.save(ctx, r)
+}
+
+// Drive works at an operation until it ends, is paused at a boundary, or ctx ends; it may be called again by anybody.
+func (c *Conductor) Drive(ctx context.Context, id string) (failover.Run, error) {
+	if c.Every == 0 {
+		c.Every = 50 * time.Millisecond
+	}
+	r, err := c.Load(ctx, id)
+	if err != nil {
+		return r, err
+	}
+	c.served = map[int]bool{}
+	said := ""
+	for {
+		owners, err := c.Arbiter.Owners(ctx)
+		if err != nil {
+			return r, err
+		}
+		_, to := r.Direction()
+		s := failover.Next(r, failover.Observed{
+			AtMillis: time.Now().UnixMilli(), Owners: owners,
+			Reached: func(n int) bool { return c.World.Reached(ctx, to, n, owners[n].Seal) },
+			Serves:  func(n int) bool { return c.serves(ctx, to, n) },
+		})
+		if s.Why != "" && s.Why != said && c.Tell != nil {
+			c.Tell("%s", s.Why)
+		}
+		said = s.Why
+		if s.Act == failover.Wait {
+			if r.Status == failover.Paused && r.StartedMillis == 0 {
+				return r, nil
+			}
+			select {
+			case <-time.After(c.Every):
+				if r, err = c.Load(ctx, r.Plan.ID); err != nil { // somebody may have paused or aborted it
+					return r, err
+				}
+				continue
+			case <-ctx.Done():
+				return r, context.Cause(ctx)
+			}
+		}
+		if r, err = c.perform(ctx, s, owners); err != nil {
+			if errors.Is(err, arbiter.ErrChanged) {
+				if r, err = c.Load(ctx, r.Plan.ID); err != nil {
+					return r, err
+				}
+				continue // a region was faster, or an operator; what stands now decides
+			}
+			return r, err
+		}
+		if r.Status.Ended() {
+			return r, c.end(ctx, r)
+		}
+	}
+}
+
+// serves asks once more only where the answer was no.
+func (c *Conductor) serves(ctx context.Context, region string, n int) bool {
+	if c.served[n] {
+		return true
+	}
+	cctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	c.served[n] = c.World.Canary(cctx, region, n) == nil
+	return c.served[n]
+}
+
+// changesAtOnce keeps a change under etcd's 128 operations.
+const changesAtOnce = 20
+
+// perform writes the run, and then what it asks for.
+func (c *Conductor) perform(ctx context.Context, s failover.Step, owners *slot.Map) (failover.Run, error) {
+	if err := c.save(ctx, s.Run); err != nil {
+		return s.Run, err
+	}
+	_, to := s.Run.Direction()
+	var changes []arbiter.Change
+	for _, n := range s.Slots {
+		from := owners[n]
+		var next slot.Owner
+		var err error
+		switch s.Act {
+		case failover.Drain:
+			c.served[n] = false
+			next, err = from.Drain(to, s.Run.Plan.ID, time.UnixMilli(s.DeadlineMillis))
+		case failover.Give:
+			var dep arbiter.Deployment
+			if dep, err = c.Arbiter.Deployment(ctx); err == nil {
+				next, err = from.Give(dep.Index(from.To))
+			}
+		case failover.Undo:
+			next, err = from.Undo()
+		case failover.Wait, failover.Save, failover.Finish:
+			err = fmt.Errorf("%s names slots", s.Act)
+		}
+		if err != nil {
+			return s.Run, fmt.Errorf("%s slot %d: %w", s.Act, n, err)
+		}
+		changes = append(changes, arbiter.Change{Slot: n, From: from, To: next})
+	}
+	for len(changes) > 0 {
+		k := min(len(changes), changesAtOnce)
+		if err := c.Arbiter.Change(ctx, changes[:k]...); err != nil {
+			return s.Run, err
+		}
+		changes = changes[k:]
+		c.after(s.Act.String())
+	}
+	if len(s.Slots) > 0 {
+		if err := c.Audit(ctx, s.Act.String(), fmt.Sprintf("slots %v", s.Slots), s.Run.Plan.ID, time.Now()); err != nil {
+			return s.Run, err
+		}
+	}
+	return s.Run, nil
+}
+
+// end lets the lock go.
+func (c *Conductor) end(ctx context.Context, r failover.Run) error {
+	if err := c.Audit(ctx, string(r.Status), r.Failure, r.Plan.ID, time.Now()); err != nil {
+		return err
+	}
+	lock, err := c.Arbiter.Get(ctx, opTable, lockKey)
+	if err != nil || lock.Rev == 0 || string(lock.Value) != r.Plan.ID {
+		return err
+	}
+	return c.Arbiter.Delete(ctx, opTable, lockKey, lock.Rev)
+}
+
+func (c *Conductor) after(step string) {
+	if c.After != nil {
+		c.After(step)
+	}
+}
+
+// Entry is one line of the audit. Hash is over the line before it and everything else of this one.
+type Entry struct {
+	At   string `json:"at"`
+	Who  string `json:"who"`
+	Act  string `json:"act"`
+	Text string `json:"text,omitempty"`
+	Op   string `json:"op,omitempty"`
+	Prev string `json:"prev"`
+	Hash string `json:"hash"`
+}
+
+func (e Entry) sum() string {
+	h := sha256.New()
+	for _, s := range []string{e.At, e.Who, e.Act, e.Text, e.Op, e.Prev} {
+		fmt.Fprintf(h, "%d:%s", len(s), s)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// Audit appends a line to the chain; durable on nil.
+func (c *Conductor) Audit(ctx context.Context, act, text, op string, at time.Time) error {
+	for {
+		list, err := c.Arbiter.List(ctx, auditTable, "")
+		if err != nil {
+			return err
+		}
+		e := Entry{At: at.UTC().Format(time.RFC3339Nano), Who: c.Who, Act: act, Text: text, Op: op}
+		if len(list) > 0 {
+			var last Entry
+			if err := json.Unmarshal(list[len(list)-1].Value, &last); err != nil {
+				return fmt.Errorf("the audit's last line: %w", err)
+			}
+			e.Prev = last.Hash
+		}
+		e.Hash = e.sum()
+		value, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		_, err = c.Arbiter.Put(ctx, auditTable, arbiter.Row{Key: fmt.Sprintf("%012d", len(list)+1), Value: value})
+		if !errors.Is(err, arbiter.ErrChanged) {
+			return err
+		}
+	}
+}
+
+// History reads the audit and checks its chain: an error names the first line that does not fit.
+func (c *Conductor) History(ctx context.Context) ([]Entry, error) {
+	rows, err := c.Arbiter.List(ctx, auditTable, "")
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Entry, len(rows))
+	prev := ""
+	for i, row := range rows {
+		if err := json.Unmarshal(row.Value, &out[i]); err != nil {
+			return out[:i], fmt.Errorf("audit line %s: %w", row.Key, err)
+		}
+		if out[i].Prev != prev || out[i].Hash != out[i].sum() || strings.TrimLeft(row.Key, "0") != fmt.Sprint(i+1) {
+			return out, fmt.Errorf("audit line %s does not follow the one before it: somebody has changed the audit", row.Key)
+		}
+		prev = out[i].Hash
+	}
+	return out, nil
+}

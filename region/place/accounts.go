@@ -1,0 +1,193 @@
+package place
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/region/registry"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// This file speaks with participants about the homes of accounts: docs/regions.md has the addresses.
+
+// home is one fence row as participants take it.
+type home struct {
+	Slot  int        `json:"slot"`
+	Epoch slot.Epoch `json:"epoch"`
+	Here  bool       `json:"here"`
+}
+
+// movable lists the participants of this region whose accounts move, with their endpoints here.
+func (p *Place) movable() []registry.Participant {
+	var out []registry.Participant
+	for _, part := range p.registry.Table().All() {
+		if part.Can != nil && part.Can.Movable && isHTTP(part.Endpoints[p.cfg.Self]) {
+			out = append(out, part)
+		}
+	}
+	return out
+}
+
+func isHTTP(u string) bool { return strings.HasPrefix(u, "http://") || strings.HasPrefix(u, "https://") }
+
+// Release is engine.Regions's.
+func (p *Place) Release(ctx context.Context, moves []engine.Move) error {
+	var homes []home
+	for _, m := range moves {
+		homes = append(homes, home{Slot: m.Slot, Epoch: m.Owner.Epoch.Released()})
+	}
+	for _, part := range p.movable() {
+		if _, err := p.post(ctx, part.Endpoints[p.cfg.Self], "/lockstep/release", homes); err != nil {
+			return fmt.Errorf("participant %s: %w", part.Name, err)
+		}
+	}
+	return nil
+}
+
+// Adopt is engine.Regions's. What was released is at the region that the slot came from, or here where a move was undone.
+func (p *Place) Adopt(ctx context.Context, moves []engine.Move) error {
+	var errs []error
+	for _, part := range p.movable() {
+		for _, m := range moves {
+			if err := p.adopt(ctx, &part, m); err != nil {
+				errs = append(errs, fmt.Errorf("participant %s, slot %d: %w", part.Name, m.Slot, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Place) adopt(ctx context.Context, part *registry.Participant, m engine.Move) error {
+	from := p.cfg.Self
+	if s := m.Owner.Seal; s != nil && m.Owner.Status == slot.Active && s.Epoch.Released() == m.Owner.Epoch-m.Owner.Epoch%100 {
+		from = p.dep.Name(s.Epoch.Region())
+	}
+	source, ok := part.Endpoints[from]
+	if !ok {
+		return fmt.Errorf("it has no endpoint in region %s, where its accounts were released", from)
+	}
+	// Every epoch that may follow E has the same hundreds, and so has the release between them.
+	released := m.Owner.Epoch - m.Owner.Epoch%100
+	raw, err := p.get(ctx, source, fmt.Sprintf("/lockstep/released?slot=%d&epoch=%d", m.Slot, released))
+	var gone *answerError
+	if errors.As(err, &gone) && gone.status == http.StatusNotFound {
+		raw, err = nil, nil // nothing was released; a participant that is a copy refuses to be home without it
+	}
+	if err != nil {
+		return err
+	}
+	_, err = p.postRaw(ctx, part.Endpoints[p.cfg.Self], fmt.Sprintf("/lockstep/adopt?slot=%d&epoch=%d", m.Slot, m.Owner.Epoch), raw)
+	return err
+}
+
+// introduce tells the region's participants which slots have their home here, whenever there are new ones, and once a
+// minute: one whose database is new learns that it holds copies.
+func (p *Place) introduce(ctx context.Context) {
+	told := map[string]time.Time{}
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		m := p.owners.Load()
+		for _, part := range p.movable() {
+			endpoint := part.Endpoints[p.cfg.Self]
+			if m == nil || time.Since(told[endpoint]) < time.Minute {
+				continue
+			}
+			var homes []home
+			for n, o := range m {
+				if o.Status == slot.Active {
+					homes = append(homes, home{Slot: n, Epoch: o.Epoch, Here: o.Region == p.cfg.Self})
+				}
+			}
+			if _, err := p.post(ctx, endpoint, "/lockstep/homes", homes); err != nil {
+				if ctx.Err() == nil {
+					p.cfg.Log.Warn("a participant was not told its homes; trying again", "participant", part.Name, "err", err)
+				}
+				told[endpoint] = time.Now().Add(-59 * time.Second)
+				continue
+			}
+			told[endpoint] = time.Now()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Probe asks a participant's endpoint what it can do. One that does not answer the probe is unfenced: the zero Capabilities
+// and no error. An error means that nobody answered at all.
+func Probe(ctx context.Context, client *http.Client, endpoint string) (registry.Capabilities, error) {
+	var can registry.Capabilities
+	if !isHTTP(endpoint) {
+		return can, nil // the probe is HTTP; a participant over gRPC alone has none
+	}
+	raw, err := (&Place{cfg: Config{HTTP: client}}).get(ctx, endpoint, "/lockstep/probe")
+	var other *answerError
+	if errors.As(err, &other) && other.status < http.StatusInternalServerError {
+		return can, nil
+	}
+	if err != nil {
+		return can, err
+	}
+	if json.Unmarshal(raw, &can) != nil {
+		return registry.Capabilities{}, nil // it answers everything, and means nothing by it
+	}
+	return can, nil
+}
+
+// answerError is an answer that is not 200.
+type answerError struct {
+	status int
+	text   string
+}
+
+func (e *answerError) Error() string { return fmt.Sprintf("HTTP status %d: %s", e.status, e.text) }
+
+func (p *Place) get(ctx context.Context, endpoint, path string) ([]byte, error) {
+	return p.roundTrip(ctx, http.MethodGet, endpoint, path, nil)
+}
+
+func (p *Place) post(ctx context.Context, endpoint, path string, v any) ([]byte, error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	return p.postRaw(ctx, endpoint, path, body)
+}
+
+func (p *Place) postRaw(ctx context.Context, endpoint, path string, body []byte) ([]byte, error) {
+	return p.roundTrip(ctx, http.MethodPost, endpoint, path, body)
+}
+
+// answerBytesMax bounds what is read of an answer: a slot's accounts may be many.
+const answerBytesMax = 256 << 20
+
+func (p *Place) roundTrip(ctx context.Context, method, endpoint, path string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(endpoint, "/")+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := p.cfg.HTTP.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, answerBytesMax))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, &answerError{resp.StatusCode, strings.ToValidUTF8(string(raw[:min(len(raw), 300)]), "?")}
+	}
+	return raw, nil
+}

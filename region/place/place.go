@@ -1,0 +1,180 @@
+// Package place is a region's place among the others: it follows the arbiter, hands requests over borders, and moves slots'
+// accounts at the region's participants. It is what the engine's coordinators ask (engine.Regions).
+//
+// The law it keeps: it only ever says what the arbiter said or a participant answered; where it does not know, it says so
+// and changes nothing. Every step can be repeated.
+//
+// It is tested by two regions of real coordinators and participants around a real arbiter. Source: ADR 8.
+package place
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/region/arbiter"
+	"github.com/lockstep-tx/lockstep/region/registry"
+	"github.com/lockstep-tx/lockstep/region/slot"
+	"github.com/lockstep-tx/lockstep/region/topology"
+)
+
+// Config of a Place.
+type Config struct {
+	// Self is this region's name.
+	Self     string
+	Topology *topology.File
+	Arbiter  *arbiter.Arbiter
+	// Forward hands a request to a coordinator at a gRPC address.
+	Forward engine.Forwarder
+	// Carried gives the live records that came with a seal; see engine.Regions.
+	Carried func(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error)
+	// HTTP calls participants; nil is a client with a timeout of 10 s.
+	HTTP *http.Client
+	// Log gets what changes; nil discards.
+	Log *slog.Logger
+}
+
+// Place is engine.Regions. Make it with New, then Run it. Safe for concurrent use.
+type Place struct {
+	cfg      Config
+	index    int
+	dep      arbiter.Deployment
+	registry *registry.Registry
+	owners   atomic.Pointer[slot.Map]
+	heard    atomic.Int64 // unix milliseconds
+	next     atomic.Uint64
+
+	mu      sync.Mutex
+	changed chan struct{}
+}
+
+var _ engine.Regions = (*Place)(nil)
+
+// New asks the arbiter for the deployment: arbiter.ErrNoDeployment, or an error when this region is not part of it.
+func New(ctx context.Context, cfg Config) (*Place, error) {
+	if cfg.HTTP == nil {
+		cfg.HTTP = &http.Client{Timeout: 10 * time.Second}
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	dep, err := cfg.Arbiter.Deployment(ctx)
+	if err != nil {
+		return nil, err
+	}
+	index := dep.Index(cfg.Self)
+	if index == 0 {
+		return nil, fmt.Errorf("region: %q is not one of the deployment's regions %v", cfg.Self, dep.Regions)
+	}
+	return &Place{cfg: cfg, index: index, dep: dep, registry: registry.New(cfg.Arbiter, cfg.Log), changed: make(chan struct{})}, nil
+}
+
+// Run follows the arbiter until ctx ends.
+func (p *Place) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { p.registry.Run(ctx) })
+	wg.Go(func() { p.introduce(ctx) })
+	p.cfg.Arbiter.Follow(ctx, func(m *slot.Map) {
+		p.owners.Store(m)
+		p.heard.Store(time.Now().UnixMilli())
+		p.mu.Lock()
+		close(p.changed)
+		p.changed = make(chan struct{})
+		p.mu.Unlock()
+	}, func() { p.heard.Store(time.Now().UnixMilli()) })
+	wg.Wait()
+}
+
+// Self is engine.Regions's.
+func (p *Place) Self() string { return p.cfg.Self }
+
+// Index is engine.Regions's.
+func (p *Place) Index() int { return p.index }
+
+// Deployment is what the arbiter said at the start.
+func (p *Place) Deployment() arbiter.Deployment { return p.dep }
+
+// Owners is engine.Regions's.
+func (p *Place) Owners() *slot.Map { return p.owners.Load() }
+
+// Registry is the participants, kept up to date.
+func (p *Place) Registry() *registry.Registry { return p.registry }
+
+// Heard is when the arbiter last answered, in unix milliseconds; 0 never.
+func (p *Place) Heard() int64 { return p.heard.Load() }
+
+// Changed is engine.Regions's.
+func (p *Place) Changed() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.changed
+}
+
+// Forward is engine.Regions's: any coordinator of the region will do, so that each attempt takes the next.
+func (p *Place) Forward(ctx context.Context, region string, req engine.Request) (engine.Reply, error) {
+	to := p.cfg.Topology.Regions[region].Grpc
+	if len(to) == 0 {
+		return engine.Reply{}, fmt.Errorf("%w: the regions file has no address for region %q", engine.ErrUnavailable, region)
+	}
+	addr := to[int(p.next.Add(1))%len(to)]
+	return p.cfg.Forward.Forward(ctx, engine.Member{ID: region, GRPC: addr}, req)
+}
+
+// Seal is engine.Regions's.
+func (p *Place) Seal(ctx context.Context, m engine.Move, seal *slot.Seal) error {
+	to, err := m.Owner.Close(seal)
+	if err != nil {
+		return err
+	}
+	return p.change(ctx, m, to)
+}
+
+// Undo is engine.Regions's.
+func (p *Place) Undo(ctx context.Context, m engine.Move) error {
+	to, err := m.Owner.Undo()
+	if err != nil {
+		return err
+	}
+	return p.change(ctx, m, to)
+}
+
+// change writes a slot's next owner. Where somebody else was faster, theirs stands and is soon heard of.
+func (p *Place) change(ctx context.Context, m engine.Move, to slot.Owner) error {
+	cctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	err := p.cfg.Arbiter.Change(cctx, arbiter.Change{Slot: m.Slot, From: m.Owner, To: to})
+	if errors.Is(err, arbiter.ErrChanged) {
+		p.cfg.Log.Info("a slot's owner was changed by somebody else", "slot", m.Slot, "err", err)
+		return nil
+	}
+	return err
+}
+
+// Carried is engine.Regions's.
+func (p *Place) Carried(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error) {
+	return p.cfg.Carried(ctx, n, seal)
+}
+
+// Resolve gives a branch call the address and the epoch of its account's home; see registry.Table.Resolve.
+func (p *Place) Resolve(c *engine.Call) (*engine.Call, error) {
+	m := p.owners.Load()
+	if m == nil {
+		return nil, errors.New("the slots' owners are not known yet")
+	}
+	t, err := p.registry.Table().Resolve(c.URL, c.Account, c.Payload, c.Slot, m)
+	if err != nil {
+		return nil, err
+	}
+	at := *c
+	at.URL, at.AccountSlot, at.AccountEpoch = t.URL, t.Slot, uint64(t.Epoch)
+	if t.Slot == c.Slot {
+		at.AccountEpoch = c.Epoch // what the holder was begun with; the arbiter's word may be newer
+	}
+	return &at, nil
+}
