@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockstep-tx/lockstep/participants/payment"
 	"github.com/lockstep-tx/lockstep/participants/payment/apitest"
 )
 
@@ -345,6 +346,9 @@ func (s *shop) orders() {
 			s.t.Errorf("%+v", a)
 		}
 	}
+	if a := s.must("POST", "/v1/orders", m{"merchant": "nobody", "order_no": "22", "items": []m{{"sku": "book", "n": 1}}}, 422); a.Type != "/problems/no_merchant" || a.Field != "merchant" {
+		s.t.Errorf("%+v", a)
+	}
 	if a := s.must("POST", "/v1/orders", m{"merchant": "shop", "order_no": "22", "items": []m{{"sku": "book", "n": 100_000}}}, 422); a.Field != "items" {
 		s.t.Errorf("%+v", a)
 	}
@@ -389,6 +393,9 @@ func paymentsUnderKills(t *testing.T, db string) {
 					}
 					time.Sleep(20 * time.Millisecond)
 				}
+				if i%4 == 1 {
+					s.refundOf(told[b], no, deadline)
+				}
 				progress <- struct{}{}
 			}
 		})
@@ -404,14 +411,17 @@ func paymentsUnderKills(t *testing.T, db string) {
 		t.Logf("kill %d: all back after %s", n+1, time.Since(began).Round(time.Millisecond))
 	}
 	wg.Wait()
-	paid := int64(0)
+	paid, refunded := int64(0), int64(0)
 	for b := range told {
-		if len(told[b]) != each {
+		if len(told[b]) != each+each/4 {
 			t.Errorf("buyer %d was told of %d payments", b, len(told[b]))
 		}
 		for _, status := range told[b] {
-			if status == "200" {
+			switch status {
+			case "200":
 				paid++
+			case "refunded":
+				refunded++
 			}
 		}
 	}
@@ -420,7 +430,27 @@ func paymentsUnderKills(t *testing.T, db string) {
 		t.Errorf("%d were told to be paid, want %d; the participants' log:\n%s", paid, want, raw)
 	}
 	got := s.settled(paid, paid)
-	if got.Buyer.Spent != 100*paid || got.Merchant.Posted != 100*paid || got.Inventory.Articles[0].Sold != paid || got.Inventory.Articles[0].Held != 0 || got.Buyer.Balance != buyers*100_000-100*paid {
+	if want := int64(buyers * each / 4); refunded != want || got.Merchant.Refunded != 40*want {
+		t.Errorf("%d refunds of 40 were told to be paid, want %d: %+v", refunded, want, got)
+	}
+	openBook(t, db).posted()
+	if got.Buyer.Spent != 100*paid || got.Merchant.Posted != 100*paid || got.Inventory.Articles[0].Sold != paid || got.Inventory.Articles[0].Held != 0 || got.Buyer.Balance != buyers*100_000-100*paid+40*refunded {
 		t.Errorf("%d payments of 100: %+v", paid, got)
+	}
+}
+
+// refundOf gives 40 of a payment back, repeating it until it is told to be done.
+func (s *shop) refundOf(told map[string]string, no string, deadline time.Time) {
+	for time.Now().Before(deadline) {
+		a, err := s.call("POST", "/v1/payments/"+payment.PaymentID("shop", no)+"/refunds", m{"refund_no": "r", "amount": 40}, "Prefer", "wait=1", "Idempotency-Key", "refund-"+no)
+		if err == nil && a.status == 200 {
+			told[no+" refund"] = "refunded"
+			return
+		}
+		if err == nil && a.status != 202 && a.status < 500 {
+			s.t.Errorf("refund of %s: %+v", no, a)
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }

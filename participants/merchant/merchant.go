@@ -110,6 +110,13 @@ func (m *Merchants) Create(ctx context.Context, db *sql.DB, id, currency string)
 	return nil
 }
 
+// Has says whether there is such a merchant.
+func (m *Merchants) Has(ctx context.Context, db *sql.DB, id string) (bool, error) {
+	var n int
+	err := db.QueryRowContext(ctx, m.d.Q("SELECT count(*) FROM merchant_account WHERE id = ?"), id).Scan(&n)
+	return n == 1, err
+}
+
 // Book is a payment's try: pending income. *Refusal if there is no such merchant or it takes another currency.
 func (m *Merchants) Book(ctx context.Context, tx *sql.Tx, call *barrier.Call, t money.Transfer) error {
 	return m.open(ctx, tx, call, t, "payment", "UPDATE merchant_account SET pending = pending + ? WHERE id = ? AND currency = ?")

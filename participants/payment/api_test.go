@@ -88,7 +88,11 @@ func walkPayments(b *bed, call caller, commit, abort client.State) {
 func walkRefunds(b *bed, call caller, commit, abort client.State) {
 	path := "/v1/payments/" + PaymentID("m", "1") + "/refunds"
 	b.f.executes = commit
-	call("POST", path, `{"refund_no":"r1","amount":1}`, http.StatusOK, "Prefer", "wait=5")
+	call("POST", path, `{"refund_no":"r1","amount":1}`, http.StatusOK, "Prefer", "wait=5", "Idempotency-Key", "kr")
+	call("POST", path, `{"refund_no":"r1","amount":1}`, http.StatusOK, "Idempotency-Key", "kr")
+	call("POST", path, `{"refund_no":"r4","amount":1}`, http.StatusConflict, "Idempotency-Key", "kr")
+	call("POST", path, `{"refund_no":"r4","amount":1}`, http.StatusConflict, "Idempotency-Key", "k") // a payment's
+	call("POST", path, `{"refund_no":"r4","amount":1}`, http.StatusBadRequest, "Idempotency-Key", strings.Repeat("k", 129))
 	b.f.executes = abort
 	call("POST", path, `{"refund_no":"r2","amount":1}`, http.StatusUnprocessableEntity)
 	b.f.executes = client.State{}
@@ -103,7 +107,10 @@ func walkRefunds(b *bed, call caller, commit, abort client.State) {
 func walkOrders(b *bed, call caller) {
 	id := OrderID("m", "9")
 	const order = `{"merchant":"m","order_no":"9","items":[{"sku":"x","n":1}],"ttl_seconds":60}`
-	call("POST", "/v1/orders", order, http.StatusOK)
+	call("POST", "/v1/orders", order, http.StatusOK, "Idempotency-Key", "ko")
+	call("POST", "/v1/orders", order, http.StatusOK, "Idempotency-Key", "ko")
+	call("POST", "/v1/orders", strings.Replace(order, `"9"`, `"12"`, 1), http.StatusConflict, "Idempotency-Key", "ko")
+	call("POST", "/v1/orders", strings.Replace(order, `"m"`, `"nobody"`, 1), http.StatusUnprocessableEntity)
 	call("POST", "/v1/orders", strings.Replace(order, "60", "61", 1), http.StatusConflict)
 	call("POST", "/v1/orders", strings.Replace(order, "60", "-1", 1), http.StatusBadRequest)
 	call("POST", "/v1/orders", strings.Replace(order, `"9"`, `"10"`, 1)+" ", http.StatusOK)

@@ -84,7 +84,8 @@ func newBed(t *testing.T, db string) *bed {
 	b := &bed{t: t, f: &fake{knows: map[string]client.State{}, asked: map[string]int{}}, held: map[string]string{}}
 	b.Service = New(Config{
 		DB: conn, Dialect: d, Coordinator: b.f, Inventory: inventory.New(d, nil), InventoryDB: conn,
-		Held: func(_ context.Context, hold string) (string, error) { return b.held[hold], nil },
+		HasMerchant: func(_ context.Context, id string) (bool, error) { return id != "nobody", nil },
+		Held:        func(_ context.Context, hold string) (string, error) { return b.held[hold], nil },
 	})
 	return b
 }
@@ -181,7 +182,7 @@ func TestARefundWaitsForItsPaymentToSettle(t *testing.T) {
 				b.f.knows[p.Gid] = tc.payment
 			}
 			b.held[ledger.HoldID(p.Gid, buyerBranch)] = tc.held
-			r, err := b.Refund(t.Context(), p.ID, RefundRequest{RefundNo: "r", Amount: 10})
+			r, err := b.Refund(t.Context(), p.ID, RefundRequest{RefundNo: "r", Amount: 10}, "")
 			if err != nil || r.State != tc.want {
 				t.Fatalf("%+v, %v; want %s", r, err, tc.want)
 			}

@@ -208,7 +208,7 @@ func (s *Service) serveRefund(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer cancel()
-	re, err := s.Refund(ctx, r.PathValue("id"), req)
+	re, err := s.Refund(ctx, r.PathValue("id"), req, r.Header.Get("Idempotency-Key"))
 	if err != nil {
 		return err
 	}
@@ -246,7 +246,7 @@ func (s *Service) serveOrder(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(w, r, &req); err != nil {
 		return err
 	}
-	o, err := s.PreOrder(r.Context(), req)
+	o, err := s.PreOrder(r.Context(), req, r.Header.Get("Idempotency-Key"))
 	if err != nil {
 		return err
 	}

@@ -57,6 +57,8 @@ type Config struct {
 	// Held says what the buyers' ledger has of a hold: "posted", "voided" or "pending", "" for none. It answers for what the
 	// coordinator has forgotten.
 	Held func(ctx context.Context, hold string) (state string, err error)
+	// HasMerchant says whether there is such a merchant: an order reserves nothing for one that nobody can pay.
+	HasMerchant func(ctx context.Context, id string) (bool, error)
 	// Inventory reserves stock for orders ahead of their payment; its tables are in InventoryDB.
 	Inventory   *inventory.Inventory
 	InventoryDB *sql.DB

@@ -35,8 +35,8 @@ type Refund struct {
 
 // Refund gives money of a paid payment back, from the merchant to the buyer, and returns when it is decided or ctx ends. A
 // repeat gives the same refund. *Problem says what was wrong; nothing moved then.
-func (s *Service) Refund(ctx context.Context, payment string, r RefundRequest) (*Refund, error) {
-	if err := checkID("refund_no", r.RefundNo, textMax); err != nil {
+func (s *Service) Refund(ctx context.Context, payment string, r RefundRequest, idempotencyKey string) (*Refund, error) {
+	if err := errors.Join(checkID("refund_no", r.RefundNo, textMax), checkKey(idempotencyKey)); err != nil {
 		return nil, err
 	}
 	if r.Amount <= 0 || r.Amount > money.MinorMax {
@@ -49,8 +49,15 @@ func (s *Service) Refund(ctx context.Context, payment string, r RefundRequest) (
 	if p.State != Paid {
 		return nil, problemOf("not_paid", "", "it is "+string(p.State), p.ID)
 	}
-	fresh, err := s.inserted(ctx, s.DB, "INTO payment_refund (payment, refund_no, amount, gid, state, created_ms) VALUES (?, ?, ?, ?, 'processing', ?)",
-		p.ID, r.RefundNo, r.Amount, slot.NewGid(s.Now(), nil), s.Now().UnixMilli())
+	fresh, gid := false, slot.NewGid(s.Now(), nil)
+	err = sqldb.InTx(ctx, s.DB, func(tx *sql.Tx) error {
+		_, err := s.claimKey(ctx, tx, idempotencyKey, digest([]any{"refund", payment, r}), gid)
+		if err == nil {
+			fresh, err = s.inserted(ctx, tx, "INTO payment_refund (payment, refund_no, amount, gid, state, created_ms) VALUES (?, ?, ?, ?, 'processing', ?)",
+				p.ID, r.RefundNo, r.Amount, gid, s.Now().UnixMilli())
+		}
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +144,7 @@ const (
 )
 
 // PreOrder reserves an order's stock; durable on nil. A repeat gives the same order.
-func (s *Service) PreOrder(ctx context.Context, r OrderRequest) (*Order, error) {
+func (s *Service) PreOrder(ctx context.Context, r OrderRequest, idempotencyKey string) (*Order, error) {
 	for _, f := range []struct{ name, value string }{{"merchant", r.Merchant}, {"order_no", r.OrderNo}} {
 		if err := checkID(f.name, f.value, textMax); err != nil {
 			return nil, err
@@ -156,8 +163,17 @@ func (s *Service) PreOrder(ctx context.Context, r OrderRequest) (*Order, error) 
 	if r.TTLSeconds < 0 || r.TTLSeconds > int64(ttlMax/time.Second) {
 		return nil, invalid("ttl_seconds", "0 to 86400 are possible")
 	}
+	if err := checkKey(idempotencyKey); err != nil {
+		return nil, err
+	}
+	switch known, err := s.HasMerchant(ctx, r.Merchant); {
+	case err != nil:
+		return nil, err
+	case !known:
+		return nil, problem("no_merchant", "", r.Merchant)
+	}
 	id := OrderID(r.Merchant, r.OrderNo)
-	if err := s.keepOrder(ctx, id, r); err != nil {
+	if err := s.keepOrder(ctx, id, r, idempotencyKey); err != nil {
 		return nil, err
 	}
 	if err := s.Inventory.ReserveOrder(ctx, s.InventoryDB, id, r.Items, s.Now().Add(ttl)); err != nil {
@@ -167,9 +183,12 @@ func (s *Service) PreOrder(ctx context.Context, r OrderRequest) (*Order, error) 
 }
 
 // keepOrder writes the order's request down; a *Problem if it is there with another one.
-func (s *Service) keepOrder(ctx context.Context, id string, r OrderRequest) error {
+func (s *Service) keepOrder(ctx context.Context, id string, r OrderRequest, key string) error {
 	body := digestible(r)
 	return sqldb.InTx(ctx, s.DB, func(tx *sql.Tx) error {
+		if _, err := s.claimKey(ctx, tx, key, digest([]any{"order", r}), id); err != nil {
+			return err
+		}
 		if _, err := tx.ExecContext(ctx, s.Dialect.InsertNew("INTO payment_order (id, merchant, order_no, body, created_ms) VALUES (?, ?, ?, ?, ?)"),
 			id, r.Merchant, r.OrderNo, body, s.Now().UnixMilli()); err != nil {
 			return err

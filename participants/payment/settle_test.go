@@ -26,7 +26,7 @@ func TestARoundOfSettlingReachesEverything(t *testing.T) {
 	b.f.executes = client.State{}
 	for i := range n {
 		gids[b.open(fmt.Sprint(i)).Gid] = true
-		r, err := b.Refund(t.Context(), paid.ID, RefundRequest{RefundNo: fmt.Sprint(i), Amount: 1})
+		r, err := b.Refund(t.Context(), paid.ID, RefundRequest{RefundNo: fmt.Sprint(i), Amount: 1}, "")
 		if err != nil || r.State != Processing {
 			t.Fatalf("%+v, %v", r, err)
 		}

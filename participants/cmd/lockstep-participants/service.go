@@ -151,8 +151,9 @@ func (s *service) pay(c payment.Coordinator, base string) {
 		DB: s.merchant.DB(), Dialect: s.sell, Coordinator: c,
 		Buyers: at("leg"), Merchants: at("merchant"), MerchantRefunds: at("refund"), Stock: at("stock"),
 		Points: base + "/points/action", Notice: base + "/notice/action", Sales: base + "/sales/action", Insurance: base + "/insurance/action",
-		Held:      s.held,
-		Inventory: s.stock, InventoryDB: s.merchant.DB(), Log: s.log,
+		Held:        s.held,
+		HasMerchant: func(ctx context.Context, id string) (bool, error) { return s.shops.Has(ctx, s.merchant.DB(), id) },
+		Inventory:   s.stock, InventoryDB: s.merchant.DB(), Log: s.log,
 	})
 }
 
