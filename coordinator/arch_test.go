@@ -61,7 +61,7 @@ func within(path, root string) bool { return path == root || strings.HasPrefix(p
 
 // adapters stand between the engine and the outside; none knows another.
 var adapters = []string{
-	"coordinator/store/etcdstore", "coordinator/store/memstore", "coordinator/invoke", "coordinator/dtmwire", "coordinator/api", "coordinator/peer", "region/journal",
+	"coordinator/store/etcdstore", "coordinator/store/memstore", "coordinator/invoke", "coordinator/dtmwire", "coordinator/api", "coordinator/peer", "region/journal", "region/eventlog",
 }
 
 // family is the adapter that a package belongs to; "" for any other. What tests alone use belongs to nobody.

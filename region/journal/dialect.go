@@ -22,6 +22,10 @@ type dialect struct {
 	numbered bool
 	// insert writes the rows, distinct by gid, in one SQL transaction.
 	insert func(ctx context.Context, j *Journal, rows []*engine.Row) error
+	// insertIn writes such rows in an SQL transaction that is under way.
+	insertIn func(ctx context.Context, j *Journal, tx *sql.Tx, rows []*engine.Row) error
+	// single: statements of many rows are slower than many of one; and the database has one writer, so that nothing is locked.
+	single bool
 	// transient says that another writer's work stopped this one, and that it may be repeated.
 	transient func(error) bool
 	noTable   func(error) bool

@@ -40,6 +40,7 @@ type Journal struct {
 	insert      *sql.Stmt // SQLite's
 	// sortUntil is the time (unix ms) until which Append goes through its rows by gid.
 	sortUntil atomic.Int64
+	appended  atomic.Pointer[func([]engine.Row, []record.Event)]
 }
 
 var _ engine.Journal = (*Journal)(nil)
@@ -149,6 +150,9 @@ func (j *Journal) Append(ctx context.Context, rows []engine.Row) error {
 	})
 	if err != nil {
 		return fmt.Errorf("append %d rows to the journal at %s: %w", len(rows), j.where, err)
+	}
+	if f := j.appended.Load(); f != nil {
+		(*f)(rows, nil)
 	}
 	return nil
 }
@@ -336,7 +340,11 @@ func (j *Journal) Gids(ctx context.Context, each func(txn.Gid)) error {
 // trimChunk is how many rows Trim touches in one SQL transaction: an Append never waits for more.
 const trimChunk = 500
 
-// Trim is engine.Journal's. It finds its rows by an index, so that it costs nothing where there is nothing to do, and
+// keepUnread leaves a row with its bodies while a peer's journal has not acknowledged its events (see Acknowledge).
+const keepUnread = " AND NOT EXISTS (SELECT 1 FROM lockstep_ack a WHERE a.slot = lockstep_journal.slot AND" +
+	" (decision_epoch % 100 = a.origin AND decision_seq > a.seq OR finish_epoch % 100 = a.origin AND finish_seq > a.seq))"
+
+// Trim is engine.Journal's. What a peer has not acknowledged stays whole, however old it is. It finds its rows by an index, so that it costs nothing where there is nothing to do, and
 // goes in small SQL transactions: on an error the count says what was done before. Coordinators may trim at once.
 //
 // The space of what was trimmed is used again for new rows; SQLite's file does not shrink.

@@ -18,6 +18,9 @@ import (
 var mysqlDialect = &dialect{
 	name:   "mysql",
 	insert: insertMySQL,
+	insertIn: func(ctx context.Context, _ *Journal, tx *sql.Tx, rows []*engine.Row) error {
+		return eachChunk(tx, rows, mysqlRows(ctx))
+	},
 	transient: func(err error) bool {
 		c := mysqlCode(err)
 		return c == 1213 || c == 1205 || c == 1020 // deadlock, lock wait timeout, record has changed
@@ -31,9 +34,9 @@ var mysqlDialect = &dialect{
 		return false
 	},
 	locked:     lockedMySQL,
-	deleteRows: `DELETE FROM lockstep_journal WHERE body = ? AND finished_at < ? ORDER BY finished_at LIMIT ?`,
+	deleteRows: `DELETE FROM lockstep_journal WHERE body = ? AND finished_at < ?` + keepUnread + ` ORDER BY finished_at LIMIT ?`,
 	empty: emptyBy(`UPDATE lockstep_journal SET body = 0, closed = NULL, progress = NULL
-		WHERE body = ? AND finished_at < ? ORDER BY finished_at LIMIT ?`),
+		WHERE body = ? AND finished_at < ?` + keepUnread + ` ORDER BY finished_at LIMIT ?`),
 	byFinish: " FORCE INDEX (lockstep_journal_finished)",
 	byID:     "FORCE INDEX (PRIMARY) ",
 	byKind:   " FORCE INDEX (lockstep_journal_kind)",
@@ -127,7 +130,11 @@ var mysqlUpdate = func() string {
 }()
 
 func insertMySQL(ctx context.Context, j *Journal, rows []*engine.Row) error {
-	return inChunks(ctx, j.write, rows, func(q querier, rows []*engine.Row) error {
+	return inChunks(ctx, j.write, rows, mysqlRows(ctx))
+}
+
+func mysqlRows(ctx context.Context) func(querier, []*engine.Row) error {
+	return func(q querier, rows []*engine.Row) error {
 		args := make([]any, 0, len(rows)*(len(columnNames)+1))
 		for _, r := range rows {
 			args = values(args, r)
@@ -135,5 +142,5 @@ func insertMySQL(ctx context.Context, j *Journal, rows []*engine.Row) error {
 		_, err := q.ExecContext(ctx, "INSERT INTO lockstep_journal ("+columns+") VALUES "+mysqlRow+
 			strings.Repeat(", "+mysqlRow, len(rows)-1)+mysqlUpdate, args...)
 		return err
-	})
+	}
 }

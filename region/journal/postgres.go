@@ -21,6 +21,9 @@ var postgresDialect = &dialect{
 	name:     "postgres",
 	numbered: true,
 	insert:   insertPostgres,
+	insertIn: func(ctx context.Context, _ *Journal, tx *sql.Tx, rows []*engine.Row) error {
+		return eachChunk(tx, rows, postgresRows(ctx))
+	},
 	transient: func(err error) bool {
 		c := postgresCode(err)
 		return c == "40001" || c == "40P01" || c == "55P03" // serialization, deadlock, lock not available
@@ -46,9 +49,9 @@ var postgresDialect = &dialect{
 	},
 	// Rows that another coordinator is trimming are its business.
 	deleteRows: `DELETE FROM lockstep_journal WHERE id = ANY(ARRAY(SELECT id FROM lockstep_journal
-		WHERE body = $1 AND finished_at < $2 ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED))`,
+		WHERE body = $1 AND finished_at < $2` + keepUnread + ` ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED))`,
 	empty: emptyBy(`UPDATE lockstep_journal SET body = 0, closed = NULL, progress = NULL WHERE id = ANY(ARRAY(SELECT id FROM lockstep_journal
-		WHERE body = $1 AND finished_at < $2 ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED))`),
+		WHERE body = $1 AND finished_at < $2` + keepUnread + ` ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED))`),
 }
 
 func postgresCode(err error) string {
@@ -100,7 +103,11 @@ var postgresInsert = `INSERT INTO lockstep_journal (` + columns + `)
 	WHERE lockstep_journal.finish_seq IS NULL AND excluded.finish_seq IS NOT NULL`
 
 func insertPostgres(ctx context.Context, j *Journal, rows []*engine.Row) error {
-	return inChunks(ctx, j.write, rows, func(q querier, rows []*engine.Row) error {
+	return inChunks(ctx, j.write, rows, postgresRows(ctx))
+}
+
+func postgresRows(ctx context.Context) func(querier, []*engine.Row) error {
+	return func(q querier, rows []*engine.Row) error {
 		n := len(rows)
 		var (
 			bytes [5][][]byte
@@ -128,7 +135,7 @@ func insertPostgres(ctx context.Context, j *Journal, rows []*engine.Row) error {
 		_, err := q.ExecContext(ctx, postgresInsert, bytes[0], slots, small[0], small[1], big[0], big[1], big[2],
 			big[3], big[4], bytes[1], big[5], big[6], bytes[2], bytes[3], bytes[4])
 		return err
-	})
+	}
 }
 
 // Bounds of one statement to a server. Below MySQL's usual max_allowed_packet of 16 MB also when every byte is escaped.
@@ -139,17 +146,7 @@ const (
 
 // inChunks hands the rows to insert in statements of bounded size: one alone, several in a transaction.
 func inChunks(ctx context.Context, db *sql.DB, rows []*engine.Row, insert func(querier, []*engine.Row) error) error {
-	next := func(rows []*engine.Row) int {
-		size := 0
-		for i, r := range rows {
-			size += len(r.Closed) + len(r.Progress)
-			if i == statementRows || (i > 0 && size > statementBytes) {
-				return i
-			}
-		}
-		return len(rows)
-	}
-	if next(rows) == len(rows) {
+	if chunkOf(rows) == len(rows) {
 		return insert(db, rows)
 	}
 	tx, err := db.BeginTx(ctx, nil)
@@ -157,12 +154,31 @@ func inChunks(ctx context.Context, db *sql.DB, rows []*engine.Row, insert func(q
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
+	if err := eachChunk(tx, rows, insert); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+func eachChunk(q querier, rows []*engine.Row, insert func(querier, []*engine.Row) error) error {
 	for len(rows) > 0 {
-		n := next(rows)
-		if err := insert(tx, rows[:n]); err != nil {
+		n := chunkOf(rows)
+		if err := insert(q, rows[:n]); err != nil {
 			return err
 		}
 		rows = rows[n:]
 	}
-	return tx.Commit()
+	return nil
+}
+
+// chunkOf is how many of the rows one statement takes.
+func chunkOf(rows []*engine.Row) int {
+	size := 0
+	for i, r := range rows {
+		size += len(r.Closed) + len(r.Progress)
+		if i == statementRows || (i > 0 && size > statementBytes) {
+			return i
+		}
+	}
+	return len(rows)
 }

@@ -20,6 +20,8 @@ import (
 var sqliteDialect = &dialect{
 	name:      "sqlite",
 	insert:    insertSQLite,
+	insertIn:  sqliteRows,
+	single:    true,
 	transient: func(err error) bool { return sqliteCode(err)&0xff == sqlite3.SQLITE_BUSY },
 	// SQLite has no code of its own for it.
 	noTable: func(err error) bool { return strings.Contains(err.Error(), "no such table") },
@@ -39,7 +41,7 @@ var sqliteDialect = &dialect{
 		return tx.Commit()
 	},
 	deleteRows: `DELETE FROM lockstep_journal WHERE id IN (SELECT id FROM lockstep_journal
-		WHERE body = ? AND finished_at < ? ORDER BY finished_at LIMIT ?)`,
+		WHERE body = ? AND finished_at < ?` + keepUnread + ` ORDER BY finished_at LIMIT ?)`,
 	empty:    emptySQLite,
 	byFinish: " INDEXED BY lockstep_journal_finished",
 	byID:     "NOT INDEXED ", // but by rowid
@@ -116,6 +118,13 @@ func insertSQLite(ctx context.Context, j *Journal, rows []*engine.Row) error {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
+	if err := sqliteRows(ctx, j, tx, rows); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+func sqliteRows(ctx context.Context, j *Journal, tx *sql.Tx, rows []*engine.Row) error {
 	// A context that can end costs a goroutine per statement: it is looked at between statements instead.
 	quiet := context.WithoutCancel(ctx)
 	insert := tx.StmtContext(quiet, j.insert)
@@ -128,7 +137,7 @@ func insertSQLite(ctx context.Context, j *Journal, rows []*engine.Row) error {
 			return err
 		}
 	}
-	return tx.Commit()
+	return nil
 }
 
 // emptySQLite deletes rows and inserts them again without bodies. A row that an UPDATE makes shorter (or a REPLACE, which
@@ -147,7 +156,7 @@ func emptySQLite(ctx context.Context, j *Journal, body int, before int64, limit 
 		args []any
 	}{
 		{"CREATE TEMP TABLE IF NOT EXISTS emptied AS SELECT " + header + " FROM lockstep_journal WHERE 0", nil},
-		{"INSERT INTO temp.emptied SELECT " + header + " FROM main.lockstep_journal WHERE body = ? AND finished_at < ? ORDER BY finished_at LIMIT ?", []any{body, before, limit}},
+		{"INSERT INTO temp.emptied SELECT " + header + " FROM main.lockstep_journal WHERE body = ? AND finished_at < ?" + keepUnread + " ORDER BY finished_at LIMIT ?", []any{body, before, limit}},
 		{"DELETE FROM main.lockstep_journal WHERE id IN (SELECT id FROM temp.emptied)", nil},
 		{"INSERT INTO main.lockstep_journal (body, " + header + ") SELECT 0, " + header + " FROM temp.emptied ORDER BY id", nil},
 		{"DELETE FROM temp.emptied", nil},

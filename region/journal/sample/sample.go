@@ -14,6 +14,8 @@ import (
 
 // Maker numbers the events of the rows that it makes, slot by slot, as a coordinator does.
 type Maker struct {
+	// Epoch of the events; 0 means 1.
+	Epoch uint64
 	heads [slot.Count]record.Head
 	n     int
 }
@@ -31,6 +33,7 @@ type Payment struct {
 // Row makes the row of a payment that took 20 ms.
 func (m *Maker) Row(p Payment) engine.Row {
 	m.n++
+	epoch := max(1, m.Epoch)
 	if p.Mode == 0 {
 		p.Mode = txn.ModeTCC
 	}
@@ -39,7 +42,7 @@ func (m *Maker) Row(p Payment) engine.Row {
 		phase, op = txn.PhaseAborted, txn.OpCancel
 	}
 	tx := record.Tx{State: txn.State{
-		Gid: p.Gid, Mode: p.Mode, Phase: phase, Epoch: 1, BegunAt: p.BegunAt, DecidedAt: p.BegunAt + 8, UpdatedAt: p.BegunAt + 20,
+		Gid: p.Gid, Mode: p.Mode, Phase: phase, Epoch: epoch, BegunAt: p.BegunAt, DecidedAt: p.BegunAt + 8, UpdatedAt: p.BegunAt + 20,
 		FinishedAt: p.BegunAt + 20,
 	}}
 	for i, name := range []string{"ledger", "merchant"} {
@@ -60,14 +63,14 @@ func (m *Maker) Row(p Payment) engine.Row {
 	n := slot.Of(string(p.Gid))
 	row := engine.Row{
 		Gid: p.Gid, Slot: n, Mode: p.Mode, Phase: phase, BegunAt: p.BegunAt, DecidedAt: tx.State.DecidedAt, FinishedAt: tx.State.FinishedAt,
-		Closed: tx.Closed, Progress: tx.Progress, DecisionEpoch: 1, FinishEpoch: 1,
+		Closed: tx.Closed, Progress: tx.Progress, DecisionEpoch: epoch, FinishEpoch: epoch,
 	}
-	row.Decision = m.heads[n].Next(n, 1, record.KindDecision, p.Gid, row.Closed)
+	row.Decision = m.heads[n].Next(n, epoch, record.KindDecision, p.Gid, row.Closed)
 	m.heads[n] = row.Decision
 	if p.Decided {
 		return Decision(row)
 	}
-	row.Finish = m.heads[n].Next(n, 1, record.KindFinish, p.Gid, row.Progress)
+	row.Finish = m.heads[n].Next(n, epoch, record.KindFinish, p.Gid, row.Progress)
 	m.heads[n] = row.Finish
 	return row
 }

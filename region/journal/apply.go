@@ -1,0 +1,438 @@
+package journal
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// ApplyConfig is what an Applier has to know.
+type ApplyConfig struct {
+	// Own is the index of the journal's region.
+	Own int
+	// Seals gives all seals of a slot that the arbiter has. It must see what was written before it was called. nil: there
+	// are none.
+	Seals func(ctx context.Context, n int) ([]slot.Seal, error)
+}
+
+// Applier writes other regions' events into the journal.
+//
+// The rules: an event is applied once, in the order of its chain, and only where it continues the chain. The first event of
+// an epoch waits until this journal has reached the seal of every earlier epoch of the slot, whoever's it was; so a finish
+// never comes before the decision of another origin that it finishes, and a finish without its decision is a
+// contradiction. What contradicts stops the chain of (origin, slot), with the event kept as a divergence, and no other
+// chain. Rows, watermarks and the offset are one SQL transaction.
+//
+// Several processes may apply the same events at once: the watermarks' rows are locked. Safe for concurrent use.
+type Applier struct {
+	j   *Journal
+	cfg ApplyConfig
+
+	mu    sync.Mutex
+	seals [slot.Count]sealsKnown
+}
+
+// sealsKnown are the seals of a slot as they were read when an event of the epoch had been seen: all below it are there.
+type sealsKnown struct {
+	epoch uint64
+	seals []slot.Seal
+}
+
+// Applier makes one.
+func (j *Journal) Applier(cfg ApplyConfig) *Applier { return &Applier{j: j, cfg: cfg} }
+
+// Poison is a message that is no event, with the slot that its key named.
+type Poison struct {
+	Slot   int
+	Seq    uint64
+	Reason string
+	Bytes  []byte
+}
+
+// Batch is what was read of one origin.
+type Batch struct {
+	Origin int
+	// Events in any order, repeated or not.
+	Events []record.Event
+	Poison []Poison
+	// Part and Offset: where to go on reading, written with the events; Offset below 0: it is not touched.
+	Part   int
+	Offset int64
+}
+
+// Gap says that events between Have and Next are missing; Next is there.
+type Gap struct {
+	Slot       int
+	Have, Next uint64
+}
+
+// Stop is a chain that was stopped.
+type Stop struct {
+	Slot   int
+	Seq    uint64
+	Reason string
+}
+
+// Result is what became of a batch.
+type Result struct {
+	Applied, Duplicates int
+	// Dropped events are of chains that are stopped.
+	Dropped int
+	Gaps    []Gap
+	// Waiting: slots whose next event waits for the seal of another origin, or for the arbiter.
+	Waiting []int
+	// Stopped are the chains that this batch stopped.
+	Stopped []Stop
+	// Marks are the watermarks of the batch's slots as they are now.
+	Marks []Mark
+	// DecidedAt are the times (unix ms) of the decisions applied.
+	DecidedAt []int64
+}
+
+// Apply writes a batch. On nil everything that Result says is durable; on an error nothing of it may be, and all may be
+// repeated. What is in Gaps and Waiting was not kept: the caller brings it again.
+func (a *Applier) Apply(ctx context.Context, b Batch) (Result, error) {
+	w := &applying{a: a, b: &b}
+	w.sort()
+	unknown := a.learn(ctx, w.events)
+	err := a.j.retry(ctx, func(int) error {
+		w.reset(unknown)
+		return a.j.inTx(ctx, func(tx *sql.Tx) error { return w.run(ctx, tx) })
+	})
+	if err != nil {
+		return Result{}, fmt.Errorf("apply %d events of origin %d to the journal at %s: %w", len(b.Events), b.Origin, a.j.where, err)
+	}
+	return w.res, nil
+}
+
+// learn asks for the seals of slots with an epoch that is new. The slots for which nobody answers wait.
+func (a *Applier) learn(ctx context.Context, events map[int][]*record.Event) map[int]bool {
+	unknown := map[int]bool{}
+	if a.cfg.Seals == nil {
+		return unknown
+	}
+	for n, list := range events {
+		epoch := uint64(0)
+		for _, e := range list {
+			epoch = max(epoch, e.Epoch)
+		}
+		a.mu.Lock()
+		known := a.seals[n].epoch >= epoch
+		a.mu.Unlock()
+		if known {
+			continue
+		}
+		seals, err := a.cfg.Seals(ctx, n)
+		if err != nil {
+			unknown[n] = true
+			continue
+		}
+		a.mu.Lock()
+		if a.seals[n].epoch < epoch {
+			a.seals[n] = sealsKnown{epoch, seals}
+		}
+		a.mu.Unlock()
+	}
+	return unknown
+}
+
+func (a *Applier) sealsOf(n int) []slot.Seal {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.seals[n].seals
+}
+
+// applying is one batch on its way.
+type applying struct {
+	a      *Applier
+	b      *Batch
+	slots  []int
+	events map[int][]*record.Event // by slot, in order
+	poison map[int]Poison
+
+	unknown map[int]bool
+	res     Result
+	marks   map[int]*Mark
+	others  map[int]map[int]uint64 // by slot and origin, where an epoch begins
+	rows    map[txn.Gid]*known
+	changed []*engine.Row // in the order of arrival
+	moved   []record.Event
+	parked  []Divergence
+}
+
+// known is a transaction's row as it is here, or as this batch makes it.
+type known struct {
+	row     engine.Row
+	trimmed bool
+	queued  bool
+}
+
+func (w *applying) sort() {
+	w.events, w.poison = map[int][]*record.Event{}, map[int]Poison{}
+	for i := range w.b.Events {
+		e := &w.b.Events[i]
+		w.events[e.Slot] = append(w.events[e.Slot], e)
+	}
+	for _, p := range w.b.Poison {
+		if _, ok := w.poison[p.Slot]; !ok {
+			w.poison[p.Slot] = p
+		}
+		if w.events[p.Slot] == nil {
+			w.events[p.Slot] = []*record.Event{}
+		}
+	}
+	for n, list := range w.events {
+		w.slots = append(w.slots, n)
+		slices.SortStableFunc(list, func(x, y *record.Event) int { return cmp.Compare(x.Head.Seq, y.Head.Seq) })
+	}
+	slices.Sort(w.slots)
+}
+
+func (w *applying) reset(unknown map[int]bool) {
+	w.unknown = unknown
+	w.res = Result{}
+	w.marks, w.others, w.rows = map[int]*Mark{}, map[int]map[int]uint64{}, map[txn.Gid]*known{}
+	w.changed, w.moved, w.parked = nil, nil, nil
+}
+
+func (w *applying) run(ctx context.Context, tx *sql.Tx) error {
+	if err := w.lock(ctx, tx); err != nil {
+		return err
+	}
+	if err := w.readRows(ctx, tx); err != nil {
+		return err
+	}
+	for _, n := range w.slots {
+		if err := w.chain(ctx, tx, n); err != nil {
+			return err
+		}
+	}
+	return w.write(ctx, tx)
+}
+
+// lock reads the watermarks of the batch's slots and keeps others from moving them.
+func (w *applying) lock(ctx context.Context, tx *sql.Tx) error {
+	if len(w.slots) == 0 {
+		return nil
+	}
+	in := make([]string, len(w.slots))
+	for i, n := range w.slots {
+		in[i] = strconv.Itoa(n)
+	}
+	stmt := `SELECT w.origin, w.slot, w.epoch, w.seq, w.chain, w.stopped, w.updated_at,
+		CASE WHEN EXISTS (SELECT 1 FROM lockstep_event e WHERE e.origin = w.origin AND e.slot = w.slot AND e.seq = w.seq AND e.kind = 4) THEN 1 ELSE 0 END
+		FROM lockstep_watermark w WHERE w.origin = ? AND w.slot IN (` + strings.Join(in, ", ") + `) ORDER BY w.slot`
+	if !w.a.j.d.single {
+		stmt += " FOR UPDATE"
+	}
+	for range 2 {
+		list, err := w.a.j.marks(ctx, tx, stmt, w.b.Origin)
+		if err != nil {
+			return err
+		}
+		for i := range list {
+			w.marks[list[i].Slot] = &list[i]
+		}
+		var missing [][]any
+		for _, n := range w.slots {
+			if w.marks[n] == nil {
+				missing = append(missing, []any{w.b.Origin, n, 0, 0, make([]byte, len(record.Chain{})), "", time.Now().UnixMilli()})
+			}
+		}
+		if missing == nil {
+			return nil
+		}
+		// Another process may be making them too: the second look takes the locks.
+		if err := w.a.j.put(ctx, tx, markTable, "origin, slot", "", missing); err != nil {
+			return err
+		}
+	}
+	return errors.New("the watermarks could not be made")
+}
+
+const markTable = "lockstep_watermark (origin, slot, epoch, seq, chain, stopped, updated_at)"
+
+// readRows reads what the journal has of the transactions that the batch names.
+func (w *applying) readRows(ctx context.Context, tx *sql.Tx) error {
+	var gids []any
+	seen := map[txn.Gid]bool{}
+	for n, list := range w.events {
+		for _, e := range list {
+			if e.Head.Seq > w.marks[n].Head.Seq && (e.Kind == record.KindDecision || e.Kind == record.KindFinish) && !seen[e.Gid] {
+				seen[e.Gid] = true
+				gids = append(gids, []byte(e.Gid))
+			}
+		}
+	}
+	most := 500
+	if w.a.j.d.single {
+		most = 32 // the driver finds n parameters in n² steps
+	}
+	for part := range slices.Chunk(gids, most) {
+		rows, err := tx.QueryContext(ctx, w.a.j.d.bind(selectRow+"WHERE gid IN (?"+strings.Repeat(", ?", len(part)-1)+")"), part...)
+		if err != nil {
+			return err
+		}
+		for rows.Next() {
+			var s stored
+			if err := s.scan(rows.Scan); err != nil {
+				return errors.Join(err, rows.Close())
+			}
+			w.rows[s.row.Gid] = &known{row: s.row, trimmed: s.body == 0}
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// chain goes on with one slot as far as it can.
+func (w *applying) chain(ctx context.Context, tx *sql.Tx, n int) error {
+	m := w.marks[n]
+	list := w.events[n]
+	var behind []*record.Event
+	for i, e := range list {
+		if m.Stopped != "" {
+			w.res.Dropped += len(list) - i
+			break
+		}
+		if e.Head.Seq <= m.Head.Seq {
+			w.res.Duplicates++
+			behind = append(behind, e)
+			continue
+		}
+		if e.Head.Seq > m.Head.Seq+1 {
+			w.res.Gaps = append(w.res.Gaps, Gap{n, m.Head.Seq, e.Head.Seq})
+			break
+		}
+		wait, reason, err := w.next(ctx, tx, m, e)
+		if err != nil {
+			return err
+		}
+		if wait {
+			w.res.Waiting = append(w.res.Waiting, n)
+			break
+		}
+		if reason != "" {
+			w.stop(m, e.Head.Seq, reason, encoded(e))
+			continue
+		}
+		m.Head, m.Epoch, m.sealed = e.Head, e.Epoch, e.Kind == record.KindSeal
+		w.res.Applied++
+	}
+	if err := w.repeats(ctx, tx, m, behind); err != nil {
+		return err
+	}
+	if p, ok := w.poison[n]; ok && m.Stopped == "" && (p.Seq == 0 || p.Seq > m.Head.Seq) {
+		w.stop(m, p.Seq, p.Reason, p.Bytes)
+	}
+	return nil
+}
+
+func encoded(e *record.Event) []byte {
+	b, err := record.EncodeEvent(e)
+	if err != nil {
+		return []byte(e.Gid)
+	}
+	return b
+}
+
+// repeats compares events that are applied already with what is here.
+func (w *applying) repeats(ctx context.Context, tx *sql.Tx, m *Mark, list []*record.Event) error {
+	if len(list) == 0 || m.Stopped != "" {
+		return nil
+	}
+	have := map[uint64]record.Chain{m.Head.Seq: m.Head.Chain}
+	if first := list[0].Head.Seq; first < m.Head.Seq {
+		at := []any{m.Slot, int64(first - 1), int64(list[len(list)-1].Head.Seq), m.Origin}
+		rows, err := tx.QueryContext(ctx, w.a.j.d.bind(selectChains), append(append(append([]any{}, at...), at...), at...)...)
+		if err != nil {
+			return err
+		}
+		for rows.Next() {
+			var seq int64
+			var chain []byte
+			if err := rows.Scan(&seq, &chain); err != nil {
+				return errors.Join(err, rows.Close())
+			}
+			have[uint64(seq)] = record.Chain(chain)
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			return err
+		}
+	}
+	for _, e := range list {
+		// What Trim has deleted cannot be compared.
+		if chain, ok := have[e.Head.Seq]; ok && chain != e.Head.Chain {
+			w.stop(m, e.Head.Seq, fmt.Sprintf("event %d came again with another chain: the origin's history was replaced, or altered here", e.Head.Seq), encoded(e))
+			return nil
+		}
+	}
+	return nil
+}
+
+const selectChains = `SELECT decision_seq, decision_chain FROM lockstep_journal WHERE slot = ? AND decision_seq > ? AND decision_seq <= ? AND decision_epoch % 100 = ?
+	UNION ALL SELECT finish_seq, finish_chain FROM lockstep_journal WHERE slot = ? AND finish_seq > ? AND finish_seq <= ? AND finish_epoch % 100 = ?
+	UNION ALL SELECT seq, chain FROM lockstep_event WHERE slot = ? AND seq > ? AND seq <= ? AND origin = ?`
+
+// reasonMax bounds a reason: MySQL's column has 1000 characters.
+const reasonMax = 900
+
+func (w *applying) stop(m *Mark, seq uint64, reason string, event []byte) {
+	if len(reason) > reasonMax {
+		reason = strings.ToValidUTF8(reason[:reasonMax], "")
+	}
+	m.Stopped = reason
+	w.parked = append(w.parked, Divergence{Origin: m.Origin, Slot: m.Slot, Seq: seq, At: time.Now().UnixMilli(), Reason: reason, Event: nonNil(event)})
+	w.res.Stopped = append(w.res.Stopped, Stop{m.Slot, seq, reason})
+}
+
+// write takes everything to the database.
+func (w *applying) write(ctx context.Context, tx *sql.Tx) error {
+	j := w.a.j
+	if len(w.changed) > 0 {
+		if err := j.d.insertIn(ctx, j, tx, w.changed); err != nil {
+			return err
+		}
+	}
+	if err := j.putEvents(ctx, tx, w.moved); err != nil {
+		return err
+	}
+	now := time.Now().UnixMilli()
+	var marks, parked [][]any
+	for _, n := range w.slots {
+		m := w.marks[n]
+		w.res.Marks = append(w.res.Marks, *m)
+		marks = append(marks, []any{m.Origin, n, int64(m.Epoch), int64(m.Head.Seq), m.Head.Chain[:], m.Stopped, now})
+	}
+	if w.res.Applied > 0 || len(w.parked) > 0 {
+		if err := j.put(ctx, tx, markTable, "origin, slot",
+			"epoch = new(epoch), seq = new(seq), chain = new(chain), stopped = new(stopped), updated_at = new(updated_at)", marks); err != nil {
+			return err
+		}
+	}
+	for _, d := range w.parked {
+		parked = append(parked, []any{d.Origin, d.Slot, int64(d.Seq), d.At, d.Reason, d.Event})
+	}
+	if err := j.put(ctx, tx, "lockstep_divergence (origin, slot, seq, at, reason, event)", "id", "", parked); err != nil {
+		return err
+	}
+	if w.b.Offset < 0 {
+		return nil
+	}
+	return j.put(ctx, tx, "lockstep_offset (origin, part, next_offset)", "origin, part", "next_offset = new(next_offset)",
+		[][]any{{w.b.Origin, w.b.Part, w.b.Offset}})
+}
