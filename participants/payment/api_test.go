@@ -76,6 +76,7 @@ func walkPayments(b *bed, call caller, commit, abort client.State) {
 	call("POST", "/v1/payments", body("2"), http.StatusUnprocessableEntity, "Idempotency-Key", "again")
 	b.f.executes = client.State{}
 	call("POST", "/v1/payments", body("3"), http.StatusAccepted)
+	call("POST", "/v1/payments", body("4"), http.StatusAccepted, "Prefer", "wait=0")
 	call("POST", "/v1/payments", `{}`, http.StatusBadRequest)
 	call("POST", "/v1/payments", strings.Replace(body1, "100", "101", 1), http.StatusConflict)
 	call("GET", "/v1/payments", "", http.StatusOK)
@@ -97,6 +98,7 @@ func walkRefunds(b *bed, call caller, commit, abort client.State) {
 	call("POST", path, `{"refund_no":"r2","amount":1}`, http.StatusUnprocessableEntity)
 	b.f.executes = client.State{}
 	call("POST", path, `{"refund_no":"r3","amount":1}`, http.StatusAccepted)
+	call("POST", path, `{"refund_no":"r5","amount":1}`, http.StatusAccepted, "Prefer", "wait=0")
 	call("POST", path, `{"refund_no":"","amount":1}`, http.StatusBadRequest)
 	call("POST", path, `{"refund_no":"r1","amount":2}`, http.StatusConflict)
 	call("POST", "/v1/payments/none/refunds", `{"refund_no":"r1","amount":2}`, http.StatusNotFound)

@@ -58,7 +58,14 @@ func (s *Service) decide(ctx context.Context, gid string, fresh bool, transactio
 	if err != nil {
 		return Processing, "", err
 	}
-	now, err := s.Coordinator.Execute(ctx, t, client.Decided)
+	until := client.Decided
+	if fresh && ctx.Err() != nil { // the caller waits for nothing; it goes out all the same
+		until = client.Accepted
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), settleAsk)
+		defer cancel()
+	}
+	now, err := s.Coordinator.Execute(ctx, t, until)
 	if err != nil {
 		return Processing, "", err
 	}

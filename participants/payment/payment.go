@@ -228,7 +228,7 @@ func (s *Service) Pay(ctx context.Context, r Request, idempotencyKey string) (*P
 		return nil, err
 	}
 	p := &Payment{ID: PaymentID(r.Merchant, r.OrderNo), Request: r, State: Processing, Gid: slot.NewGid(s.Now(), nil), CreatedMS: s.Now().UnixMilli(), digest: digest(r)}
-	has, fresh, err := s.insert(ctx, p, idempotencyKey)
+	has, fresh, err := s.insert(context.WithoutCancel(ctx), p, idempotencyKey) // ctx is how long the decision is waited for
 	if err != nil {
 		return nil, err
 	}

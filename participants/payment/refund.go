@@ -42,7 +42,8 @@ func (s *Service) Refund(ctx context.Context, payment string, r RefundRequest, i
 	if r.Amount <= 0 || r.Amount > money.MinorMax {
 		return nil, invalid("amount", fmt.Sprintf("1 to %d minor units are possible", int64(money.MinorMax)))
 	}
-	p, err := s.Get(ctx, payment)
+	wctx := context.WithoutCancel(ctx) // ctx is how long the decision is waited for
+	p, err := s.Get(wctx, payment)
 	if err != nil {
 		return nil, err
 	}
@@ -50,10 +51,10 @@ func (s *Service) Refund(ctx context.Context, payment string, r RefundRequest, i
 		return nil, problemOf("not_paid", "", "it is "+string(p.State), p.ID)
 	}
 	fresh, gid := false, slot.NewGid(s.Now(), nil)
-	err = sqldb.InTx(ctx, s.DB, func(tx *sql.Tx) error {
-		_, err := s.claimKey(ctx, tx, idempotencyKey, digest([]any{"refund", payment, r}), gid)
+	err = sqldb.InTx(wctx, s.DB, func(tx *sql.Tx) error {
+		_, err := s.claimKey(wctx, tx, idempotencyKey, digest([]any{"refund", payment, r}), gid)
 		if err == nil {
-			fresh, err = s.inserted(ctx, tx, "INTO payment_refund (payment, refund_no, amount, gid, state, created_ms) VALUES (?, ?, ?, ?, 'processing', ?)",
+			fresh, err = s.inserted(wctx, tx, "INTO payment_refund (payment, refund_no, amount, gid, state, created_ms) VALUES (?, ?, ?, ?, 'processing', ?)",
 				p.ID, r.RefundNo, r.Amount, gid, s.Now().UnixMilli())
 		}
 		return err
@@ -61,7 +62,7 @@ func (s *Service) Refund(ctx context.Context, payment string, r RefundRequest, i
 	if err != nil {
 		return nil, err
 	}
-	all, err := s.refunds(ctx, "payment = ? AND refund_no = ?", p.ID, r.RefundNo)
+	all, err := s.refunds(wctx, "payment = ? AND refund_no = ?", p.ID, r.RefundNo)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +103,7 @@ func (s *Service) driveRefund(ctx context.Context, r *Refund, fresh bool) error 
 // refundTransaction is a refund's transaction, once its payment is settled.
 func (s *Service) refundTransaction(ctx context.Context, r *Refund) (client.Tx, error) {
 	t := client.Tx{Gid: r.Gid}
-	p, err := s.Get(ctx, r.Payment)
+	p, err := s.Get(context.WithoutCancel(ctx), r.Payment)
 	if err != nil {
 		return t, err
 	}

@@ -271,8 +271,8 @@ func (s *service) days(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(map[string]any{"days": d})
 }
 
-// state is the answer to GET /state. Each database is read in one transaction, the two one after the other: Settled
-// and the comparison between them mean something only while no payment is under way.
+// state is the answer to GET /state. Each part is read in one transaction, one after the other: Settled
+// and the comparisons between them mean something only while no payment is under way.
 type state struct {
 	Buyer     ledger.BuyersState `json:"buyer"`
 	Merchant  merchant.State     `json:"merchant"`
