@@ -189,7 +189,7 @@ func (p *puller) add(e *record.Event) {
 	seq := e.Head.Seq
 	l.promise = max(l.promise, seq)
 	switch {
-	case p.o.stopped(e.Slot):
+	case p.o.saw(e.Slot, seq):
 		p.s.m.dropped.WithLabelValues(p.o.peer.Name).Inc()
 	case seq <= l.applied:
 		p.repeat = append(p.repeat, *e)

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
-	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/eventlog"
 	"github.com/lockstep-tx/lockstep/region/journal"
@@ -349,5 +348,3 @@ func TestWhatIsDecidedInOneRegionReachesTheOther(t *testing.T) {
 		})
 	})
 }
-
-var _ = record.Head{}

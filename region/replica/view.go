@@ -75,6 +75,18 @@ func (o *origin) note(n int, waiting bool, missing string) {
 	o.mu.Unlock()
 }
 
+// saw takes note of an event that was read, and says whether its chain is stopped.
+func (o *origin) saw(n int, seq uint64) (stopped bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	v := &o.slots[n]
+	if seq > v.head {
+		v.head = seq
+		v.settle(time.Now())
+	}
+	return v.stopped != ""
+}
+
 func (o *origin) stopped(n int) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
