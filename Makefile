@@ -94,12 +94,12 @@ bench-peers: devctl build ## throughput and latency beside DTM on its stores
 
 .PHONY: bench-payments
 bench-payments: devctl build ## payments on PostgreSQL and MariaDB behind barriers, beside DTM
-	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-payments --db postgres
-	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-payments --db mysql
+	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-payments --db postgres --check
+	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-payments --db mysql --check
 
 .PHONY: bench-hot
 bench-hot: devctl ## every payment goes to one merchant: direct, serial batch, buffered, aggregated, sub-accounts
-	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-hot
+	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-hot --check
 
 .PHONY: bench-xa
 bench-xa: devctl build ## what two-phase commit does beside TCC: a slow participant, one that hangs, a killed coordinator

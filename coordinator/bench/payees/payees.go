@@ -5,7 +5,8 @@
 //	dtm  handlers with DTM's SDK and its barrier, one local transaction per call
 //	kit  participants/branch with our barrier: calls share local transactions, and batches are offered
 //
-// Each database is served on an address of its own: POST /leg/{try,confirm,cancel} with an Order, GET /sums with Sums.
+// Each database is served on an address of its own: POST /leg/{try,confirm,cancel} with an Order, GET /sums with Sums, and GET
+// /audit, which recounts the book.
 package payees
 
 import (
@@ -154,6 +155,7 @@ func (p *Payee) Handler() http.Handler {
 		}
 	}
 	mux.HandleFunc("GET /sums", p.sums)
+	mux.HandleFunc("GET /audit", p.audit)
 	return mux
 }
 

@@ -104,9 +104,11 @@ func fill(ctx context.Context, db *sql.DB, plan Plan) error {
 // PaymentMinor is what every payment moves, in minor units.
 const PaymentMinor = 7
 
-// Sums are what went through a database, as its clearing account shows it: every payment touches that.
+// Sums are what went through a database: as its clearing account shows it, which every payment touches, and as the
+// numbered accounts do together, on the other side of each.
 type Sums struct {
 	Clearing int64 `json:"clearing"` // credits less debits that are posted or buffered, in minor units
+	Accounts int64 `json:"accounts"` // the same of all numbered accounts
 	Pending  int64 `json:"pending"`  // debits and credits that are held
 }
 
@@ -120,7 +122,41 @@ func (p *Payee) sums(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(s)
 }
 
-func (p *Payee) read(ctx context.Context) (Sums, error) {
-	b, err := p.ledger.Balance(ctx, p.db, Clearing)
-	return Sums{Clearing: b.Total(), Pending: b.DebitsPending + b.CreditsPending}, err
+func (p *Payee) read(ctx context.Context) (s Sums, err error) {
+	tx, err := (sqldb.Dialect{Dialect: p.dialect}).BeginRead(ctx, p.db)
+	if err != nil {
+		return s, err
+	}
+	defer func() { _ = tx.Rollback() }()
+	b, err := p.ledger.Balance(ctx, tx, Clearing)
+	if err != nil {
+		return s, err
+	}
+	s.Clearing, s.Pending = b.Total(), b.DebitsPending+b.CreditsPending
+	err = tx.QueryRowContext(ctx, "SELECT (SELECT coalesce(sum(credits_posted - debits_posted), 0) FROM ledger_account WHERE "+anyNumbered("id")+
+		") + (SELECT coalesce(sum(credit - debit), 0) FROM ledger_buffer WHERE "+anyNumbered("account")+")").Scan(&s.Accounts)
+	return s, err
+}
+
+// anyNumbered is true of a column that names a numbered account, or the clearing account of one.
+func anyNumbered(column string) string {
+	return column + " LIKE 'buyer-%' OR " + column + " LIKE 'merchant-%'"
+}
+
+// Audit recounts the whole book, and gives as an error what does not agree. It reads every entry.
+func (p *Payee) Audit(ctx context.Context) error {
+	faults, err := p.ledger.Audit(ctx, p.db)
+	if err == nil && len(faults) > 0 {
+		err = fmt.Errorf("the book does not agree with itself in %d places, such as: %s", len(faults), faults[0])
+	}
+	return err
+}
+
+func (p *Payee) audit(w http.ResponseWriter, r *http.Request) {
+	if err := p.Audit(r.Context()); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]any{})
 }

@@ -173,6 +173,16 @@ func (p *Payees) sums(ctx context.Context) (s twoSums, err error) {
 	return s, err
 }
 
+// Audit recounts both books; it reads every entry.
+func (p *Payees) Audit(ctx context.Context) error {
+	for _, at := range []string{p.Buyers, p.Merchants} {
+		if err := CallJSON(ctx, http.MethodGet, "http://"+at+"/audit", &struct{}{}); err != nil {
+			return fmt.Errorf("%w: %w", ErrIncomplete, err)
+		}
+	}
+	return nil
+}
+
 func paid(r load.Result, before, after twoSums) error {
 	left := after.buyers.Clearing - before.buyers.Clearing
 	arrived := before.merchants.Clearing - after.merchants.Clearing
@@ -181,6 +191,9 @@ func paid(r load.Result, before, after twoSums) error {
 		return fmt.Errorf("%w: %d are pending with the buyers, %d with the merchants", ErrIncomplete, after.buyers.Pending, after.merchants.Pending)
 	case left != arrived:
 		return fmt.Errorf("%w: %d left the buyers, %d arrived at the merchants", ErrIncomplete, left, arrived)
+	case before.buyers.Accounts-after.buyers.Accounts != left || after.merchants.Accounts-before.merchants.Accounts != arrived:
+		return fmt.Errorf("%w: %d left the buyers' accounts and %d arrived on the merchants', but %d and %d went through clearing", ErrIncomplete,
+			before.buyers.Accounts-after.buyers.Accounts, after.merchants.Accounts-before.merchants.Accounts, left, arrived)
 	case left < low || left > high:
 		return fmt.Errorf("%w: %d payments were answered as made and %d were not, but %d moved", ErrIncomplete, r.TotalOK, r.TotalFailed, left)
 	}

@@ -1,11 +1,17 @@
 // Command bench-hot measures what one account takes that every payment goes to, at the merchants' participant on
 // PostgreSQL, behind its barrier: a payment is a try and a confirm of one leg. The ways to keep a hot account stand side by
-// side, beside payments spread over many merchants. After each the money is counted.
+// side, beside payments spread over many merchants. After each the money is counted, on every account and entry by entry.
+//
+// Two things make ways differ, and each is named: the account's mode, and whether calls share local transactions, which is
+// the kit's doing and not the mode's. Direct and spread run both ways. Serial batch is a serial account whose calls share,
+// against a direct one whose calls do not: the promise is of sharing. The modes that promise to be as good as spread are held
+// against the better of the two ways to spread.
 //
 //	bench-hot --clients 256 --rounds 2 --round 5s
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,6 +21,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -35,19 +42,21 @@ type way struct {
 	mode      ledger.Mode
 	accounts  int
 	shards    int
-	alone     bool // each call in a local transaction of its own, many at once
-	against   string
-	atLeast   float64 // in multiples of against
+	alone     bool     // each call in a local transaction of its own, many at once
+	against   []string // the better of them
+	atLeast   float64  // in multiples of that
 	perSecond []float64
 }
 
 func ways(spread int) []*way {
 	return []*way{
-		{name: "spread", mode: ledger.Direct, accounts: spread},
-		{name: "direct", mode: ledger.Direct, accounts: 1, alone: true},
-		{name: "serial batch", mode: ledger.Serial, accounts: 1, against: "direct", atLeast: 5},
-		{name: "buffered", mode: ledger.Buffered, accounts: 1, against: "spread", atLeast: 0.8},
-		{name: "aggregated", mode: ledger.Aggregated, accounts: 1, against: "spread", atLeast: 0.8},
+		{name: "spread, alone", mode: ledger.Direct, accounts: spread, alone: true},
+		{name: "spread, shared", mode: ledger.Direct, accounts: spread},
+		{name: "direct, alone", mode: ledger.Direct, accounts: 1, alone: true},
+		{name: "direct, shared", mode: ledger.Direct, accounts: 1},
+		{name: "serial batch", mode: ledger.Serial, accounts: 1, against: []string{"direct, alone"}, atLeast: 5},
+		{name: "buffered", mode: ledger.Buffered, accounts: 1, against: []string{"spread, alone", "spread, shared"}, atLeast: 0.8},
+		{name: "aggregated", mode: ledger.Aggregated, accounts: 1, against: []string{"spread, alone", "spread, shared"}, atLeast: 0.8},
 		{name: "sub-accounts", mode: ledger.Split, accounts: 1, shards: 16},
 	}
 }
@@ -56,6 +65,7 @@ type options struct {
 	clients, rounds, spread int
 	round, warmUp           time.Duration
 	server                  string
+	check                   bool
 }
 
 func main() {
@@ -65,6 +75,7 @@ func main() {
 	flag.IntVar(&o.spread, "spread", 10_000, "merchants of the spread case")
 	flag.DurationVar(&o.round, "round", 5*time.Second, "measured window of a turn")
 	flag.DurationVar(&o.warmUp, "warm-up", time.Second, "load before each window")
+	flag.BoolVar(&o.check, "check", false, "exit with 1 when a target is missed")
 	flag.Parse()
 	if o.server == "" {
 		fmt.Fprintln(os.Stderr, "bench-hot: LOCKSTEP_TEST_POSTGRES_URL names no server\nnext: make bench-hot")
@@ -88,7 +99,7 @@ func run(ctx context.Context, o options) error {
 				return fmt.Errorf("%s: %w", w.name, err)
 			}
 			w.perSecond = append(w.perSecond, n)
-			fmt.Printf("round %d  %-13s %7.0f payments/s; the money is right\n", round+1, w.name, n)
+			fmt.Printf("round %d  %-14s %7.0f payments/s; the money is right\n", round+1, w.name, n)
 		}
 	}
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
@@ -97,18 +108,26 @@ func run(ctx context.Context, o options) error {
 	for _, w := range all {
 		median[w.name] = stats.Median(w.perSecond)
 	}
+	short := 0
 	for _, w := range all {
 		verdict := ""
-		if w.against != "" {
-			ratio := median[w.name] / median[w.against]
-			verdict = fmt.Sprintf("%.2f times %s: PASS (at least %g)", ratio, w.against, w.atLeast)
+		if len(w.against) > 0 {
+			best := slices.MaxFunc(w.against, func(a, b string) int { return cmp.Compare(median[a], median[b]) })
+			ratio, word := median[w.name]/median[best], "PASS"
 			if ratio < w.atLeast {
-				verdict = fmt.Sprintf("%.2f times %s: FALLS SHORT (at least %g)", ratio, w.against, w.atLeast)
+				short, word = short+1, "FALLS SHORT"
 			}
+			verdict = fmt.Sprintf("%.2f times %q: %s (at least %g)", ratio, best, word, w.atLeast)
 		}
 		fmt.Fprintf(t, "%s\t%.0f\t%s\n", w.name, median[w.name], verdict)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if o.check && short > 0 {
+		return fmt.Errorf("%d targets missed", short)
+	}
+	return nil
 }
 
 // measure runs payments to one way's accounts on an empty database.
@@ -172,6 +191,12 @@ func measure(ctx context.Context, o options, w *way) (perSecond float64, err err
 	}
 	if want := -paid.Load() * payees.PaymentMinor; got.Clearing != want || got.Pending != 0 {
 		return 0, fmt.Errorf("%d payments moved %d and left %d pending, want %d", paid.Load(), got.Clearing, got.Pending, want)
+	}
+	if got.Accounts != -got.Clearing {
+		return 0, fmt.Errorf("%d went through clearing, and the accounts have %d", -got.Clearing, got.Accounts)
+	}
+	if err := p.Audit(ctx); err != nil {
+		return 0, err
 	}
 	return float64(counted.Load()) / took.Seconds(), nil
 }
