@@ -18,8 +18,9 @@ type Mode string
 const (
 	// Direct: one row, updated by each transfer.
 	Direct Mode = "direct"
-	// Serial is Direct for an account that is hot: its participant serves it by shared transactions (the kit's default), so
-	// that the row is locked and synced once for many transfers.
+	// Serial is Direct in the tables, and says that the account is hot: its participant is to serve it by shared transactions,
+	// so that the row is locked and synced once for many transfers. The kit shares them by default, for Direct accounts too;
+	// it is the sharing that makes it fast, and a branch with Alone set has none.
 	Serial Mode = "serial"
 	// Buffered credits insert only: accepted and durable at once, posted to the counters in batches by a Poster. A debit
 	// sees the whole balance. With Overdraft, debits insert only as well.
