@@ -51,6 +51,9 @@ type Config struct {
 	NewGid func() string
 	// Tenant names who asks; nil where there are no tenants.
 	Tenant func(ctx context.Context) string
+	// Global: there is an arbiter, so that a decision can be durable there. GlobalDefault: it is where the client does not
+	// say.
+	Global, GlobalDefault bool
 	// WaitMax bounds an answer that waits. 0 means 60 s.
 	WaitMax time.Duration
 }
@@ -138,6 +141,9 @@ func (s *Server) spec(gid txn.Gid, in begun, driven bool) (txn.Spec, error) {
 	if sp.Opt, err = optionsOf(in.GetOptions()); err != nil {
 		return sp, err
 	}
+	if sp.Opt.Durability, err = s.durability(in.GetOptions().GetDurability()); err != nil {
+		return sp, err
+	}
 	index := map[string]int{}
 	for i, b := range in.GetBranches() {
 		if err := checkID("branches", b.GetId(), index); err != nil {
@@ -152,6 +158,7 @@ func (s *Server) spec(gid txn.Gid, in begun, driven bool) (txn.Spec, error) {
 		}
 		sp.Branches = append(sp.Branches, txn.Branch{
 			ID: txn.BranchID(b.GetId()), Try: b.GetTryUrl(), Confirm: b.GetConfirmUrl(), Cancel: b.GetCancelUrl(), Payload: b.GetPayload(), UseResults: b.GetUseResults(),
+			Account: b.GetAccount(),
 		})
 	}
 	for i, b := range in.GetBranches() {
@@ -186,6 +193,25 @@ func (s *Server) spec(gid txn.Gid, in begun, driven bool) (txn.Spec, error) {
 		return sp, status.Error(codes.InvalidArgument, err.Error())
 	}
 	return sp, nil
+}
+
+// durability maps where the decision shall be durable.
+func (s *Server) durability(d apipb.Durability) (txn.Durability, error) {
+	switch d {
+	case apipb.Durability_DURABILITY_UNSPECIFIED:
+		if s.cfg.GlobalDefault {
+			return txn.Global, nil
+		}
+		return txn.Regional, nil
+	case apipb.Durability_DURABILITY_REGIONAL:
+		return txn.Regional, nil
+	case apipb.Durability_DURABILITY_GLOBAL:
+		if !s.cfg.Global {
+			return 0, invalid("options.durability", "global needs an arbiter, and this coordinator has none (--regions-file); ask for regional")
+		}
+		return txn.Global, nil
+	}
+	return 0, invalid("options.durability", "%d is unknown", d)
 }
 
 func checkID(field, id string, seen map[string]int) error {
@@ -329,7 +355,7 @@ func (s *Server) Register(ctx context.Context, in *apipb.RegisterRequest) (*apip
 	if b.GetConfirmUrl() == "" || b.GetCancelUrl() == "" || b.GetTryUrl() != "" {
 		return nil, invalid("branch", "it needs confirm_url and cancel_url, and no try_url: the caller makes the try")
 	}
-	br := txn.Branch{ID: txn.BranchID(b.GetId()), Confirm: b.GetConfirmUrl(), Cancel: b.GetCancelUrl(), Payload: b.GetPayload()}
+	br := txn.Branch{ID: txn.BranchID(b.GetId()), Confirm: b.GetConfirmUrl(), Cancel: b.GetCancelUrl(), Payload: b.GetPayload(), Account: b.GetAccount()}
 	if err := s.cfg.Rules.CheckBranches(in.GetGid(), []txn.Branch{br}, nil); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}

@@ -23,7 +23,7 @@ func (s *Server) CheckBranches(gid string, bs []txn.Branch, headers map[string]s
 	grpc := false
 	for i := range bs {
 		for _, u := range []string{bs[i].Try, bs[i].Confirm, bs[i].Cancel} {
-			grpc = grpc || (u != "" && !isHTTP(u))
+			grpc = grpc || (u != "" && !isHTTP(u) && !strings.HasPrefix(u, namedScheme))
 		}
 	}
 	return checkHeaders("options.headers", headers, grpc)
@@ -130,6 +130,9 @@ const urlBytesMax = 4096
 // grpcsScheme begins the address of a gRPC server that is called over TLS.
 const grpcsScheme = "grpcs://"
 
+// namedScheme begins the address of a participant that is called by its name.
+const namedScheme = "lockstep://"
+
 func isHTTP(raw string) bool {
 	return strings.HasPrefix(raw, "http://") || strings.HasPrefix(raw, "https://")
 }
@@ -139,6 +142,16 @@ func isHTTP(raw string) bool {
 func (s *Server) checkURL(field, raw string, ids ...string) error {
 	if len(raw) > urlBytesMax || !utf8.ValidString(raw) || strings.ContainsAny(raw, " \r\n\t\x00") {
 		return invalid(field, "%.60q is no address", raw)
+	}
+	if strings.HasPrefix(raw, namedScheme) {
+		name, _, ok := strings.Cut(raw[len(namedScheme):], "/")
+		switch {
+		case !s.Named:
+			return invalid(field, "%.200q names a participant: that takes a deployment with several regions (--regions-file); give http://host:port/path", raw)
+		case !ok || name == "":
+			return invalid(field, "%.200q names no participant and path: write lockstep://name/path", raw)
+		}
+		return nil
 	}
 	if isHTTP(raw) {
 		u, err := url.Parse(raw)

@@ -436,9 +436,14 @@ func (r *Runner) sample(ctx context.Context) {
 			return
 		}
 		g.Usage, g.JournalBacklog = usage, r.rows.len()
+		r.open.Store(int64(g.Live))
 		r.cfg.Observer.Sampled(g)
 	}
 }
+
+// Counts gives the unfinished transactions in this process, as they were counted within the last second, and the rows on
+// their way to the journal.
+func (r *Runner) Counts() (open, backlog int) { return int(r.open.Load()), r.rows.len() }
 
 // StuckFails is how many failures in a row make a call stuck.
 const StuckFails = 5

@@ -123,6 +123,7 @@ type Runner struct {
 	ready                atomic.Bool
 	stopping             atomic.Bool
 	building, buildAgain atomic.Bool
+	open                 atomic.Int64 // transactions in memory, when they were last counted
 	lifetime             context.Context
 	done                 chan struct{}
 }

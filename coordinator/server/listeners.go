@@ -232,6 +232,7 @@ func (s *Server) adminServer() *http.Server {
 	mux := http.NewServeMux()
 	api := s.admin.Handler()
 	mux.Handle("/v1/", api)
+	s.mountRegions(mux)
 	mux.Handle("/debug/clock/", api)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {

@@ -2,15 +2,23 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/store/etcdstore"
+	"github.com/lockstep-tx/lockstep/region/applier"
 	"github.com/lockstep-tx/lockstep/region/arbiter"
+	"github.com/lockstep-tx/lockstep/region/eventlog"
 	"github.com/lockstep-tx/lockstep/region/place"
+	"github.com/lockstep-tx/lockstep/region/replica"
 	"github.com/lockstep-tx/lockstep/region/slot"
 	"github.com/lockstep-tx/lockstep/region/topology"
 )
@@ -20,7 +28,10 @@ type regions struct {
 	file    *topology.File
 	arbiter *arbiter.Arbiter
 	place   *place.Place
-	http    *http.Client
+	http    *http.Client // to participants
+	admin   *http.Client // to the other regions' coordinators
+	replica *replica.Service
+	applier *applier.Applier
 }
 
 // openRegions reads the regions file and asks the arbiter who this region is.
@@ -42,11 +53,12 @@ func (s *Server) openRegions(ctx context.Context) error {
 		return fmt.Errorf("regions-file: arbiter: %w", err)
 	}
 	s.onClose(cli.Close)
-	tls, err := s.branchTLS()
+	secure, err := s.branchTLS()
 	if err != nil {
 		return err
 	}
-	s.regions = &regions{file: f, arbiter: arbiter.New(cli, s.log), http: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: tls, MaxIdleConnsPerHost: 16}}}
+	s.regions = &regions{file: f, arbiter: arbiter.New(cli, s.log), http: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: secure, MaxIdleConnsPerHost: 16}}}
+	s.regions.admin = &http.Client{Timeout: 10 * time.Second, Transport: s.peerTransport()}
 	s.regions.place, err = place.New(ctx, place.Config{
 		Self: c.Region, Topology: f, Arbiter: s.regions.arbiter, Forward: forwarder{s}, Carried: s.carried, HTTP: s.regions.http, Log: s.log,
 	})
@@ -54,6 +66,30 @@ func (s *Server) openRegions(ctx context.Context) error {
 		return fmt.Errorf("regions-file: %w", err)
 	}
 	return err
+}
+
+// peerTransport asks the other regions' admin addresses: by this coordinator's certificate, or with LOCKSTEP_TOKEN.
+func (s *Server) peerTransport() http.RoundTripper {
+	var secure *tls.Config
+	if s.certs != nil {
+		secure = s.certs.Peer()
+	}
+	return withToken{token: os.Getenv("LOCKSTEP_TOKEN"), next: &http.Transport{TLSClientConfig: secure, MaxIdleConnsPerHost: 16}}
+}
+
+// withToken adds a token to requests.
+type withToken struct {
+	token string
+	next  http.RoundTripper
+}
+
+// RoundTrip is http.RoundTripper's.
+func (b withToken) RoundTrip(r *http.Request) (*http.Response, error) {
+	if b.token != "" {
+		r = r.Clone(r.Context())
+		r.Header.Set("Authorization", "Bearer "+b.token)
+	}
+	return b.next.RoundTrip(r)
 }
 
 // forwarder is the peers' client, which is made later.
@@ -66,7 +102,7 @@ func (f forwarder) Forward(ctx context.Context, to engine.Member, req engine.Req
 
 // carried is what came with a seal, from the own journal.
 func (s *Server) carried(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error) {
-	return nil, engine.ErrNotYet
+	return s.regions.replica.Carried(ctx, n, seal)
 }
 
 // beyond is the engine's view of the other regions; nil where there are none.
@@ -85,3 +121,107 @@ func (s *Server) resolver() func(*engine.Call) (*engine.Call, error) {
 	return s.regions.place.Resolve
 }
 
+// buildRegions makes what replicates; the runner is there.
+func (s *Server) buildRegions() error {
+	if s.regions == nil {
+		return nil
+	}
+	r, dep := s.regions, s.regions.place.Deployment()
+	own := r.file.Regions[s.cfg.Region]
+	cfg := replica.Config{
+		Region: s.cfg.Region, Index: r.place.Index(), Journal: s.journal, Brokers: own.Kafka, Partitions: r.file.Partitions, HTTP: r.admin,
+		Seals: r.arbiter.Seals, Live: func() eventlog.Live {
+			open, backlog := s.runner.Counts()
+			return eventlog.Live{Open: open, Unpublished: backlog}
+		},
+		Mine: func(part int) bool { return s.mine(part) }, Shared: !s.cfg.Embedded, Registerer: s.metrics.Registry(), Log: s.log,
+	}
+	for _, name := range r.file.Names() {
+		if name == s.cfg.Region {
+			continue
+		}
+		index := dep.Index(name)
+		if index == 0 {
+			return fmt.Errorf("regions-file: region %q is not one of the deployment's %v; next: lockstep region init --context %s", name, dep.Regions, s.cfg.RegionsFile)
+		}
+		cfg.Peers = append(cfg.Peers, replica.Peer{Name: name, Index: index, Brokers: r.file.Regions[name].Kafka, AdminURLs: r.file.Regions[name].Admin})
+	}
+	var err error
+	if r.replica, err = replica.New(cfg); err != nil {
+		return err
+	}
+	r.applier = applier.New(applier.Config{
+		Self: s.cfg.Region, Journal: s.journal, Invoker: s.invoker, Table: r.place.Registry().Table, Owners: r.place.Owners, Ends: r.replica.Ends,
+		Mine: func(n int) bool { return s.mine(n % r.file.Partitions) }, Log: s.log,
+	})
+	return nil
+}
+
+// mine spreads partitions over the region's coordinators. Two may think the same one theirs for a while: that is harmless.
+func (s *Server) mine(part int) bool {
+	v := s.runner.View()
+	if v == nil {
+		return false
+	}
+	ids := make([]string, len(v.Members))
+	for i, m := range v.Members {
+		ids[i] = m.ID
+	}
+	return slot.Prefer(part, ids) == s.member.ID
+}
+
+func (s *Server) runRegions(ctx context.Context, g *errgroup.Group) {
+	g.Go(func() error { s.regions.place.Run(ctx); return nil })
+	g.Go(func() error { return s.regions.replica.Run(ctx) })
+	g.Go(func() error { s.regions.applier.Run(ctx); return nil })
+}
+
+// RegionStatus is what GET /v1/region/status answers.
+type RegionStatus struct {
+	replica.Status
+	Member string `json:"member"`
+	// Slots by status, of those that the region owns; Held of those that this coordinator holds.
+	Slots map[slot.Status]int `json:"slots"`
+	Held  int                 `json:"held"`
+	// ArbiterMillis is how long ago the arbiter was last heard; -1 never.
+	ArbiterMillis int64 `json:"arbiter_ms"`
+	// Applied effects since the start; ApplyLag events that the copies lack.
+	Applied  uint64 `json:"applied"`
+	ApplyLag uint64 `json:"apply_lag"`
+}
+
+func (s *Server) mountRegions(mux *http.ServeMux) {
+	if s.regions == nil {
+		return
+	}
+	r := s.regions
+	r.replica.Mount(mux)
+	s.mountMoves(mux)
+	mux.HandleFunc("GET /v1/region/status", func(w http.ResponseWriter, _ *http.Request) {
+		st := RegionStatus{Status: r.replica.Status(), Member: s.member.ID, Slots: map[slot.Status]int{}, ArbiterMillis: -1, Applied: r.applier.Applied(), ApplyLag: r.applier.Lag()}
+		if m := r.place.Owners(); m != nil {
+			for _, o := range m {
+				if o.Region == s.cfg.Region {
+					st.Slots[o.Status]++
+				}
+			}
+		}
+		holds := s.runner.LocalSlots()
+		for n := range slot.Count {
+			if holds(n) {
+				st.Held++
+			}
+		}
+		if at := r.place.Heard(); at != 0 {
+			st.ArbiterMillis = time.Now().UnixMilli() - at
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(st) // the caller has left, then
+	})
+	// GET /region/ready is for load balancers: 200 while this region takes payments.
+	mux.HandleFunc("GET /region/ready", func(w http.ResponseWriter, _ *http.Request) {
+		if !s.ready() || !s.runner.Ready() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+}

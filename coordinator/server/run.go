@@ -50,7 +50,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	})
 	if s.regions != nil {
-		g.Go(func() error { s.regions.place.Run(gctx); return nil })
+		s.runRegions(gctx, g)
 	}
 	g.Go(func() error { s.store.Maintain(gctx, compactEvery); return nil })
 	g.Go(func() error { s.trim(gctx); return nil })

@@ -190,13 +190,18 @@ func (s *Server) build(context.Context) error {
 		Self: s.member, Limits: engine.Limits{LiveMax: c.LiveMax, UnsavedMax: c.UnsavedMax}, MemberTTL: c.MemberTtl, KeepFinished: c.KeepFinished,
 		Regions: s.beyond(), Log: s.log, Observer: s.metrics,
 	}, s.store, s.journal, s.invoker, s.peers, s.clock)
+	if err := s.buildRegions(); err != nil {
+		return err
+	}
 	guarded := &limited{Runner: s.runner, rates: newRates(c.BeginsPerSecond), log: s.log}
 	s.wire = dtmwire.New(guarded, s.store.KV(), allow, dtmwire.Limits{BodyBytes: c.BodyBytesMax, Branches: c.BranchesMax, PayloadBytes: c.PayloadBytesMax, Wait: c.WaitMax}, s.clock.Now, s.log)
+	s.wire.Named = s.regions != nil
 	s.wire.AuditTopic = func(ctx context.Context, act, topic, url string, err error) {
 		admin.AuditOf(ctx, s.log, act, err, "topic", topic, "url", bare(url))
 	}
 	s.native = api.New(api.Config{
 		Engine: guarded, Rules: s.wire, CheckGid: dtmwire.CheckGid, NewGid: s.wire.NewGid, WaitMax: c.WaitMax,
+		Global: s.regions != nil, GlobalDefault: c.Durability == "global",
 		Tenant: func(ctx context.Context) string { return auth.From(ctx).Name },
 	})
 	s.admin = &admin.Server{Engine: s.runner, Log: s.log, CheckGid: dtmwire.CheckGid}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/region/applier"
 	"github.com/lockstep-tx/lockstep/region/arbiter"
 	"github.com/lockstep-tx/lockstep/region/registry"
 	"github.com/lockstep-tx/lockstep/region/slot"
@@ -163,6 +164,9 @@ func (p *Place) Carried(ctx context.Context, n int, seal *slot.Seal) ([][]byte, 
 
 // Resolve gives a branch call the address and the epoch of its account's home; see registry.Table.Resolve.
 func (p *Place) Resolve(c *engine.Call) (*engine.Call, error) {
+	if c.OpWord == applier.OpWord {
+		return c, nil // to this region's copies, wherever the home is
+	}
 	m := p.owners.Load()
 	if m == nil {
 		return nil, errors.New("the slots' owners are not known yet")

@@ -66,6 +66,9 @@ type Branch struct {
 	// UseResults: the try carries what the tries in After answered: the field "results" of a JSON payload, or the gRPC
 	// metadata lockstep-result-<id>-bin.
 	UseResults bool
+	// Account that the branch works on: it is called in that account's home, which may be another region than the
+	// transaction's. Empty: the transaction's own slot stands for it.
+	Account string
 }
 
 // Message is delivered at least once if and only if the transaction commits.
@@ -81,7 +84,16 @@ type Options struct {
 	RetryInterval  time.Duration // first pause after a failure; 500 ms
 	RetryLimit     int           // failed tries, all branches together, before Execute aborts; none
 	Headers        map[string]string
+	Durability     Durability // where the decision must be durable; the deployment's default
 }
+
+// Durability is where a decision must be durable before it counts.
+type Durability = apipb.Durability
+
+const (
+	Regional = apipb.Durability_DURABILITY_REGIONAL // in the region's etcd
+	Global   = apipb.Durability_DURABILITY_GLOBAL   // in the arbiter: it survives the loss of the region
+)
 
 // Tx is a transaction to be begun. Give a Gid, or an IdempotencyKey, or neither: then the coordinator makes a gid and a
 // repeat is another transaction.
@@ -253,13 +265,13 @@ func (t *Tx) wire() ([]*apipb.Branch, []*apipb.Message, *apipb.Options) {
 	o := t.Options
 	return bs, ms, &apipb.Options{
 		TimeoutMs: o.Timeout.Milliseconds(), RequestTimeoutMs: o.RequestTimeout.Milliseconds(), RetryIntervalMs: o.RetryInterval.Milliseconds(),
-		RetryLimit: uint32(max(0, o.RetryLimit)), Headers: o.Headers,
+		RetryLimit: uint32(max(0, o.RetryLimit)), Headers: o.Headers, Durability: o.Durability,
 	}
 }
 
 func (b *Branch) wire() *apipb.Branch {
 	return &apipb.Branch{
-		Id: b.ID, TryUrl: b.Try, ConfirmUrl: b.Confirm, CancelUrl: b.Cancel, Payload: b.Payload, After: b.After, UseResults: b.UseResults,
+		Id: b.ID, TryUrl: b.Try, ConfirmUrl: b.Confirm, CancelUrl: b.Cancel, Payload: b.Payload, After: b.After, UseResults: b.UseResults, Account: b.Account,
 	}
 }
 

@@ -43,6 +43,8 @@ type cli struct {
 	ImportDtm   importCmd      `cmd:"" name:"import-dtm" help:"Adopt the open transactions of a DTM server that was stopped."`
 	Demo        demoCmd        `cmd:"" help:"Run real payments on this machine, with a coordinator that is killed on the way, and count the money."`
 	Arbiter     arbiterCmd     `cmd:"" help:"Run one member of the arbiter, which says who owns which slots."`
+	Broker      brokerCmd      `cmd:"" help:"Run the embedded Kafka broker: for demos and small deployments."`
+	Region      regionCmd      `cmd:"" help:"Regions: their state, and slots that move between them."`
 	Participant participantCmd `cmd:"" help:"Register participants by name, with an endpoint per region."`
 	Version     struct{}       `cmd:"" help:"Print the version."`
 }
