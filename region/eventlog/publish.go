@@ -40,6 +40,8 @@ type PublisherConfig struct {
 	Mine func(partition int) bool
 	// Poll is how often Unread is asked; 0 means 500 ms.
 	Poll time.Duration
+	// Retention of the topic, where it has to be made; 0 means 7 days.
+	Retention time.Duration
 	// Sent is told of every batch that was acknowledged.
 	Sent func(events int, took time.Duration)
 	Log  *slog.Logger
@@ -50,6 +52,8 @@ type Publisher struct {
 	cfg   PublisherConfig
 	link  *link
 	parts []*part
+	// failed says that something could not be published.
+	failed chan struct{}
 }
 
 // part is one partition. Its loop alone moves heads.
@@ -93,7 +97,7 @@ func NewPublisher(cfg PublisherConfig) *Publisher {
 		cfg.Sent = func(int, time.Duration) {}
 	}
 	cfg.Log = logger(cfg.Log)
-	p := &Publisher{cfg: cfg, link: connect(cfg.Kafka)}
+	p := &Publisher{cfg: cfg, link: connect(cfg.Kafka), failed: make(chan struct{}, 1)}
 	for n := range cfg.Partitions {
 		t := &part{n: n, signal: make(chan struct{}, 1)}
 		t.forget()
@@ -200,10 +204,11 @@ func (p *Publisher) Broken() map[int]string {
 	return out
 }
 
-// Run publishes until ctx ends. An error of Kafka or the journal is logged and work repeated: after 100 ms, 200 ms … 5 s.
+// Run makes the topic if it is missing, also where it disappears later, and publishes until ctx ends. An error of Kafka or the journal is logged and work repeated: after 100 ms, 200 ms … 1 s.
 func (p *Publisher) Run(ctx context.Context) error {
 	defer p.link.close()
 	var all sync.WaitGroup
+	all.Go(func() { p.keep(ctx) })
 	for _, t := range p.parts {
 		all.Go(func() { p.publish(ctx, t) })
 	}
@@ -293,7 +298,11 @@ func (p *Publisher) publish(ctx context.Context, t *part) {
 			if fails == 1 || fails%20 == 0 {
 				p.cfg.Log.Warn("events could not be published; they wait in the journal", "partition", t.n, "attempt", fails, "err", err)
 			}
-			pause(ctx, min(100*time.Millisecond<<min(fails-1, 6), 5*time.Second))
+			select {
+			case p.failed <- struct{}{}:
+			default:
+			}
+			pause(ctx, min(100*time.Millisecond<<min(fails-1, 4), time.Second))
 			continue
 		case err == nil:
 			fails = 0
@@ -332,6 +341,23 @@ func pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):
 	case <-ctx.Done():
+	}
+}
+
+// keep makes the topic, and makes it anew when it is gone: the broker's disk was lost. What stood in it the peers fill.
+func (p *Publisher) keep(ctx context.Context) {
+	for n := 0; ctx.Err() == nil; n++ {
+		err := Ensure(ctx, p.cfg.Kafka, p.cfg.Partitions, p.cfg.Retention)
+		if err == nil {
+			n = -1
+			select {
+			case <-p.failed:
+			case <-ctx.Done():
+			}
+		} else if n%30 == 0 && ctx.Err() == nil {
+			p.cfg.Log.Warn("the topic could not be looked at or made", "attempt", n+1, "err", err)
+		}
+		pause(ctx, time.Second)
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/eventlog"
@@ -86,7 +88,6 @@ type area struct {
 	brokers []string
 	server  *httptest.Server
 	mux     *http.ServeMux
-	cut     sync.Map // by peer's index: true while its calls of us fail
 	maker   *sample.Maker
 	service *Service
 	stop    func()
@@ -157,7 +158,7 @@ func (a *area) open() *journal.Journal {
 func (a *area) make(j *journal.Journal) *Service {
 	var peers []Peer
 	for _, p := range a.d.regions {
-		if p != a {
+		if p.index != a.index {
 			peers = append(peers, Peer{Name: p.name, Index: p.index, Brokers: p.brokers, AdminURLs: []string{p.server.URL}})
 		}
 	}
@@ -347,4 +348,49 @@ func TestWhatIsDecidedInOneRegionReachesTheOther(t *testing.T) {
 			return ""
 		})
 	})
+}
+
+// counted sums a metric of a region's service.
+func counted(t testing.TB, a *area, name string) float64 {
+	t.Helper()
+	reg := prometheus.NewRegistry()
+	if err := reg.Register(a.service.m); err != nil {
+		t.Fatal(err)
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0.0
+	for _, f := range families {
+		if f.GetName() == name {
+			for _, m := range f.GetMetric() {
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+func BenchmarkReplication(b *testing.B) {
+	d := &deployment{t: b, brokers: embedded, url: databaseOf["sqlite"], suffix: strings.ToLower(rand.Text()[:8])}
+	east, west := d.region("east"), d.region("west")
+	d.start()
+	west.has(east.pay("warm", 10))
+	rows := east.rows("bench", (b.N+1)/2)
+	b.ResetTimer()
+	for len(rows) > 0 {
+		n := min(500, len(rows))
+		east.append(rows[:n]...)
+		if rows = rows[n:]; len(rows) == 0 {
+			break
+		}
+	}
+	eventually(b, "everything arrives", func() string {
+		if got := counted(b, west, "lockstep_replication_applied_total"); got < float64(b.N) {
+			return fmt.Sprintf("%v of %d", got, b.N)
+		}
+		return ""
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
 }

@@ -146,7 +146,7 @@ func (s *Service) publisher() eventlog.PublisherConfig {
 	}
 	return eventlog.PublisherConfig{
 		Kafka: eventlog.Kafka{Brokers: s.cfg.Brokers, TLS: s.cfg.TLS, Region: s.cfg.Region},
-		Index: own, Partitions: s.cfg.Partitions, Source: j, Live: s.cfg.Live, Mine: s.cfg.Mine, Poll: poll, Log: s.log,
+		Index: own, Partitions: s.cfg.Partitions, Source: j, Live: s.cfg.Live, Mine: s.cfg.Mine, Poll: poll, Retention: s.cfg.Retention, Log: s.log,
 		Load: func(ctx context.Context) ([]eventlog.Head, error) {
 			marks, err := j.Published(ctx, own)
 			heads := make([]eventlog.Head, len(marks))
@@ -174,14 +174,7 @@ func (s *Service) Run(ctx context.Context) error {
 	if !s.again(ctx, "prepare the journal for replication", s.prepare) {
 		return nil
 	}
-	all.Go(func() {
-		ensure := func(ctx context.Context) error {
-			return eventlog.Ensure(ctx, s.publisher().Kafka, s.cfg.Partitions, s.cfg.Retention)
-		}
-		if s.again(ctx, "make the topic", ensure) {
-			_ = s.pub.Run(ctx)
-		}
-	})
+	all.Go(func() { _ = s.pub.Run(ctx) })
 	for _, o := range s.origins {
 		for p := range s.cfg.Partitions {
 			all.Go(func() { s.pull(ctx, o, p) })
