@@ -89,8 +89,9 @@ func TestParticipantConforms(t *testing.T) {
 	s := httptest.NewServer(mux)
 	defer s.Close()
 	payload, _ := json.Marshal(order{From: alice, To: bob, Amount: 3})
+	tooMuch, _ := json.Marshal(order{From: alice, To: bob, Amount: 1_000_000_000})
 	report, err := participanttest.Check(ctx, participanttest.Target{Try: s.URL + "/pay/try", Confirm: s.URL + "/pay/confirm", Cancel: s.URL + "/pay/cancel",
-		Payload: payload, StateURL: s.URL + "/state", Seed: name})
+		Payload: payload, Refused: tooMuch, StateURL: s.URL + "/state", Seed: name})
 	if err != nil {
 		t.Fatal(err)
 	}
