@@ -71,7 +71,7 @@ type URLChecker interface{ CheckURL(raw string) error }
 // Server answers DTM's clients. Safe for concurrent use.
 type Server struct {
 	// Named: participants may be called by name (lockstep://name/path). Set it before serving.
-	Named bool
+	Named  bool
 	engine Engine
 	topics *Topics
 	allow  URLChecker

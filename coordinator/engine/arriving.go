@@ -77,7 +77,7 @@ func (r *Runner) between(ctx context.Context, v *View, ids []string, take []int)
 				leave = append(leave, m)
 			}
 		case ours && draining && v.Closed[n] == uint64(o.Epoch):
-			r.start(n, func() { r.finishClosed(ctx, m) })
+			r.start(n, func() { r.finishClosed(ctx, []Move{m}) })
 		case ours && r.cameFrom(o) && slices.Contains(take, n):
 			if r.working.begin(n) {
 				arrive = append(arrive, m)

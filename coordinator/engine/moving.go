@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
@@ -91,14 +94,34 @@ func (r *Runner) moveAway(ctx context.Context, moves []Move) {
 		return
 	}
 	released := time.Since(start)
-	for _, m := range moves {
-		if err := r.seal(ctx, m); err != nil {
-			r.cfg.Log.Warn("a slot was not sealed yet", "slot", m.Slot, "err", err)
-			continue
-		}
-		r.finishClosed(ctx, m)
+	closed := r.sealAll(ctx, moves)
+	sealed := time.Since(start)
+	r.finishClosed(ctx, closed)
+	r.cfg.Log.Info("slots sealed", "slots", len(closed), "of", len(moves), "to", moves[0].Owner.To, "released", released, "closed", sealed, "took", time.Since(start))
+}
+
+// sealAll seals slots side by side and gives those that are closed.
+func (r *Runner) sealAll(ctx context.Context, moves []Move) []Move {
+	ok := make([]bool, len(moves))
+	var g errgroup.Group
+	for i, m := range moves {
+		g.Go(func() error {
+			if err := r.seal(ctx, m); err != nil {
+				r.cfg.Log.Warn("a slot was not sealed yet", "slot", m.Slot, "err", err)
+				return nil
+			}
+			ok[i] = true
+			return nil
+		})
 	}
-	r.cfg.Log.Info("slots sealed", "slots", len(slots), "to", moves[0].Owner.To, "released", released, "took", time.Since(start))
+	_ = g.Wait() // it has only nil errors
+	var closed []Move
+	for i, m := range moves {
+		if ok[i] {
+			closed = append(closed, m)
+		}
+	}
+	return closed
 }
 
 // retry repeats work while the slots are still on their way as the moves say.
@@ -210,27 +233,28 @@ func sealBatches(cl Claim, live []carried) []*Batch {
 	return out
 }
 
-// finishClosed brings what a closed slot holds into the journal and tells the arbiter of the seal. It works from the store
+// finishClosed brings what closed slots hold into the journal and tells the arbiter of the seals. It works from the store
 // alone, so that any process can do it after any crash.
-func (r *Runner) finishClosed(ctx context.Context, m Move) {
-	n := m.Slot
-	r.retry(ctx, []Move{m}, "journal a sealed slot", func() error {
+func (r *Runner) finishClosed(ctx context.Context, moves []Move) {
+	if len(moves) == 0 {
+		return
+	}
+	r.retry(ctx, moves, "journal sealed slots", func() error {
+		var mu sync.Mutex
 		var rows []Row
-		err := r.store.Load(ctx, n, func(gid txn.Gid, value []byte) error {
-			tx, err := record.Decode(value)
-			if err != nil {
-				return fmt.Errorf("record of %q: %w", string(gid), err)
-			}
-			if tx.State.Phase.Decided() {
-				rows = append(rows, rowOf(&entry{tx: *tx, slot: &heldSlot{n: n}}))
-			}
-			return nil
-		})
-		if err != nil {
-			return err
+		var events []record.Event
+		heads := map[int]record.Head{}
+		g, gctx := errgroup.WithContext(ctx)
+		for _, m := range moves {
+			g.Go(func() error {
+				in, err := r.closedSlot(gctx, m)
+				mu.Lock()
+				defer mu.Unlock()
+				rows, events, heads[m.Slot] = append(rows, in.rows...), append(events, in.events...), in.head
+				return err
+			})
 		}
-		events, err := r.store.Events(ctx, n)
-		if err != nil {
+		if err := g.Wait(); err != nil {
 			return err
 		}
 		for part := range slices.Chunk(rows, journalBatchRows) {
@@ -238,22 +262,56 @@ func (r *Runner) finishClosed(ctx context.Context, m Move) {
 				return err
 			}
 		}
-		if len(events) > 0 {
-			if err := r.journal.AppendEvents(ctx, events); err != nil {
+		for part := range slices.Chunk(events, journalBatchRows) {
+			if err := r.journal.AppendEvents(ctx, part); err != nil {
 				return err
 			}
 		}
-		claims, err := r.store.Claim(ctx, r.cfg.Self.ID, []int{n}, func(int) uint64 { return uint64(m.Owner.Epoch) })
-		if err != nil {
-			return err
+		g, gctx = errgroup.WithContext(ctx)
+		for _, m := range moves {
+			g.Go(func() error {
+				head := heads[m.Slot]
+				if err := r.regions.Seal(gctx, m, slot.SealOf(m.Owner.Epoch, head.Seq, head.Chain[:])); err != nil {
+					return err
+				}
+				return r.store.ForgetEvents(gctx, m.Slot, head.Seq)
+			})
 		}
-		if len(claims) != 1 || !claims[0].Closed {
-			return fmt.Errorf("slot %d is not closed for epoch %d", n, m.Owner.Epoch)
-		}
-		head := claims[0].Head
-		if err := r.regions.Seal(ctx, m, slot.SealOf(m.Owner.Epoch, head.Seq, head.Chain[:])); err != nil {
-			return err
-		}
-		return r.store.ForgetEvents(ctx, n, head.Seq)
+		return g.Wait()
 	})
+}
+
+// closed is what a closed slot holds.
+type closed struct {
+	rows   []Row
+	events []record.Event
+	head   record.Head
+}
+
+func (r *Runner) closedSlot(ctx context.Context, m Move) (in closed, err error) {
+	n := m.Slot
+	if err := r.store.Load(ctx, n, func(gid txn.Gid, value []byte) error {
+		tx, err := record.Decode(value)
+		if err != nil {
+			return fmt.Errorf("record of %q: %w", string(gid), err)
+		}
+		if tx.State.Phase.Decided() {
+			in.rows = append(in.rows, rowOf(&entry{tx: *tx, slot: &heldSlot{n: n}}))
+		}
+		return nil
+	}); err != nil {
+		return in, err
+	}
+	if in.events, err = r.store.Events(ctx, n); err != nil {
+		return in, err
+	}
+	claims, err := r.store.Claim(ctx, r.cfg.Self.ID, []int{n}, func(int) uint64 { return uint64(m.Owner.Epoch) })
+	if err != nil {
+		return in, err
+	}
+	if len(claims) != 1 || !claims[0].Closed {
+		return in, fmt.Errorf("slot %d is not closed for epoch %d", n, m.Owner.Epoch)
+	}
+	in.head = claims[0].Head
+	return in, nil
 }

@@ -225,7 +225,7 @@ func Next(r Run, o Observed) Step {
 	case len(r.Current()) == 0:
 		return endOf(r, o)
 	case len(moving) > 0:
-		return Step{Run: r, Act: Wait, Why: fmt.Sprintf("%d slots come to rest", len(moving))}
+		return Step{Run: r, Act: Wait, Why: "slots come to rest"}
 	case len(sealed) > 0:
 		return give(r, o, sealed)
 	case len(active) > 0:
@@ -274,7 +274,7 @@ func give(r Run, o Observed, sealed []int) Step {
 func arrived(r Run, o Observed, there []int) Step {
 	for _, n := range there {
 		if !o.Serves(n) {
-			return Step{Run: r, Act: Wait, Why: fmt.Sprintf("slot %d is not served yet", n)}
+			return Step{Run: r, Act: Wait, Why: "the target takes the slots"}
 		}
 	}
 	if r.StartedMillis != 0 {

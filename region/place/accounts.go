@@ -9,7 +9,10 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/region/registry"
@@ -36,7 +39,9 @@ func (p *Place) movable() []registry.Participant {
 	return out
 }
 
-func isHTTP(u string) bool { return strings.HasPrefix(u, "http://") || strings.HasPrefix(u, "https://") }
+func isHTTP(u string) bool {
+	return strings.HasPrefix(u, "http://") || strings.HasPrefix(u, "https://")
+}
 
 // Release is engine.Regions's.
 func (p *Place) Release(ctx context.Context, moves []engine.Move) error {
@@ -54,16 +59,28 @@ func (p *Place) Release(ctx context.Context, moves []engine.Move) error {
 
 // Adopt is engine.Regions's. What was released is at the region that the slot came from, or here where a move was undone.
 func (p *Place) Adopt(ctx context.Context, moves []engine.Move) error {
+	var mu sync.Mutex
 	var errs []error
+	var g errgroup.Group
+	g.SetLimit(adoptionsAtOnce)
 	for _, part := range p.movable() {
 		for _, m := range moves {
-			if err := p.adopt(ctx, &part, m); err != nil {
-				errs = append(errs, fmt.Errorf("participant %s, slot %d: %w", part.Name, m.Slot, err))
-			}
+			g.Go(func() error {
+				if err := p.adopt(ctx, &part, m); err != nil {
+					mu.Lock()
+					errs = append(errs, fmt.Errorf("participant %s, slot %d: %w", part.Name, m.Slot, err))
+					mu.Unlock()
+				}
+				return nil // the others are adopted all the same
+			})
 		}
 	}
+	_ = g.Wait() // it has only nil errors
 	return errors.Join(errs...)
 }
+
+// adoptionsAtOnce bounds the adoptions under way.
+const adoptionsAtOnce = 8
 
 func (p *Place) adopt(ctx context.Context, part *registry.Participant, m engine.Move) error {
 	from := p.cfg.Self

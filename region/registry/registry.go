@@ -78,7 +78,9 @@ func (p *Participant) Check(regions []string) error {
 	return errors.Join(errs...)
 }
 
-func isHTTP(u string) bool { return strings.HasPrefix(u, "http://") || strings.HasPrefix(u, "https://") }
+func isHTTP(u string) bool {
+	return strings.HasPrefix(u, "http://") || strings.HasPrefix(u, "https://")
+}
 
 // Table is all participants as Resolve needs them. The zero Table knows none.
 type Table struct {
