@@ -474,3 +474,30 @@ func BenchmarkApply(b *testing.B) {
 		})
 	}
 }
+
+// TestABatchIsAppliedAsAWholeOrNotAtAll: rows, watermark and offset are one SQL transaction.
+func TestABatchIsAppliedAsAWholeOrNotAtAll(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		j := open(t, url)
+		ctx := context.Background()
+		a := j.Applier(ApplyConfig{Own: 1})
+		rows := inSlot(&sample.Maker{Epoch: 102}, "a", 0, 3)
+		if _, err := j.write.Exec("ALTER TABLE lockstep_offset RENAME TO elsewhere"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.Apply(ctx, Batch{Origin: 2, Offset: 6, Events: chainOfRows(rows)}); err == nil {
+			t.Fatal("it was applied without its offset")
+		}
+		if marks, err := j.Marks(ctx); err != nil || len(marks) != 0 {
+			t.Fatalf("watermarks of what was not applied: %+v, %v", marks, err)
+		}
+		if tx, err := j.Get(ctx, rows[0].Gid); err != nil || tx != nil {
+			t.Fatalf("a row of what was not applied: %+v, %v", tx, err)
+		}
+		if _, err := j.write.Exec("ALTER TABLE elsewhere RENAME TO lockstep_offset"); err != nil {
+			t.Fatal(err)
+		}
+		apply(t, a, Batch{Origin: 2, Offset: 6, Events: chainOfRows(rows)})
+		mustHave(t, j, rows...)
+	})
+}
