@@ -56,6 +56,9 @@ func (c *Core) NextBatch() *Writing {
 		head := hs.head
 		size = c.fill(w, hs, &head, size)
 		if len(w.items) == before {
+			if len(hs.unsent) == 0 {
+				continue // all of it waits for the arbiter
+			}
 			c.queueSlot(hs)
 			break
 		}
@@ -79,6 +82,13 @@ func (c *Core) fill(w *Writing, hs *heldSlot, head *record.Head, size int) int {
 	for _, e := range hs.unsent {
 		if len(w.items)+len(w.slots)+2 > c.lim.BatchOps {
 			break
+		}
+		if e.global() {
+			e.queued, e.noted = false, false
+			c.unsaved--
+			taken++
+			c.arbitrate(e)
+			continue
 		}
 		it := written{e: e, version: e.version}
 		if e.journal {

@@ -92,6 +92,12 @@ type heldSlot struct {
 	busy   bool
 	queued bool // in Core.dirty
 	unsent []*entry
+	// generation of the slot's global decisions when it was taken; -1 where the arbiter was not heard. deciding counts the
+	// decisions on their way there; removing holds new ones back, in held.
+	generation int64
+	deciding   int
+	removing   bool
+	held       []*entry
 	// settling holds the requests whose answers a reload will give.
 	settling []*pending
 }
@@ -106,11 +112,13 @@ type entry struct {
 	noted   bool
 	stored  bool // something of it may be in the store
 	journal bool // the journal has its finish
-	deleted bool // its delete is under way
-	notedAt int64
-	gates   []gate
-	waiting []*pending
-	timer   timer
+	// arbitrated: the arbiter has this decision. asked: it is on its way there.
+	arbitrated, asked bool
+	deleted           bool // its delete is under way
+	notedAt           int64
+	gates             []gate
+	waiting           []*pending
+	timer             timer
 }
 
 // gate holds what waits for a version to be durable.
@@ -132,6 +140,8 @@ type Output struct {
 	Rows    []Row
 	Lookups []*pending // ask the journal, then Apply again
 	Changes []Change
+	// Decisions go to the arbiter before they are saved.
+	Decisions []Deciding
 	// Results are calls that were answered, with how often the call has failed in a row.
 	Results []CalledResult
 	// StaleSlots answered "a newer epoch has been here".

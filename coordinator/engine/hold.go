@@ -29,7 +29,7 @@ func (c *Core) Hold(at int64, claim Claim, loaded []*record.Tx) {
 	}
 	c.Settle(claim.Slot) // where it is held under an older term
 	old := c.slots[claim.Slot]
-	hs := &heldSlot{n: claim.Slot, term: claim.Term, epoch: claim.Epoch, head: claim.Head, ready: true, txs: make(map[txn.Gid]*entry, len(loaded))}
+	hs := &heldSlot{n: claim.Slot, term: claim.Term, epoch: claim.Epoch, head: claim.Head, generation: claim.Generation, ready: true, txs: make(map[txn.Gid]*entry, len(loaded))}
 	c.slots[claim.Slot] = hs
 	var again []*pending
 	if old != nil {

@@ -266,7 +266,9 @@ func without(slots []int, gone map[int]bool) []int {
 // loadAll reads claimed slots and hands them to the core.
 func (r *Runner) loadAll(ctx context.Context, claims []Claim) (map[int]bool, int) {
 	held, records := map[int]bool{}, 0
+	generation := r.generations(ctx, len(claims) > 0)
 	for _, cl := range claims {
+		cl.Generation = generation(cl.Slot)
 		if cl.Closed {
 			// Its epoch has ended: there is nothing to hold. What is left to do follows from the view.
 			_ = r.Ask(ctx, func(c *Core, _ int64) { c.Drop(cl.Slot); r.setHeld(cl.Slot, 0) })
@@ -302,6 +304,22 @@ func (r *Runner) loadAll(ctx context.Context, claims []Claim) (map[int]bool, int
 		records += len(txs)
 	}
 	return held, records
+}
+
+// generations gives the slots' generations of global decisions. Without the arbiter's word they are unknown, and a slot is
+// taken again before it decides globally.
+func (r *Runner) generations(ctx context.Context, any bool) func(n int) int64 {
+	if r.regions == nil || !any {
+		return func(int) int64 { return 0 }
+	}
+	gctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	all, err := r.regions.Generations(gctx)
+	if err != nil {
+		r.cfg.Log.Warn("the arbiter is not heard: global decisions wait for it", "err", err)
+		return func(int) int64 { return -1 }
+	}
+	return func(n int) int64 { return all[n] }
 }
 
 // keepTries bounds how often a slot's bare prepares are saved before it is given up: on a slot that is begun on all the

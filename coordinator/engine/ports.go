@@ -75,6 +75,8 @@ type Claim struct {
 	Prev Term
 	// Imported is the epoch whose seal the slot's last import came with; 0 where there was none.
 	Imported uint64
+	// Generation of the slot's global decisions, read after it was taken and before its records; the runner fills it in.
+	Generation int64
 	// Closed: the slot's epoch is closed at Head, and the epoch that was asked for is not above it. It was not taken; Term
 	// is 0.
 	Closed bool

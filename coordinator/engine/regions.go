@@ -4,11 +4,24 @@ import (
 	"context"
 	"errors"
 
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
 // ErrNotYet: what was asked for is on its way.
 var ErrNotYet = errors.New("it has not arrived yet")
+
+// ErrOutdated: the slot is at another epoch, or decisions of it were removed since it was taken.
+var ErrOutdated = errors.New("the slot was changed since it was taken")
+
+// GlobalDecision is a decision for the arbiter. Body is the closed part of the record, with the decision in it.
+type GlobalDecision struct {
+	Slot       int
+	Gid        txn.Gid
+	Epoch      uint64
+	Generation int64
+	Body       []byte
+}
 
 // Move is a slot that leaves this region or comes to it.
 type Move struct {
@@ -34,6 +47,14 @@ type Regions interface {
 	// Adopt makes this region's participants take the accounts of slots that this region owns, wherever they were released.
 	// nil: all of them have. It may be repeated.
 	Adopt(ctx context.Context, moves []Move) error
+	// Generations gives, by slot, the number that every removal of global decisions changes; slots without one are left out.
+	Generations(ctx context.Context) (map[int]int64, error)
+	// Decide writes a global decision if none stands, and gives the one that stands. ErrOutdated: nothing was written, and
+	// the slot must be taken again. Any other error: nobody knows, and the same call settles it.
+	Decide(ctx context.Context, d GlobalDecision) ([]byte, error)
+	// Remove takes decisions away whose transactions have ended and are in every region's journal, and gives the slot's new
+	// generation. On an error the slot must be taken again.
+	Remove(ctx context.Context, n int, epoch uint64, generation int64, gids []txn.Gid) (int64, error)
 	// Seal tells the arbiter that the owner's epoch has ended. Nothing happens where it says so already.
 	Seal(ctx context.Context, m Move, seal *slot.Seal) error
 	// Undo gives a slot back to this region whose move took too long.

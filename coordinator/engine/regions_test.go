@@ -24,6 +24,11 @@ type world struct {
 	places   map[string]*place
 	unsealed bool // no seal reaches the arbiter
 	lost     bool // nothing that is carried arrives
+	// decisions and generations are the arbiter's; eat, where it is set, says of a decision that its answer is lost, before
+	// it is written.
+	decisions   map[txn.Gid][]byte
+	generations map[int]int64
+	eat         func(engine.GlobalDecision) bool
 }
 
 // place is one region with its store and journal: the engine.Regions of its coordinators.
@@ -44,7 +49,7 @@ type place struct {
 var _ engine.Regions = (*place)(nil)
 
 func newWorld(names ...string) *world {
-	w := &world{owners: &slot.Map{}, changed: make(chan struct{}), places: map[string]*place{}}
+	w := &world{owners: &slot.Map{}, changed: make(chan struct{}), places: map[string]*place{}, decisions: map[txn.Gid][]byte{}, generations: map[int]int64{}}
 	journal := memstore.NewJournal() // one for all: what is decided anywhere is known everywhere, at once
 	for i, name := range names {
 		w.places[name] = &place{world: w, name: name, index: i + 1, store: memstore.New(), journal: journal, released: map[int]slot.Epoch{}, adopted: map[int]slot.Epoch{}}
@@ -99,6 +104,38 @@ func (p *place) Forward(ctx context.Context, region string, req engine.Request) 
 		return engine.Reply{}, engine.ErrNotHolder
 	}
 	return runners[rand.IntN(len(runners))].Do(ctx, req)
+}
+
+func (p *place) Generations(context.Context) (map[int]int64, error) { return nil, nil }
+
+// Decide keeps G4: it compares the epoch, and the first decision stands.
+func (p *place) Decide(_ context.Context, d engine.GlobalDecision) ([]byte, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if have, ok := p.decisions[d.Gid]; ok {
+		return have, nil
+	}
+	if uint64(p.owners[d.Slot].Epoch) != d.Epoch || p.generations[d.Slot] != d.Generation {
+		return nil, engine.ErrOutdated
+	}
+	if p.eat != nil && p.eat(d) {
+		return nil, errors.New("the arbiter's answer was lost")
+	}
+	p.decisions[d.Gid] = d.Body
+	return d.Body, nil
+}
+
+func (p *place) Remove(_ context.Context, n int, _ uint64, generation int64, gids []txn.Gid) (int64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.generations[n] != generation {
+		return 0, engine.ErrOutdated
+	}
+	for _, g := range gids {
+		delete(p.decisions, g)
+	}
+	p.generations[n]++
+	return p.generations[n], nil
 }
 
 func (p *place) Release(_ context.Context, moves []engine.Move) error {

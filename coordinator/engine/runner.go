@@ -299,6 +299,9 @@ func (r *Runner) perform(at int64) {
 	for _, p := range out.Lookups {
 		go r.lookup(p)
 	}
+	for _, d := range out.Decisions {
+		go r.decide(d)
+	}
 	for _, n := range out.StaleSlots {
 		r.cfg.Log.Warn("a participant has seen a newer epoch: the slot is read again", "slot", n)
 		r.core.Settle(n)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -38,6 +39,23 @@ func (a *Arbiter) Generation(ctx context.Context, n int) (int64, error) {
 		return 0, nil
 	}
 	return got.Kvs[0].ModRevision, nil
+}
+
+// Generations gives the generations of all slots that have one.
+func (a *Arbiter) Generations(ctx context.Context) (map[int]int64, error) {
+	got, err := a.cli.Get(ctx, genPrefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return nil, fmt.Errorf("read the generations: %w", err)
+	}
+	out := map[int]int64{}
+	for _, kv := range got.Kvs {
+		n, err := strconv.Atoi(strings.TrimPrefix(string(kv.Key), genPrefix))
+		if err != nil {
+			return nil, fmt.Errorf("the arbiter's key %s: %w", kv.Key, err)
+		}
+		out[n] = kv.ModRevision
+	}
+	return out, nil
 }
 
 // Decide writes the decision if none stands, the slot is at its epoch and no decision of the slot was removed since

@@ -36,7 +36,7 @@ const (
 	callTimeout = 6 * time.Second // half of it is what the broker is told
 	dialTimeout = 3 * time.Second
 	fetchWait   = 250 * time.Millisecond
-	fetchBytes  = 8 << 20
+	fetchBytes  = 4 << 20 // a larger batch comes all the same, alone
 	eventBytes  = 4 << 20 // the largest message that a topic takes
 )
 

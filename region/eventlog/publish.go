@@ -75,7 +75,7 @@ type part struct {
 
 // Bounds of what waits in memory and of a batch. What finds no room is read from the journal.
 const (
-	pendingMax  = 20_000 // events of a partition
+	pendingMax  = 4_000 // events of a partition
 	batchEvents = 500
 	batchBytes  = 900 << 10
 	// beatEvery is how often a partition's heartbeat goes out; every beatsFull-th names all heads, the others those that

@@ -93,6 +93,8 @@ type Result struct {
 	Gaps    []Gap
 	// Waiting: slots whose next event waits for the seal of another origin, or for the arbiter.
 	Waiting []int
+	// Unsure is why the arbiter was not heard, nil where it was.
+	Unsure error
 	// Stopped are the chains that this batch stopped.
 	Stopped []Stop
 	// Marks are the watermarks of the batch's slots as they are now.
@@ -106,7 +108,7 @@ type Result struct {
 func (a *Applier) Apply(ctx context.Context, b Batch) (Result, error) {
 	w := &applying{a: a, b: &b}
 	w.sort()
-	unknown := a.learn(ctx, w.events)
+	unknown, unsure := a.learn(ctx, w.events)
 	err := a.j.retry(ctx, func(int) error {
 		w.reset(unknown)
 		return a.j.inTx(ctx, func(tx *sql.Tx) error { return w.run(ctx, tx) })
@@ -114,14 +116,15 @@ func (a *Applier) Apply(ctx context.Context, b Batch) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("apply %d events of origin %d to the journal at %s: %w", len(b.Events), b.Origin, a.j.where, err)
 	}
+	w.res.Unsure = unsure
 	return w.res, nil
 }
 
 // learn asks for the seals of slots with an epoch that is new. The slots for which nobody answers wait.
-func (a *Applier) learn(ctx context.Context, events map[int][]*record.Event) map[int]bool {
-	unknown := map[int]bool{}
+func (a *Applier) learn(ctx context.Context, events map[int][]*record.Event) (unknown map[int]bool, unsure error) {
+	unknown = map[int]bool{}
 	if a.cfg.Seals == nil {
-		return unknown
+		return unknown, nil
 	}
 	for n, list := range events {
 		epoch := uint64(0)
@@ -136,7 +139,7 @@ func (a *Applier) learn(ctx context.Context, events map[int][]*record.Event) map
 		}
 		seals, err := a.cfg.Seals(ctx, n)
 		if err != nil {
-			unknown[n] = true
+			unknown[n], unsure = true, err
 			continue
 		}
 		a.mu.Lock()
@@ -145,7 +148,7 @@ func (a *Applier) learn(ctx context.Context, events map[int][]*record.Event) map
 		}
 		a.mu.Unlock()
 	}
-	return unknown
+	return unknown, unsure
 }
 
 func (a *Applier) sealsOf(n int) []slot.Seal {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/applier"
 	"github.com/lockstep-tx/lockstep/region/arbiter"
 	"github.com/lockstep-tx/lockstep/region/registry"
@@ -125,6 +126,32 @@ func (p *Place) Forward(ctx context.Context, region string, req engine.Request) 
 	}
 	addr := to[int(p.next.Add(1))%len(to)]
 	return p.cfg.Forward.Forward(ctx, engine.Member{ID: region, GRPC: addr}, req)
+}
+
+// Generations is engine.Regions's.
+func (p *Place) Generations(ctx context.Context) (map[int]int64, error) {
+	return p.cfg.Arbiter.Generations(ctx)
+}
+
+// Decide is engine.Regions's.
+func (p *Place) Decide(ctx context.Context, d engine.GlobalDecision) ([]byte, error) {
+	if d.Generation < 0 {
+		return nil, fmt.Errorf("%w: the arbiter was not heard when it was", engine.ErrOutdated)
+	}
+	stands, err := p.cfg.Arbiter.Decide(ctx, arbiter.Decision{Slot: d.Slot, Gid: string(d.Gid), Epoch: slot.Epoch(d.Epoch), Generation: d.Generation, Body: d.Body})
+	if arbiter.Certain(err) {
+		err = fmt.Errorf("%w: %w", engine.ErrOutdated, err)
+	}
+	return stands, err
+}
+
+// Remove is engine.Regions's.
+func (p *Place) Remove(ctx context.Context, n int, epoch uint64, generation int64, gids []txn.Gid) (int64, error) {
+	names := make([]string, len(gids))
+	for i, g := range gids {
+		names[i] = string(g)
+	}
+	return p.cfg.Arbiter.Remove(ctx, n, slot.Epoch(epoch), generation, names)
 }
 
 // Seal is engine.Regions's.

@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,7 +16,8 @@ import (
 const (
 	applyEvents = 1000   // of one SQL transaction
 	laneEvents  = 1000   // of a slot that wait for an earlier one
-	heldEvents  = 20_000 // of all slots of a partition
+	heldEvents  = 10_000 // of all slots of a partition
+	takeEvents  = 2000   // read before they are applied
 	// gapWait is how long a gap may fill by itself; the waits after a fill that gave nothing double to fillPauseMax.
 	gapWait      = 200 * time.Millisecond
 	fillPauseMax = 10 * time.Second
@@ -40,6 +42,7 @@ type puller struct {
 	poison []journal.Poison
 	empty  time.Time // since when Kafka has nothing more, or does not answer
 	away   int       // reads in a row that failed
+	unsure time.Time // when it was last said that the arbiter does not answer
 }
 
 // lane is one slot's chain on its way.
@@ -120,7 +123,13 @@ func (p *puller) step(ctx context.Context) error {
 	switch {
 	case err == nil:
 		p.away = 0
-		p.take(&c)
+		p.took(&c)
+		for part := range slices.Chunk(c.Messages, takeEvents) {
+			p.take(part)
+			if err := p.applyAll(ctx); err != nil {
+				return err
+			}
+		}
 	case ctx.Err() != nil:
 		return nil
 	default:
@@ -145,8 +154,8 @@ func (p *puller) missed(ctx context.Context, err error) {
 	}
 }
 
-// take sorts what was read into the lanes.
-func (p *puller) take(c *eventlog.Chunk) {
+// took looks at how reading went.
+func (p *puller) took(c *eventlog.Chunk) {
 	name := p.o.peer.Name
 	if c.Notice != "" {
 		p.s.m.odd.WithLabelValues(name, string(c.Notice)).Inc()
@@ -154,8 +163,19 @@ func (p *puller) take(c *eventlog.Chunk) {
 			"partition", p.part, "what", string(c.Notice), "next", c.Next, "end", c.High)
 		p.offset = c.Next
 	}
-	for i := range c.Messages {
-		m := &c.Messages[i]
+	switch {
+	case len(c.Messages) > 0 || c.Next < c.High:
+		p.empty = time.Time{}
+	case p.empty.IsZero():
+		p.empty = time.Now()
+	}
+}
+
+// take sorts what was read into the lanes.
+func (p *puller) take(messages []eventlog.Message) {
+	name := p.o.peer.Name
+	for i := range messages {
+		m := &messages[i]
 		switch {
 		case m.Event != nil:
 			p.add(m.Event)
@@ -174,12 +194,6 @@ func (p *puller) take(c *eventlog.Chunk) {
 			p.poison = append(p.poison, journal.Poison{Slot: m.Poison.Slot, Seq: m.Poison.Seq, Reason: m.Poison.Reason, Bytes: m.Poison.Bytes})
 		}
 		p.offset = m.Offset + 1
-	}
-	switch {
-	case len(c.Messages) > 0 || c.Next < c.High:
-		p.empty = time.Time{}
-	case p.empty.IsZero():
-		p.empty = time.Now()
 	}
 }
 
@@ -263,7 +277,14 @@ func (p *puller) apply(ctx context.Context, b journal.Batch) (progress bool, err
 	for _, st := range res.Stopped {
 		p.s.log.Error("a slot of another region is stopped; nothing more of it is applied until an operator lets it go on", "origin", name, "slot", st.Slot, "seq", st.Seq, "reason", st.Reason)
 	}
+	if res.Unsure != nil && time.Since(p.unsure) > 10*time.Second {
+		p.unsure = time.Now()
+		p.s.log.Warn("slots of another region wait: the arbiter does not say which seals there are", "origin", name, "slots", len(res.Waiting), "err", res.Unsure)
+	}
 	p.o.settled(res.Marks)
+	if p.s.cfg.Applied != nil && res.Applied > 0 {
+		p.s.cfg.Applied(p.o.peer.Index, res.Marks)
+	}
 	for _, m := range res.Marks {
 		l := p.lane(m.Slot)
 		if m.Head.Seq > l.applied {

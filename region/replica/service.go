@@ -68,6 +68,9 @@ type Config struct {
 	Mine func(partition int) bool
 	// Shared: other processes append to the journal too, so that it is asked for their events often (100 ms, else 1 s).
 	Shared bool
+	// Applied, where set, is told of every batch that this process has made durable: how far the slots' chains are now. It
+	// must not wait. What another process applies is not told.
+	Applied func(origin int, marks []journal.Mark)
 	// Registerer takes the metrics. nil: none.
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
