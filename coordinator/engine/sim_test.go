@@ -28,8 +28,11 @@ type rules struct {
 	resendDoubtful bool
 	// unfenced lets every write through, whatever its term.
 	unfenced bool
-	// unsettled goes on with a slot whose last write is in doubt until its new term has come.
+	// unsettled goes on with a slot whose last write is in doubt until its new term has come: two unanswered batches.
 	unsettled bool
+	// cancelAfterDoubt takes a decision whose write into the arbiter was not answered for not written, and lets an abort
+	// pass by the arbiter.
+	cancelAfterDoubt bool
 }
 
 // sim is two coordinators, one store that loses and delays, and participants with barriers, in one goroutine and from
@@ -46,6 +49,7 @@ type sim struct {
 	parts map[string]*part
 	txs   []*client
 	rows  map[txn.Gid]engine.Row
+	arb   simArbiter
 	err   error
 }
 
@@ -87,6 +91,7 @@ type client struct {
 	gid        txn.Gid
 	branches   int
 	driven     bool
+	global     bool // its decision is the arbiter's first
 	registered int
 	ended      bool
 	acked      txn.Phase // decision that it was told, PhaseNone while it does not know
@@ -174,6 +179,9 @@ func (s *sim) drain(n *node) {
 				n.known.Add(row.Gid)
 				n.core.Journaled(s.at(n), []txn.Gid{row.Gid}) // its record may leave the store
 			}
+		}
+		for _, d := range out.Decisions {
+			s.arb.asked = append(s.arb.asked, arbAsk{n, n.gen, d})
 		}
 		for _, p := range out.Lookups {
 			n.core.Found(s.at(n), p, s.journaled(engine.GidForTest(p)))
@@ -323,7 +331,11 @@ func (s *sim) client(c *client) {
 		c.asks = append(c.asks, a)
 		s.drain(n)
 	}
-	spec := txn.Spec{Mode: txn.ModeTCC, Digest: "d"}
+	var opt txn.Options
+	if c.global {
+		opt.Durability = txn.Global
+	}
+	spec := txn.Spec{Mode: txn.ModeTCC, Digest: "d", Opt: opt}
 	switch {
 	case c.driven: // also after its end: a late repeat gets the same answer
 		for i := range c.branches {
@@ -331,7 +343,7 @@ func (s *sim) client(c *client) {
 		}
 		send("execute", txn.Execute{Spec: spec}, engine.WantDecided)
 	case c.registered == 0 && s.rng.IntN(2) == 0:
-		send("prepare", txn.Prepare{Spec: txn.Spec{Mode: txn.ModeTCC}}, engine.WantAccepted)
+		send("prepare", txn.Prepare{Spec: txn.Spec{Mode: txn.ModeTCC, Opt: opt}}, engine.WantAccepted)
 	case c.registered < c.branches:
 		send(fmt.Sprintf("register %d", c.registered), txn.Register{Mode: txn.ModeTCC, Branch: branch(c.registered, false)}, engine.WantAccepted)
 	case s.rng.IntN(4) == 0:
@@ -462,7 +474,7 @@ func (s *sim) step() {
 	n := s.nodes[s.rng.IntN(2)]
 	switch k := s.rng.IntN(100); {
 	case k < 8:
-		s.txs = append(s.txs, &client{gid: gidOf(len(s.txs)), branches: 1 + s.rng.IntN(3), driven: s.rng.IntN(3) == 0})
+		s.txs = append(s.txs, &client{gid: gidOf(len(s.txs)), branches: 1 + s.rng.IntN(3), driven: s.rng.IntN(3) == 0, global: s.rng.IntN(3) == 0})
 	case k < 35 && len(s.txs) > 0:
 		c := s.txs[max(0, len(s.txs)-1-s.rng.IntN(min(len(s.txs), 8)))]
 		s.client(c)
@@ -470,6 +482,8 @@ func (s *sim) step() {
 		s.write(n, true)
 	case k < 80 && len(s.calls) > 0:
 		s.fly(s.rng.IntN(len(s.calls)), true)
+	case k < 82 && len(s.arb.asked)+len(s.arb.limbo) > 0:
+		s.arbitrate(true)
 	case k < 84 && len(s.limbo) > 0: // an old write lands late
 		i := s.rng.IntN(len(s.limbo))
 		_ = s.commit(s.limbo[i]) // fenced, as it should be, unless its slots were not taken anew
@@ -505,6 +519,9 @@ func (s *sim) heal() {
 		_ = s.commit(s.limbo[0])
 		s.limbo = s.limbo[1:]
 	}
+	for _, d := range s.arb.limbo {
+		s.arb.write(d)
+	}
 	s.due = nil // every slot is claimed below
 	for sl := range simSlots {
 		s.nodes[1].core.Drop(sl)
@@ -514,6 +531,9 @@ func (s *sim) heal() {
 	for range 2_000 {
 		for range 50 {
 			s.write(n, false)
+			for len(s.arb.asked) > 0 {
+				s.arbitrate(false)
+			}
 			for len(s.calls) > 0 {
 				s.fly(len(s.calls)-1, false)
 			}
@@ -598,6 +618,7 @@ func (s *sim) audit() {
 			final[gid] = row.Phase
 		}
 	}
+	s.auditArbiter(final)
 	for _, c := range s.txs {
 		if c.acked != txn.PhaseNone {
 			if p, ok := final[c.gid]; !ok || p.Commit() != c.acked.Commit() {
@@ -659,6 +680,7 @@ func TestEachRuleBites(t *testing.T) {
 		"a doubtful write is sent again under its old term": {resendDoubtful: true, unfenced: false},
 		"writes are not fenced":                             {unfenced: true},
 		"a slot in doubt goes on before its new term":       {unsettled: true},
+		"a cancel after a doubtful decision":                {cancelAfterDoubt: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for seed := uint64(1); seed <= 400; seed++ {
