@@ -83,10 +83,6 @@ func (r *Reader) Read(ctx context.Context) (Chunk, error) {
 	}
 	r.high = res.HighWatermark
 	c := Chunk{High: r.high}
-	if r.next < res.LogStartOffset {
-		c.Notice = NoticeExpired
-		r.next = res.LogStartOffset
-	}
 	from := r.next
 	if err := r.collect(res.Records, &c); err != nil && len(c.Messages) == 0 {
 		return Chunk{}, fmt.Errorf("read %s/%d at %d: %w", r.link.topic, r.cfg.Partition, r.next, err)
