@@ -240,6 +240,23 @@ func TestAPublisherGoesOnWhereTheLastOneWas(t *testing.T) {
 	}
 }
 
+// TestTheBacklogIsKnownWithoutABroker: also after a restart, when nobody has told of it.
+func TestTheBacklogIsKnownWithoutABroker(t *testing.T) {
+	s := &source{}
+	for i, n := range []int{1, 2, 3, 7, 8, 1000, 1023} {
+		s.add(fmt.Sprint("tag", i), n)
+	}
+	first := s.add("more", 10)[4]
+	s.stored = []Head{{Slot: first.Slot, Head: first.Head}}
+	p := NewPublisher(s.config(Kafka{Brokers: []string{"127.0.0.1:1"}, Region: "east"}))
+	run(t, p)
+	for end := time.Now().Add(5 * time.Second); p.Unpublished() != 2049; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d unpublished", p.Unpublished())
+		}
+	}
+}
+
 // TestABrokenChainIsNotPublished: it would stop the slot in every region.
 func TestABrokenChainIsNotPublished(t *testing.T) {
 	_, k := cluster(t)

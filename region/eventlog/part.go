@@ -1,10 +1,12 @@
 package eventlog
 
 import (
+	"context"
 	"fmt"
 	"sync"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
 // part is one partition. Its loop alone moves heads.
@@ -92,4 +94,62 @@ func (t *part) sound(head record.Head, events []record.Event) []record.Event {
 		t.mu.Unlock()
 	}
 	return events
+}
+
+// begin reads how far a partition is published and how far it is to go, when this process has just got it.
+func (p *Publisher) begin(ctx context.Context, t *part) error {
+	t.mu.Lock()
+	active := t.active
+	t.mu.Unlock()
+	if active {
+		return nil
+	}
+	heads, err := p.cfg.Load(ctx)
+	if err != nil {
+		return err
+	}
+	published := map[int]record.Head{}
+	for _, h := range heads {
+		published[h.Slot] = h.Head
+	}
+	t.mu.Lock()
+	t.forget()
+	t.mu.Unlock()
+	for n := t.n; n < slot.Count; n += len(p.parts) {
+		tail, err := p.tail(ctx, n, published[n].Seq)
+		if err != nil {
+			return err
+		}
+		t.mu.Lock()
+		t.heads[n], t.known[n], t.read[n] = published[n], tail, true
+		t.mu.Unlock()
+	}
+	t.mu.Lock()
+	t.active = true
+	t.mu.Unlock()
+	return nil
+}
+
+// tail finds the last event of a slot in the journal by a few looks, however many there are after from: the chain has no
+// gaps, but for what is being appended right now.
+func (p *Publisher) tail(ctx context.Context, n int, from uint64) (uint64, error) {
+	var err error
+	has := func(seq uint64) bool {
+		var list []record.Event
+		if err == nil {
+			list, err = p.cfg.Source.EventsAfter(ctx, p.cfg.Index, n, seq-1, 1)
+		}
+		return err == nil && len(list) == 1
+	}
+	last, stride := from, uint64(1)
+	for has(last + stride) {
+		last += stride
+		stride *= 2
+	}
+	for stride /= 2; stride > 0; stride /= 2 {
+		if has(last + stride) {
+			last += stride
+		}
+	}
+	return last, err
 }

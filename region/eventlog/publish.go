@@ -13,7 +13,6 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
-	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
 // Source is the region's journal, as far as a Publisher needs it.
@@ -341,34 +340,6 @@ func (p *Publisher) step(ctx context.Context, t *part) (bool, error) {
 	return true, nil
 }
 
-// begin reads how far a partition is published, when this process has just got it.
-func (p *Publisher) begin(ctx context.Context, t *part) error {
-	t.mu.Lock()
-	active := t.active
-	t.mu.Unlock()
-	if active {
-		return nil
-	}
-	heads, err := p.cfg.Load(ctx)
-	if err != nil {
-		return err
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.forget()
-	for _, h := range heads {
-		if h.Slot%len(p.parts) == t.n {
-			t.heads[h.Slot] = h.Head
-			t.known[h.Slot] = h.Head.Seq
-		}
-	}
-	for n := t.n; n < slot.Count; n += len(p.parts) {
-		t.read[n] = true
-	}
-	t.active = true
-	return nil
-}
-
 // collect gives the next events of the partition, in the order of numbers in each slot.
 func (p *Publisher) collect(ctx context.Context, t *part) ([]record.Event, error) {
 	t.mu.Lock()
@@ -429,6 +400,11 @@ func (p *Publisher) next(ctx context.Context, t *part, n, limit int) ([]record.E
 		}
 		if len(out) == limit {
 			t.mustRead(n) // there may be more
+		}
+		if len(out) > 0 {
+			t.mu.Lock()
+			t.known[n] = max(t.known[n], out[len(out)-1].Head.Seq)
+			t.mu.Unlock()
 		}
 	}
 	sound := t.sound(head, out)

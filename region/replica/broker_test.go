@@ -159,9 +159,12 @@ func TestARegionCutOffForLongHoldsNothingUp(t *testing.T) {
 		// the 100 are west's: their origin keeps them
 		t.Fatalf("trimmed %d, %v", n, err)
 	}
-	if st := east.service.Status(); st.Unpublished != 12_000 || st.Open != 7 {
-		t.Fatalf("%d unpublished, %d open", st.Unpublished, st.Open)
-	}
+	eventually(t, "the backlog is known", func() string {
+		if st := east.service.Status(); st.Unpublished != 12_000 || st.Open != 7 {
+			return fmt.Sprintf("%d unpublished, %d open", st.Unpublished, st.Open)
+		}
+		return ""
+	})
 	eventually(t, "west hears of it though Kafka is down", func() string {
 		if st := west.originOf(east); st.Open != 7 || st.Unpublished != 12_000 {
 			return fmt.Sprintf("open %d, unpublished %d", st.Open, st.Unpublished)
