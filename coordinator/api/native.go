@@ -189,6 +189,9 @@ func (s *Server) spec(gid txn.Gid, in begun, driven bool) (txn.Spec, error) {
 	if driven && len(in.GetBranches()) == 0 {
 		return sp, invalid("branches", "there is nothing to execute")
 	}
+	if err := txn.FitsGlobal(&sp); err != nil {
+		return sp, invalid("branches", "%v", err)
+	}
 	if err := s.cfg.Rules.CheckBranches(string(gid), sp.Branches, sp.Opt.Headers); err != nil {
 		return sp, status.Error(codes.InvalidArgument, err.Error())
 	}

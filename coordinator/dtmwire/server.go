@@ -71,13 +71,16 @@ type URLChecker interface{ CheckURL(raw string) error }
 // Server answers DTM's clients. Safe for concurrent use.
 type Server struct {
 	// Named: participants may be called by name (lockstep://name/path). Set it before serving.
-	Named  bool
-	engine Engine
-	topics *Topics
-	allow  URLChecker
-	lim    Limits
-	log    *slog.Logger
-	now    func() time.Time
+	Named bool
+	// Global: there is an arbiter, so that a decision can be durable there (branch header Lockstep-Durability).
+	// GlobalDefault: it is where the client does not say. Set them before serving.
+	Global, GlobalDefault bool
+	engine                Engine
+	topics                *Topics
+	allow                 URLChecker
+	lim                   Limits
+	log                   *slog.Logger
+	now                   func() time.Time
 
 	// AuditTopic is told of every request to change a topic and how it ended: act is subscribe, unsubscribe or delete
 	// topic; url is empty at a delete. nil tells nobody. Set it before the first request.

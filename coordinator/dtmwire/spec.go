@@ -25,6 +25,9 @@ func (s *Server) spec(ctx context.Context, g *global, submit bool) (txn.Spec, er
 	if sp.Opt, err = g.options(); err != nil {
 		return sp, err
 	}
+	if sp.Opt.Durability, err = s.durability(sp.Mode, sp.Opt.Headers); err != nil {
+		return sp, err
+	}
 	if len(g.CustomData) > s.lim.PayloadBytes {
 		return sp, invalid("custom_data", "it has %d bytes; at most %d are taken", len(g.CustomData), s.lim.PayloadBytes)
 	}
@@ -44,7 +47,37 @@ func (s *Server) spec(ctx context.Context, g *global, submit bool) (txn.Spec, er
 	if i := txn.UncallableByRPC(sp.Opt.Protocol, sp.Branches); i >= 0 {
 		return sp, invalid("payloads", "branch %s is called by JSON-RPC, so its payload is a JSON object, whose fields become the call's params; send {…} or nothing", sp.Branches[i].ID)
 	}
+	if err := txn.FitsGlobal(&sp); err != nil {
+		return sp, invalid("steps", "%v", err)
+	}
 	return sp, s.checkBranches(g.Gid, sp.Branches)
+}
+
+// DurabilityHeader is the branch header by which DTM's clients say where the decision shall be durable: regional or global.
+const DurabilityHeader = "Lockstep-Durability"
+
+// durability reads the header. In the modes in which work is done before the decision, global cannot be kept.
+func (s *Server) durability(mode txn.Mode, headers map[string]string) (txn.Durability, error) {
+	word := ""
+	for k, v := range headers {
+		if strings.EqualFold(k, DurabilityHeader) {
+			word = v
+		}
+	}
+	fits := mode == txn.ModeTCC || mode == txn.ModeMsg
+	switch {
+	case word == "" && s.GlobalDefault && fits:
+		return txn.Global, nil
+	case word == "" || word == "regional":
+		return txn.Regional, nil
+	case word != "global":
+		return 0, invalid("branch_headers", "%s: %q is neither regional nor global", DurabilityHeader, word)
+	case !s.Global:
+		return 0, invalid("branch_headers", "%s: global needs an arbiter, and this coordinator has none (--regions-file); ask for regional", DurabilityHeader)
+	case !fits:
+		return 0, invalid("branch_headers", "%s: in a %s work is done before the decision, so that it cannot be global; ask for regional, or use TCC", DurabilityHeader, mode)
+	}
+	return txn.Global, nil
 }
 
 // payload is the body of step i: payloads first, then the legacy field data of the steps.

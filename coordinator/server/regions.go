@@ -174,6 +174,7 @@ func (s *Server) runRegions(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { s.regions.place.Run(ctx); return nil })
 	g.Go(func() error { return s.regions.replica.Run(ctx) })
 	g.Go(func() error { s.regions.applier.Run(ctx); return nil })
+	g.Go(func() error { s.forgetDecisions(ctx); return nil })
 }
 
 // RegionStatus is what GET /v1/region/status answers.

@@ -195,7 +195,7 @@ func (s *Server) build(context.Context) error {
 	}
 	guarded := &limited{Runner: s.runner, rates: newRates(c.BeginsPerSecond), log: s.log}
 	s.wire = dtmwire.New(guarded, s.store.KV(), allow, dtmwire.Limits{BodyBytes: c.BodyBytesMax, Branches: c.BranchesMax, PayloadBytes: c.PayloadBytesMax, Wait: c.WaitMax}, s.clock.Now, s.log)
-	s.wire.Named = s.regions != nil
+	s.wire.Named, s.wire.Global, s.wire.GlobalDefault = s.regions != nil, s.regions != nil, c.Durability == "global"
 	s.wire.AuditTopic = func(ctx context.Context, act, topic, url string, err error) {
 		admin.AuditOf(ctx, s.log, act, err, "topic", topic, "url", bare(url))
 	}

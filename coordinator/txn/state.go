@@ -178,6 +178,8 @@ const ErrorBytesMax = 256
 const (
 	RegisteredMax      = 500
 	RegisteredBytesMax = 640 << 10
+	// GlobalBytesMax bounds them where the durability is global: the arbiter takes 64 KiB.
+	GlobalBytesMax = 48 << 10
 )
 
 // WorkflowStep is one progress row of a workflow. Steps belong to the client: they are stored and handed back, never

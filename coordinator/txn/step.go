@@ -1,6 +1,9 @@
 package txn
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+)
 
 // Step leads from a state and an event to the next state and the effects owed for it. s is not changed, nor what it
 // points to. On an error the state that is returned is s itself, there are no effects, and the error is an *Error.
@@ -176,8 +179,30 @@ func (w *work) hasRoom(more int) error {
 	for i := range w.s.Steps {
 		more += len(w.s.Steps[i].Branch) + len(w.s.Steps[i].Data)
 	}
+	if w.s.Opt.Durability == Global && more > GlobalBytesMax {
+		return w.s.refuse(CodeInvalid, "its branches have %d bytes together, at most %d are taken where the durability is global", more, GlobalBytesMax)
+	}
 	if more > RegisteredBytesMax {
 		return w.s.refuse(CodeInvalid, "its branches have %d bytes together, at most %d are taken", more, RegisteredBytesMax)
+	}
+	return nil
+}
+
+// FitsGlobal says why a transaction is too large for global durability; nil when it is not, or is regional.
+func FitsGlobal(sp *Spec) error {
+	if sp.Opt.Durability != Global {
+		return nil
+	}
+	n := len(sp.Custom) + len(sp.QueryURL)
+	for k, v := range sp.Opt.Headers {
+		n += len(k) + len(v)
+	}
+	for i := range sp.Branches {
+		b := &sp.Branches[i]
+		n += len(b.ID) + len(b.Try) + len(b.Confirm) + len(b.Cancel) + len(b.Payload) + len(b.Account)
+	}
+	if n > GlobalBytesMax {
+		return fmt.Errorf("they have %d bytes together, at most %d are taken where the durability is global; ask for regional, or send a reference instead of the data", n, GlobalBytesMax)
 	}
 	return nil
 }

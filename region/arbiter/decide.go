@@ -95,6 +95,24 @@ func (a *Arbiter) Decisions(ctx context.Context, n int) ([]string, error) {
 	return out, nil
 }
 
+// AllDecisions lists the gids that have a decision, by slot.
+func (a *Arbiter) AllDecisions(ctx context.Context) (map[int][]string, error) {
+	got, err := a.cli.Get(ctx, decPrefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return nil, fmt.Errorf("read the decisions: %w", err)
+	}
+	out := map[int][]string{}
+	for _, kv := range got.Kvs {
+		name, gid, _ := strings.Cut(strings.TrimPrefix(string(kv.Key), decPrefix), "/")
+		n, err := strconv.Atoi(name)
+		if err != nil {
+			return nil, fmt.Errorf("the arbiter's key %s: %w", kv.Key, err)
+		}
+		out[n] = append(out[n], gid)
+	}
+	return out, nil
+}
+
 // Remove takes away the decisions of transactions whose branches have all ended and whose finish is in every region's
 // journal: the caller has made sure of that. It gives the slot's new generation. ErrEpoch and ErrGeneration as Decide; on
 // any other error they may or may not be gone, and the slot must be taken again.
