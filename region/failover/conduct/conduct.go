@@ -80,6 +80,9 @@ func (c *Conductor) Start(ctx context.Context, p failover.Plan, at time.Time) er
 		return err
 	}
 	c.after("lock")
+	if _, err := c.Load(ctx, p.ID); !errors.Is(err, ErrNone) {
+		return err // it was started before, and goes on from where it is
+	}
 	if err := c.Audit(ctx, "start", fmt.Sprintf("%s of %d slots from %s to %s, plan %s: %s", p.Kind, len(p.Slots), p.From, p.To, p.Hash(), p.Why), p.ID, at); err != nil {
 		return err
 	}

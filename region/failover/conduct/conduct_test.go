@@ -1,0 +1,281 @@
+package conduct
+
+import (
+	"context"
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/lockstep-tx/lockstep/region/arbiter"
+	"github.com/lockstep-tx/lockstep/region/failover"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func newArbiter(t *testing.T) *arbiter.Arbiter {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	m := arbiter.Member{Name: "a", Dir: t.TempDir(), Client: freeAddr(t), Peer: freeAddr(t), TickMillis: 20}
+	m.Cluster = []string{"a=" + m.Peer}
+	run, err := arbiter.Start(ctx, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(run.Close)
+	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{m.Client}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cli.Close() })
+	a := arbiter.New(cli, nil)
+	if err := a.Init(ctx, []string{"east", "west"}, time.Now(), func(int) string { return "east" }); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// source does what the coordinators of the regions do: it seals what drains, and undoes what has taken too long.
+func source(t *testing.T, a *arbiter.Arbiter) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			m, err := a.Owners(ctx)
+			if err != nil {
+				continue
+			}
+			for n, o := range m {
+				var to slot.Owner
+				switch {
+				case o.Status != slot.Active && time.Now().UnixMilli() > o.DeadlineMillis:
+					to, err = o.Undo()
+				case o.Status == slot.Draining:
+					to, err = o.Close(slot.SealOf(o.Epoch, 1, []byte{1}))
+				default:
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_ = a.Change(ctx, arbiter.Change{Slot: n, From: o, To: to}) // the tool may have been faster
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+}
+
+type world struct{ deaf bool }
+
+func (w world) Reached(context.Context, string, int, *slot.Seal) bool { return !w.deaf }
+func (w world) Canary(context.Context, string, int) error             { return nil }
+
+func plan(id string) failover.Plan {
+	return failover.Plan{ID: id, Kind: failover.Handover, From: "east", To: "west", Slots: []int{3, 4, 5, 6, 7}, Batch: 2, DeadlineMillis: 5000, Who: "test", Why: "practice"}
+}
+
+func conductor(a *arbiter.Arbiter, w World) *Conductor {
+	return &Conductor{Arbiter: a, World: w, Who: "test", Every: 5 * time.Millisecond}
+}
+
+var errKilled = errors.New("killed")
+
+// kill ends the tool after its k-th write, as a panic that leaves nothing behind but what is written.
+func kill(c *Conductor, k int) (run func(func() error) error) {
+	n := 0
+	c.After = func(string) {
+		if n++; n == k {
+			panic(errKilled)
+		}
+	}
+	return func(f func() error) (err error) {
+		defer func() {
+			if r := recover(); r != nil {
+				err = r.(error)
+			}
+		}()
+		return f()
+	}
+}
+
+func where(t *testing.T, a *arbiter.Arbiter, region string, slots []int) bool {
+	t.Helper()
+	m, err := a.Owners(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range slots {
+		if m[n].Region != region || m[n].Status != slot.Active {
+			return false
+		}
+	}
+	return true
+}
+
+// TestTheToolKilledAfterEachOfItsWritesCanGoOnOrBeAborted ends it after its first, second, third … write, and another one
+// takes over: once to finish, once to abort.
+func TestTheToolKilledAfterEachOfItsWritesCanGoOnOrBeAborted(t *testing.T) {
+	a := newArbiter(t)
+	source(t, a)
+	ctx := t.Context()
+	killed := 0
+	for k, round := 1, 0; ; k++ {
+		ended := false
+		for _, then := range []string{"resume", "abort"} {
+			round++
+			from, to := "east", "west"
+			if !where(t, a, "east", plan("").Slots) {
+				from, to = to, from
+			}
+			p := plan(time.Now().Format("150405.000000"))
+			p.From, p.To = from, to
+			c := conductor(a, world{})
+			err := kill(c, k)(func() error {
+				if err := c.Start(ctx, p, time.Now()); err != nil {
+					return err
+				}
+				_, err := c.Drive(ctx, p.ID)
+				return err
+			})
+			if !errors.Is(err, errKilled) {
+				if err != nil {
+					t.Fatalf("write %d: %v", k, err)
+				}
+				ended = true
+				break
+			}
+			killed++
+			next := conductor(a, world{})
+			r, err := next.Load(ctx, "")
+			if errors.Is(err, ErrNone) && k > 1 {
+				continue // killed behind its last write: nothing is left to do
+			}
+			if k == 1 { // the lock alone was written: the same start goes on
+				if err := next.Start(ctx, p, time.Now()); err != nil {
+					t.Fatal(err)
+				}
+			} else if err != nil {
+				t.Fatalf("killed after write %d, and it cannot be found: %v", k, err)
+			}
+			if then == "abort" && !r.Status.Ended() {
+				if _, err := next.Set(ctx, p.ID, failover.Aborting, "killed", time.Now()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r, err = next.Drive(ctx, p.ID)
+			if err != nil {
+				t.Fatalf("killed after write %d, %s: %v", k, then, err)
+			}
+			switch {
+			case !r.Status.Ended():
+				t.Fatalf("killed after write %d, %s: %s", k, then, r.Status)
+			case then == "resume" && (r.Status != failover.Done || !where(t, a, to, p.Slots)):
+				t.Fatalf("killed after write %d: %s", k, r.Status)
+			}
+			if then == "abort" && r.Status == failover.Aborted {
+				// What has moved stays; bring the rest to one side for the next round.
+				back := plan(time.Now().Format("150405.000000") + "b")
+				m, err := a.Owners(ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				back.From, back.To, back.Slots = "west", "east", nil
+				for _, n := range p.Slots {
+					if m[n].Region == "west" {
+						back.Slots = append(back.Slots, n)
+					}
+				}
+				if len(back.Slots) > 0 {
+					if err := next.Start(ctx, back, time.Now()); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := next.Drive(ctx, back.ID); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}
+		if ended {
+			break
+		}
+	}
+	if killed < 15 {
+		t.Fatalf("it was killed %d times: not after each of its writes", killed)
+	}
+	entries, err := conductor(a, world{}).History(ctx)
+	if err != nil || len(entries) < killed {
+		t.Fatalf("%d audit lines, %v", len(entries), err)
+	}
+	t.Logf("killed %d times, %d audit lines", killed, len(entries))
+}
+
+func TestOneOperationAtATime(t *testing.T) {
+	a := newArbiter(t)
+	ctx := t.Context()
+	c := conductor(a, world{})
+	if err := c.Start(ctx, plan("first"), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := conductor(a, world{}).Start(ctx, plan("second"), time.Now()); !errors.Is(err, ErrBusy) {
+		t.Fatalf("%v", err)
+	}
+}
+
+func TestABatchThatNeverArrivesIsUndoneAndTheOperationGivesUp(t *testing.T) {
+	a := newArbiter(t)
+	source(t, a)
+	p := plan("deaf")
+	p.DeadlineMillis = 1000
+	c := conductor(a, world{deaf: true})
+	if err := c.Start(t.Context(), p, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.Drive(t.Context(), p.ID)
+	if err != nil || r.Status != failover.Aborted || !where(t, a, "east", p.Slots) {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, err := c.Load(t.Context(), ""); !errors.Is(err, ErrNone) {
+		t.Fatalf("the lock is still held: %v", err)
+	}
+}
+
+func TestAnAuditThatWasChangedIsFound(t *testing.T) {
+	a := newArbiter(t)
+	ctx := t.Context()
+	c := conductor(a, world{})
+	for _, act := range []string{"one", "two", "three"} {
+		if err := c.Audit(ctx, act, "text", "op", time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := c.History(ctx); err != nil || len(got) != 3 {
+		t.Fatalf("%v, %v", got, err)
+	}
+	rows, err := a.List(ctx, auditTable, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Delete(ctx, auditTable, rows[1].Key, rows[1].Rev); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.History(ctx); err == nil {
+		t.Fatal("a line that was taken out was not missed")
+	}
+}
