@@ -306,6 +306,24 @@ func (b *Barrier) been(ctx context.Context, tx *sql.Tx, gid, branch string) (str
 	return was, rows.Err()
 }
 
+// Ops reads the barrier rows of a branch: each op with the op that wrote its row, of the first barrier call alone.
+func (b *Barrier) Ops(ctx context.Context, gid, branch string) (map[string]string, error) {
+	rows, err := b.db.QueryContext(ctx, "SELECT op, reason FROM "+b.dialect.table()+" WHERE gid = "+b.dialect.arg(1)+" AND branch_id = "+b.dialect.arg(2)+" AND barrier_id = '01'", gid, branch)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	out := map[string]string{}
+	for rows.Next() {
+		var op, reason string
+		if err := rows.Scan(&op, &reason); err != nil {
+			return nil, err
+		}
+		out[op] = reason
+	}
+	return out, rows.Err()
+}
+
 // change runs work under the exclusive locks of slots, a few times if it falls to a deadlock.
 func (b *Barrier) change(ctx context.Context, slots []int, work func(tx *sql.Tx, f *facts) error) error {
 	locks := make([]lock, 0, len(slots))

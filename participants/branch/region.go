@@ -42,11 +42,13 @@ type Probe struct {
 const snapshotBytesMax = 256 << 20
 
 // RegionPaths are what RegionHandler serves.
-var RegionPaths = []string{"/lockstep/probe", "/lockstep/state", "/lockstep/homes", "/lockstep/release", "/lockstep/released", "/lockstep/adopt", "/lockstep/refuse"}
+var RegionPaths = []string{"/lockstep/probe", "/lockstep/state", "/lockstep/homes", "/lockstep/release", "/lockstep/released", "/lockstep/adopt", "/lockstep/refuse",
+	"/lockstep/inspect", "/lockstep/check", "/lockstep/mend"}
 
 // RegionHandler serves what the coordinators of a deployment with several regions ask (docs/regions.md): GET
 // /lockstep/probe and /lockstep/state, POST /lockstep/homes, /lockstep/release, GET /lockstep/released, POST
-// /lockstep/adopt and /lockstep/refuse. Handler serves it already.
+// /lockstep/adopt, /lockstep/refuse and /lockstep/inspect, GET /lockstep/check, POST /lockstep/mend. Handler serves it
+// already.
 func (p *Participant) RegionHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /lockstep/probe", func(w http.ResponseWriter, _ *http.Request) {
@@ -76,6 +78,7 @@ func (p *Participant) RegionHandler() http.Handler {
 	})
 	mux.HandleFunc("GET /lockstep/released", p.serveReleased)
 	mux.HandleFunc("POST /lockstep/adopt", p.serveAdopt)
+	p.mountInspection(mux)
 	mux.HandleFunc("POST /lockstep/refuse", func(w http.ResponseWriter, r *http.Request) {
 		var in struct {
 			Gid      string   `json:"gid"`

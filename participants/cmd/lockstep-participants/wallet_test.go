@@ -276,3 +276,55 @@ func TestAnAdoptionThatDoesNotAddUpIsRefusedAndSaysWhich(t *testing.T) {
 		t.Log("west was marked as a copy before the regions' epochs; it may take the slot") // its fence row is below RegionsFrom
 	}
 }
+
+func TestAnAccountThatWasAlteredIsFoundAndSetRightFromItsEntries(t *testing.T) {
+	p := newPlace(t, "east")
+	p.must("POST", "/accounts", map[string]any{"id": "ann", "balance": 1000})
+	p.must("POST", "/accounts", map[string]any{"id": "bob", "balance": 1000})
+	find := func() []ledger.AccountFault {
+		var out []ledger.AccountFault
+		if err := json.Unmarshal(p.must("GET", "/lockstep/check", nil), &out); err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	if got := find(); len(got) != 0 {
+		t.Fatalf("a sound book has %+v", got)
+	}
+	// A compensating pair: the total is as before.
+	for id, by := range map[string]int{"ann": 5, "bob": -5} {
+		if _, err := p.barrier.DB().ExecContext(t.Context(), "UPDATE ledger_account SET credits_posted = credits_posted + ? WHERE id = ?", by, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	faults := find()
+	if len(faults) != 2 || faults[0].Account != "ann" || faults[0].Have[3] != 1005 || faults[0].Fold[3] != 1000 {
+		t.Fatalf("%+v", faults)
+	}
+	other := faults[0]
+	other.Have[3]++
+	if status, text := p.do("POST", "/lockstep/mend", mustJSON(t, other)); status != http.StatusConflict {
+		t.Fatalf("another fault than the one that is there: %d %s", status, text)
+	}
+	for range 2 { // a repeat finds it right
+		for _, f := range faults {
+			p.must("POST", "/lockstep/mend", f)
+		}
+	}
+	if got := find(); len(got) != 0 {
+		t.Fatalf("after the repair: %+v", got)
+	}
+	var seen []branch.Inspected
+	if err := json.Unmarshal(p.must("POST", "/lockstep/inspect", []map[string]string{{"gid": "never", "branch": "01"}}), &seen); err != nil || len(seen) != 1 || len(seen[0].Ops) != 0 {
+		t.Fatalf("%+v, %v", seen, err)
+	}
+}
+
+func mustJSON(t *testing.T, v any) []byte {
+	t.Helper()
+	raw, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}

@@ -1,0 +1,101 @@
+package branch
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"github.com/lockstep-tx/lockstep/participants/barrier"
+)
+
+// Inspectable is what a reconciler may ask of a participant's books. Its answers are the participant's own JSON.
+type Inspectable interface {
+	// Inspect says what the books have of a branch.
+	Inspect(ctx context.Context, db *sql.DB, gid, branch string) (json.RawMessage, error)
+	// Check lists what is wrong in the books by themselves.
+	Check(ctx context.Context, db *sql.DB) (json.RawMessage, error)
+	// Mend sets one thing right that Check has listed, from what the books have elsewhere; it says what was and what is.
+	Mend(ctx context.Context, tx *sql.Tx, fault json.RawMessage) (json.RawMessage, error)
+}
+
+// Inspected is what a participant has of one branch.
+type Inspected struct {
+	Gid    string `json:"gid"`
+	Branch string `json:"branch"`
+	// Ops are the barrier's rows: the op, and the op that wrote it (a cancel's tombstone stands as try by cancel).
+	Ops map[string]string `json:"ops"`
+	// Books is what Inspectable says; absent where the participant's books cannot be asked.
+	Books json.RawMessage `json:"books,omitempty"`
+}
+
+// inspectMax bounds the branches of one question.
+const inspectMax = 1000
+
+func (p *Participant) mountInspection(mux *http.ServeMux) {
+	mux.HandleFunc("POST /lockstep/inspect", func(w http.ResponseWriter, r *http.Request) {
+		var ask []struct {
+			Gid    string `json:"gid"`
+			Branch string `json:"branch"`
+		}
+		err := readJSON(w, r, &ask)
+		if err == nil && len(ask) > inspectMax {
+			err = fmt.Errorf("%w: %d branches; at most %d are answered", barrier.ErrInvalid, len(ask), inspectMax)
+		}
+		var out []Inspected
+		for i := 0; err == nil && i < len(ask); i++ {
+			in := Inspected{Gid: ask[i].Gid, Branch: ask[i].Branch}
+			if in.Ops, err = p.barrier.Ops(r.Context(), in.Gid, in.Branch); err != nil {
+				break
+			}
+			if books, ok := p.movable.(Inspectable); ok {
+				in.Books, err = books.Inspect(r.Context(), p.barrier.DB(), in.Gid, in.Branch)
+			}
+			out = append(out, in)
+		}
+		p.answer(w, "inspect", out, err)
+	})
+	mux.HandleFunc("GET /lockstep/check", func(w http.ResponseWriter, r *http.Request) {
+		books, err := p.books()
+		var out json.RawMessage
+		if err == nil {
+			out, err = books.Check(r.Context(), p.barrier.DB())
+		}
+		p.answer(w, "check", out, err)
+	})
+	mux.HandleFunc("POST /lockstep/mend", func(w http.ResponseWriter, r *http.Request) {
+		var fault json.RawMessage
+		err := readJSON(w, r, &fault)
+		var out json.RawMessage
+		if err == nil {
+			out, err = p.mend(r.Context(), fault)
+		}
+		p.answer(w, "mend", out, err)
+	})
+}
+
+func (p *Participant) books() (Inspectable, error) {
+	books, ok := p.movable.(Inspectable)
+	if !ok {
+		return nil, fmt.Errorf("%w: this participant's books cannot be asked", barrier.ErrInvalid)
+	}
+	return books, nil
+}
+
+func (p *Participant) mend(ctx context.Context, fault json.RawMessage) (json.RawMessage, error) {
+	books, err := p.books()
+	if err != nil {
+		return nil, err
+	}
+	tx, err := p.barrier.DB().BeginTx(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = tx.Rollback() }() // after Commit it does nothing
+	out, err := books.Mend(ctx, tx, fault)
+	if err != nil {
+		return nil, err
+	}
+	return out, tx.Commit()
+}

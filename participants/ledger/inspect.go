@@ -1,0 +1,128 @@
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/lockstep-tx/lockstep/participants/barrier"
+)
+
+// This file is what a reconciler asks a ledger: what a branch has done, which accounts are not what their entries say, and
+// to set such an account right from them. It decides nothing by itself.
+
+// Branch is what the ledger has of a branch.
+type Branch struct {
+	// State is pending, posted or voided; "" where the ledger has nothing of it.
+	State string `json:"state"`
+	Legs  []Leg  `json:"legs,omitempty"`
+}
+
+// AccountFault is an account whose counters are not what its entries and open holds say.
+type AccountFault struct {
+	Account  string `json:"account"`
+	Currency string `json:"currency"`
+	// Have are the counters, with what is buffered; Fold what entries and holds come to: debits pending and posted, credits
+	// pending and posted.
+	Have [4]int64 `json:"have"`
+	Fold [4]int64 `json:"fold"`
+}
+
+// Inspect is branch.Inspectable's: what the ledger has of a branch.
+func (s Slots) Inspect(ctx context.Context, db *sql.DB, gid, branch string) (json.RawMessage, error) {
+	t, state, err := s.transfer(ctx, db, HoldID(gid, branch))
+	if errors.Is(err, sql.ErrNoRows) {
+		return json.Marshal(Branch{})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(Branch{State: state, Legs: t.Legs})
+}
+
+// Check is branch.Inspectable's: every account whose counters are not the fold, in one snapshot.
+func (s Slots) Check(ctx context.Context, db *sql.DB) (json.RawMessage, error) {
+	tx, err := Wallets{s.Ledger}.beginRead(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = tx.Rollback() }()
+	faults, err := s.faults(ctx, tx, "")
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(faults)
+}
+
+// foldQuery sums counters against entries and holds, account by account; {only} may name one.
+const foldQuery = `SELECT f.account, max(f.currency), sum(f.hdp), sum(f.hd), sum(f.hcp), sum(f.hc), sum(f.fdp), sum(f.fd), sum(f.fcp), sum(f.fc) FROM (
+	SELECT id AS account, currency, debits_pending AS hdp, debits_posted AS hd, credits_pending AS hcp, credits_posted AS hc, 0 AS fdp, 0 AS fd, 0 AS fcp, 0 AS fc FROM {p}account
+	UNION ALL SELECT account, '', 0, debit, 0, credit, 0, 0, 0, 0 FROM {p}buffer
+	UNION ALL SELECT account, '', 0, 0, 0, 0, 0, CASE WHEN direction = 'debit' THEN amount ELSE 0 END, 0, CASE WHEN direction = 'credit' THEN amount ELSE 0 END FROM {p}entry
+	UNION ALL SELECT debit, '', 0, 0, 0, 0, amount, 0, 0, 0 FROM {p}transfer WHERE state = 'pending' AND debit_shard >= 0
+	UNION ALL SELECT credit, '', 0, 0, 0, 0, 0, 0, amount, 0 FROM {p}transfer WHERE state = 'pending' AND credit_shard >= 0
+	) f {only} GROUP BY f.account HAVING sum(f.hdp) <> sum(f.fdp) OR sum(f.hd) <> sum(f.fd) OR sum(f.hcp) <> sum(f.fcp) OR sum(f.hc) <> sum(f.fc) ORDER BY f.account`
+
+func (l *Ledger) faults(ctx context.Context, q Querier, account string) ([]AccountFault, error) {
+	only, args := "", []any(nil)
+	if account != "" {
+		only, args = "WHERE f.account = ?", []any{account}
+	}
+	rows, err := q.QueryContext(ctx, l.q(replaceOnly(foldQuery, only)), args...)
+	if err != nil {
+		return nil, fmt.Errorf("ledger: compare accounts with their entries: %w", err)
+	}
+	defer rows.Close()
+	out := []AccountFault{}
+	for rows.Next() {
+		var f AccountFault
+		if err := rows.Scan(&f.Account, &f.Currency, &f.Have[0], &f.Have[1], &f.Have[2], &f.Have[3], &f.Fold[0], &f.Fold[1], &f.Fold[2], &f.Fold[3]); err != nil {
+			return nil, err
+		}
+		out = append(out, f)
+	}
+	return out, rows.Err()
+}
+
+// Mend is branch.Inspectable's: it sets an account's counters to what its entries and holds say, if the fault is still the
+// one that was found. Only accounts of one row of counters are set; barrier.ErrRefused says why another is not. What was and
+// what is stands in the answer.
+func (s Slots) Mend(ctx context.Context, tx *sql.Tx, raw json.RawMessage) (json.RawMessage, error) {
+	var want AccountFault
+	if err := json.Unmarshal(raw, &want); err != nil {
+		return nil, fmt.Errorf("%w: the fault: %w", barrier.ErrInvalid, err)
+	}
+	a, err := s.definition(ctx, tx, want.Account)
+	if err != nil {
+		return nil, fmt.Errorf("%w: account %q: %w", barrier.ErrInvalid, want.Account, err)
+	}
+	if a.Mode != Direct && a.Mode != Serial {
+		return nil, fmt.Errorf("%w: account %q is %s: its counters are in several places; an operator must look", barrier.ErrRefused, a.ID, a.Mode)
+	}
+	// The row's lock comes first: nobody moves money on it between the look and the change.
+	if _, err := tx.ExecContext(ctx, s.q("UPDATE {p}account SET state = state WHERE id = ? AND shard = 0"), a.ID); err != nil {
+		return nil, err
+	}
+	now, err := s.faults(ctx, tx, a.ID)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case len(now) == 0:
+		return json.Marshal(map[string]any{"account": a.ID, "mended": false, "why": "it is right already"})
+	case now[0].Have[1]-now[0].Fold[1] != want.Have[1]-want.Fold[1] || now[0].Have[3]-now[0].Fold[3] != want.Have[3]-want.Fold[3]:
+		return nil, fmt.Errorf("%w: account %q differs otherwise than it was found: %v, not %v; run the reconciliation again", barrier.ErrRefused, a.ID, now[0], want)
+	}
+	f := now[0]
+	if _, err := tx.ExecContext(ctx, s.q("UPDATE {p}account SET debits_pending = ?, debits_posted = ?, credits_pending = ?, credits_posted = ? WHERE id = ? AND shard = 0"),
+		f.Fold[0], f.Fold[1], f.Fold[2], f.Fold[3], a.ID); err != nil {
+		return nil, err
+	}
+	return json.Marshal(map[string]any{"account": a.ID, "mended": true, "before": f.Have, "after": f.Fold})
+}
+
+// replaceOnly puts a condition into a query.
+func replaceOnly(query, only string) string { return strings.ReplaceAll(query, "{only}", only) }
