@@ -29,9 +29,17 @@ build: ## bin/lockstep and bin/lockstep-participants
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/lockstep ./coordinator/cmd/lockstep
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/lockstep-participants ./participants/cmd/lockstep-participants
 
+.PHONY: chaos
+chaos: ## bin/lockstep-chaos, which makes faults; the demo runs it
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/lockstep-chaos ./chaos/cmd/lockstep-chaos
+
+DEMO_DB := $(if $(DB), --db "$$LOCKSTEP_TEST_$(if $(filter postgres,$(DB)),POSTGRES,MYSQL)_URL")
+DEMO_KAFKA := $(if $(filter real,$(KAFKA)), --kafka "$$LOCKSTEP_TEST_KAFKA_URL")
+
 .PHONY: demo
-demo: build $(if $(DB),devctl) ## real payments through a coordinator that is killed on the way, counted to the cent (DB=postgres or mysql: on a private server)
-	@$(if $(DB),bin/devctl run -- sh -c 'bin/lockstep demo --db "$$LOCKSTEP_TEST_$(if $(filter postgres,$(DB)),POSTGRES,MYSQL)_URL"',bin/lockstep demo)
+demo: build chaos $(if $(DB)$(KAFKA),devctl) ## two regions: a kill, a handover, a cut, drift; counted to the cent (DB=postgres or mysql, KAFKA=real: private servers)
+	@$(if $(DB)$(KAFKA),bin/devctl run -- sh -c 'exec bin/lockstep demo$(DEMO_DB)$(DEMO_KAFKA)',bin/lockstep demo)
 
 .PHONY: generate
 generate: ## regenerate what is generated from the code

@@ -58,7 +58,7 @@ func (d *demo) payment(gid string, i int, amount int64, confirmBase string) clie
 }
 
 func (d *demo) nativePayment(ctx context.Context, i int, amount int64, confirmBase string, until client.Until) (client.State, error) {
-	st, err := d.native.Execute(ctx, d.payment("", i, amount, confirmBase), until)
+	st, err := d.home().native.Execute(ctx, d.payment("", i, amount, confirmBase), until)
 	if err == nil && st.Committed() {
 		d.book(i, amount)
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -65,9 +64,12 @@ func (p *process) kill() error {
 	return nil
 }
 
-// await waits until ready gives true, and gives up when the process ends or 15 s have passed.
+// startLimit is for a process to be ready: seconds on an idle machine, and this one may be busy.
+const startLimit = 60 * time.Second
+
+// await waits until ready gives true, and gives up when the process ends or startLimit has passed.
 func (p *process) await(ctx context.Context, what string, ready func() bool) error {
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(startLimit)
 	for !ready() {
 		select {
 		case <-p.done:
@@ -77,7 +79,7 @@ func (p *process) await(ctx context.Context, what string, ready func() bool) err
 		case <-time.After(10 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s was not ready within 15 s: %s", what, p.tail())
+			return fmt.Errorf("%s was not ready within %v: %s", what, startLimit, p.tail())
 		}
 	}
 	return nil
@@ -98,23 +100,26 @@ type addresses struct {
 	Admin string `json:"admin"`
 }
 
+// coordinator is a `lockstep serve`; args are kept for the start after a kill.
 type coordinator struct {
 	*process
 	addr addresses
+	dir  string
+	args []string
 }
 
-func startCoordinator(ctx context.Context, program, dir string, a addresses) (*coordinator, error) {
+func startCoordinator(ctx context.Context, program, dir string, a addresses, args ...string) (*coordinator, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	addrFile := filepath.Join(dir, "addresses")
 	_ = os.Remove(addrFile) // of the process before
-	p, err := start(program, filepath.Join(dir, "log"), "serve", "--embedded", "--data-dir", filepath.Join(dir, "data"),
-		"--http-addr", a.HTTP, "--grpc-addr", a.GRPC, "--admin-addr", a.Admin, "--addr-file", addrFile, "--log-level", "warn")
+	p, err := start(program, filepath.Join(dir, "log"), append([]string{"serve", "--embedded", "--data-dir", filepath.Join(dir, "data"),
+		"--http-addr", a.HTTP, "--grpc-addr", a.GRPC, "--admin-addr", a.Admin, "--addr-file", addrFile, "--log-level", "warn"}, args...)...)
 	if err != nil {
 		return nil, err
 	}
-	c := &coordinator{process: p}
+	c := &coordinator{process: p, dir: dir, args: args}
 	err = p.await(ctx, "the coordinator", func() bool {
 		if c.addr.Admin == "" {
 			raw, err := os.ReadFile(addrFile)
@@ -128,6 +133,11 @@ func startCoordinator(ctx context.Context, program, dir string, a addresses) (*c
 		return nil, errors.Join(err, p.end())
 	}
 	return c, nil
+}
+
+// again starts a coordinator that was killed, where it was.
+func (c *coordinator) again(ctx context.Context, program string) (*coordinator, error) {
+	return startCoordinator(ctx, program, c.dir, c.addr, c.args...)
 }
 
 func ok(ctx context.Context, url string) bool {
@@ -148,17 +158,10 @@ type participants struct {
 	base string
 }
 
-func startParticipants(ctx context.Context, program, dir, db, coordinator string) (*participants, error) {
+// startParticipants starts the shop's. Payments remember where they were begun: the address is chosen, and fixed.
+func startParticipants(ctx context.Context, program, dir, db, addr, coordinator string) (*participants, error) {
 	if db == "" {
 		db = "sqlite:" + dir
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0") // payments remember where they were begun: the port is chosen, and fixed
-	if err != nil {
-		return nil, err
-	}
-	addr := l.Addr().String()
-	if err := l.Close(); err != nil {
-		return nil, err
 	}
 	p, err := start(program, filepath.Join(dir, "participants.log"), "serve", "--listen", addr, "--db", db, "--coordinator", coordinator)
 	if err != nil {
@@ -172,11 +175,16 @@ func startParticipants(ctx context.Context, program, dir, db, coordinator string
 }
 
 func (p *participants) create(ctx context.Context, kind, id string, balance int64) error {
-	body, err := json.Marshal(map[string]any{"kind": kind, "id": id, "balance": balance})
+	return openAccount(ctx, p.base, map[string]any{"kind": kind, "id": id, "balance": balance})
+}
+
+// openAccount opens an account of the shop or a wallet.
+func openAccount(ctx context.Context, base string, account map[string]any) error {
+	body, err := json.Marshal(account)
 	if err != nil {
 		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.base+"/accounts", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/accounts", bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -187,7 +195,7 @@ func (p *participants) create(ctx context.Context, kind, id string, balance int6
 	defer resp.Body.Close()
 	if resp.StatusCode >= 300 {
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 500)) // the status is what counts
-		return fmt.Errorf("open account %s: %s: %s", id, resp.Status, text)
+		return fmt.Errorf("open account %v: %s: %s", account["id"], resp.Status, text)
 	}
 	return nil
 }
@@ -221,34 +229,4 @@ func (p *participants) state(ctx context.Context) (state, error) {
 	}
 	defer resp.Body.Close()
 	return s, json.NewDecoder(resp.Body).Decode(&s)
-}
-
-// close ends everything that was started and removes the directory.
-func (d *demo) close() error {
-	var errs []error
-	if d.native != nil {
-		errs = append(errs, d.native.Close())
-	}
-	if d.payer != nil {
-		errs = append(errs, d.payer.stop())
-	}
-	if d.coord != nil {
-		if err := d.coord.end(); err != nil {
-			errs = append(errs, fmt.Errorf("the coordinator: %w: %s", err, d.coord.tail()))
-		}
-	}
-	if d.gate != nil {
-		d.gate.stop()
-	}
-	if d.parts != nil {
-		if err := d.parts.end(); err != nil {
-			errs = append(errs, fmt.Errorf("the participants: %w: %s", err, d.parts.tail()))
-		}
-	}
-	if d.cfg.Keep {
-		d.tell("kept: %s", d.dir)
-	} else {
-		errs = append(errs, os.RemoveAll(d.dir))
-	}
-	return errors.Join(errs...)
 }

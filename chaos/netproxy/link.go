@@ -1,0 +1,286 @@
+// Package netproxy is links between processes that can be cut and healed: TCP proxies, one for each address that one
+// process knows of another.
+//
+// The law it keeps: what is sent after Cut has returned does not pass, in either direction; it is counted as refused, so that a run can show that its fault bit; and a connection that a cut has touched never carries bytes again.
+//
+// It is tested over real connections: what is sent during a cut does not arrive, neither then nor after the healing.
+package netproxy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Way is what a cut does with what arrives.
+type Way string
+
+const (
+	// Drop swallows it and answers nothing, like a broken cable: the sender finds out by its own deadline.
+	Drop Way = "drop"
+	// Refuse closes connections, like a router that says no.
+	Refuse Way = "refuse"
+)
+
+// Route is one link: who connects to Listen reaches To.
+type Route struct {
+	Name, Listen, To string
+	// Kafka has the addresses in Kafka's metadata replaced by Listen; else clients would go around the link.
+	Kafka bool
+}
+
+// Counters say what a link did.
+type Counters struct {
+	Route  string `json:"route"`
+	Listen string `json:"listen"`
+	To     string `json:"to"`
+	Cut    bool   `json:"cut"`
+	Way    Way    `json:"way,omitempty"`
+	// Accepted connections and Bytes carried; ended and refused connections and bytes that a cut swallowed.
+	Accepted      uint64 `json:"accepted"`
+	Bytes         uint64 `json:"bytes"`
+	EndedConns    uint64 `json:"ended_conns"`
+	RefusedConns  uint64 `json:"refused_conns"`
+	RefusedBytes  uint64 `json:"refused_bytes"`
+	OpenConns     int    `json:"open_conns"`
+	DialFailed    uint64 `json:"dial_failed"`
+	MetadataMoved uint64 `json:"metadata_moved,omitempty"` // answers of Kafka whose addresses were replaced
+}
+
+// Link is a running route. Safe for concurrent use.
+type Link struct {
+	route    Route
+	listener net.Listener
+	wg       sync.WaitGroup
+
+	accepted, bytes, ended, refused, refusedBytes, dialFailed, moved atomic.Uint64
+
+	mu    sync.Mutex
+	way   Way // "" while whole
+	shut  bool
+	pairs map[*pair]struct{}
+}
+
+// pair is one connection and its other side. doomed is set under the link's lock, once, and never taken back.
+type pair struct {
+	in, out net.Conn // out is nil for one that came during a cut
+	doomed  atomic.Bool
+}
+
+func (p *pair) close() {
+	p.in.Close()
+	if p.out != nil {
+		p.out.Close()
+	}
+}
+
+const dialTimeout = 5 * time.Second
+
+// Open listens and begins to carry.
+func Open(r Route) (*Link, error) {
+	l, err := net.Listen("tcp", r.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("route %s: %w", r.Name, err)
+	}
+	k := &Link{route: r, listener: l, pairs: map[*pair]struct{}{}}
+	k.route.Listen = l.Addr().String()
+	k.wg.Go(k.accept)
+	return k, nil
+}
+
+// Addr is where it listens.
+func (k *Link) Addr() string { return k.route.Listen }
+
+func (k *Link) accept() {
+	for {
+		c, err := k.listener.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			time.Sleep(10 * time.Millisecond) // out of descriptors, say
+			continue
+		}
+		k.wg.Go(func() { k.serve(c) })
+	}
+}
+
+// serve carries one connection until it ends.
+func (k *Link) serve(in net.Conn) {
+	p := &pair{in: in}
+	way, ok := k.join(p)
+	if !ok {
+		in.Close()
+		return
+	}
+	defer k.leave(p)
+	if way != "" {
+		k.refused.Add(1)
+		p.doomed.Store(true)
+		if way == Drop {
+			k.swallow(p, in)
+		}
+		return
+	}
+	k.accepted.Add(1)
+	out, err := net.DialTimeout("tcp", k.route.To, dialTimeout)
+	if err != nil {
+		k.dialFailed.Add(1)
+		return
+	}
+	k.mu.Lock()
+	p.out = out
+	k.mu.Unlock()
+	k.carry(p)
+}
+
+// join enters a connection; it says how the link is cut.
+func (k *Link) join(p *pair) (Way, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.shut {
+		return "", false
+	}
+	k.pairs[p] = struct{}{}
+	return k.way, true
+}
+
+func (k *Link) leave(p *pair) {
+	k.mu.Lock()
+	delete(k.pairs, p)
+	p.close()
+	k.mu.Unlock()
+}
+
+// carry copies both ways until one side ends; then the other side ends too.
+func (k *Link) carry(p *pair) {
+	var asked *questions
+	if k.route.Kafka {
+		asked = &questions{}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer k.over(p)
+		if asked != nil {
+			asked.follow(k.gate(p, p.out), p.in)
+		} else {
+			k.copy(p, p.out, p.in)
+		}
+	})
+	wg.Go(func() {
+		defer k.over(p)
+		if asked != nil {
+			asked.answer(k.gate(p, p.in), p.out, k.route.Listen, func() { k.moved.Add(1) })
+		} else {
+			k.copy(p, p.in, p.out)
+		}
+	})
+	wg.Wait()
+}
+
+// over ends a pair one of whose sides has ended; a doomed one that is to look alive stays until the healing.
+func (k *Link) over(p *pair) {
+	k.mu.Lock()
+	hold := p.doomed.Load() && k.way == Drop && !k.shut
+	k.mu.Unlock()
+	if hold {
+		return
+	}
+	p.close()
+}
+
+func (k *Link) copy(p *pair, to io.Writer, from io.Reader) {
+	// Errors end the connection, which is all that a network does with them.
+	_, _ = io.CopyBuffer(k.gate(p, to), onlyReader{from}, make([]byte, 32<<10))
+}
+
+// onlyReader hides ReadFrom and WriteTo, by which bytes would pass uncounted.
+type onlyReader struct{ io.Reader }
+
+// gate is a writer that lets bytes pass while the pair is whole, and counts them.
+func (k *Link) gate(p *pair, to io.Writer) io.Writer { return &gate{k, p, to} }
+
+type gate struct {
+	k  *Link
+	p  *pair
+	to io.Writer
+}
+
+// Write is io.Writer's. What a cut refuses counts as written: its sender does not learn of it.
+func (g *gate) Write(b []byte) (int, error) {
+	if g.p.doomed.Load() {
+		g.k.refusedBytes.Add(uint64(len(b)))
+		return len(b), nil
+	}
+	n, err := g.to.Write(b)
+	g.k.bytes.Add(uint64(n))
+	return n, err
+}
+
+// swallow reads what a connection sends during a cut.
+func (k *Link) swallow(p *pair, from io.Reader) {
+	_, _ = io.CopyBuffer(k.gate(p, io.Discard), onlyReader{from}, make([]byte, 4<<10)) // ends with the healing
+}
+
+// Cut lets nothing pass from now on. The connections that are there are lost.
+func (k *Link) Cut(way Way) error {
+	if way != Drop && way != Refuse {
+		return fmt.Errorf("way %q: %s or %s", way, Drop, Refuse)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.way = way
+	for p := range k.pairs {
+		if !p.doomed.Swap(true) {
+			k.ended.Add(1)
+		}
+		if way == Refuse {
+			p.close()
+		}
+	}
+	return nil
+}
+
+// Heal lets new connections pass; those of the cut are closed.
+func (k *Link) Heal() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.way = ""
+	for p := range k.pairs {
+		if p.doomed.Load() {
+			p.close()
+		}
+	}
+}
+
+// Counters give what it did so far.
+func (k *Link) Counters() Counters {
+	k.mu.Lock()
+	way, open := k.way, len(k.pairs)
+	k.mu.Unlock()
+	return Counters{
+		Route: k.route.Name, Listen: k.route.Listen, To: k.route.To, Cut: way != "", Way: way, Accepted: k.accepted.Load(), Bytes: k.bytes.Load(),
+		EndedConns: k.ended.Load(), RefusedConns: k.refused.Load(), RefusedBytes: k.refusedBytes.Load(), OpenConns: open, DialFailed: k.dialFailed.Load(),
+		MetadataMoved: k.moved.Load(),
+	}
+}
+
+// Close ends everything. It may be called twice.
+func (k *Link) Close() error {
+	k.mu.Lock()
+	k.shut = true
+	for p := range k.pairs {
+		p.close()
+	}
+	k.mu.Unlock()
+	err := k.listener.Close()
+	k.wg.Wait()
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
