@@ -12,12 +12,14 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lockstep-tx/lockstep/coordinator/api/admin"
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/store/etcdstore"
 	"github.com/lockstep-tx/lockstep/region/applier"
 	"github.com/lockstep-tx/lockstep/region/arbiter"
 	"github.com/lockstep-tx/lockstep/region/eventlog"
 	"github.com/lockstep-tx/lockstep/region/place"
+	"github.com/lockstep-tx/lockstep/region/reconcile"
 	"github.com/lockstep-tx/lockstep/region/replica"
 	"github.com/lockstep-tx/lockstep/region/slot"
 	"github.com/lockstep-tx/lockstep/region/topology"
@@ -198,6 +200,9 @@ func (s *Server) mountRegions(mux *http.ServeMux) {
 	r := s.regions
 	r.replica.Mount(mux)
 	s.mountMoves(mux)
+	(&reconcile.Served{Journal: s.journal, Index: r.place.Index(), Audited: func(ctx context.Context, act string, err error, args ...any) {
+		admin.AuditOf(ctx, s.log, act, err, args...)
+	}}).Mount(mux)
 	mux.HandleFunc("GET /v1/region/status", func(w http.ResponseWriter, _ *http.Request) {
 		st := RegionStatus{Status: r.replica.Status(), Member: s.member.ID, Slots: map[slot.Status]int{}, ArbiterMillis: -1, Applied: r.applier.Applied(), ApplyLag: r.applier.Lag()}
 		if m := r.place.Owners(); m != nil {

@@ -45,6 +45,7 @@ type cli struct {
 	Arbiter     arbiterCmd     `cmd:"" help:"Run one member of the arbiter, which says who owns which slots."`
 	Broker      brokerCmd      `cmd:"" help:"Run the embedded Kafka broker: for demos and small deployments."`
 	Region      regionCmd      `cmd:"" help:"Regions: their state, and slots that move between them."`
+	Drift       driftCmd       `cmd:"" help:"Drift: records of one fact that disagree, found and repaired."`
 	Participant participantCmd `cmd:"" help:"Register participants by name, with an endpoint per region."`
 	Version     struct{}       `cmd:"" help:"Print the version."`
 }

@@ -1,0 +1,147 @@
+// Package reconcile finds records of one fact that disagree, names them, and repairs what has an authority.
+//
+// The law it keeps (G9): a finding is made only of what is closed: a record whose events this journal has applied, an
+// effect that was applied here; lag is no drift. A repair follows authority (the record that its chain proves, the decision
+// for the effect, the entries and the other region's account for the counters) and never the later clock; where there is
+// none, or two, the finding is quarantined for a person. Every repair can be repeated.
+//
+// Tier 1 compares the heads of chains, tier 2 sums of fingerprints over the journals' rows, tier 3 decisions with barrier
+// rows and books. It is tested with regions whose databases are changed behind their backs, and under lag. Source: DESIGN
+// section 9, multi-region reference section 5.
+package reconcile
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/region/arbiter"
+)
+
+// Class of a drift, by the names of the chaos suite.
+type Class string
+
+const (
+	// LostConfirm (D01): the decision is commit, and a branch has no effect.
+	LostConfirm Class = "D01"
+	// LostCancel (D02): the decision is abort, and a branch still holds.
+	LostCancel Class = "D02"
+	// AmountAltered (D06): an account is not what its entries say.
+	AmountAltered Class = "D06"
+	// RecordAltered (D14): two journals have different records of a transaction.
+	RecordAltered Class = "D14"
+	// EventMissing (D16): a journal has passed an event and does not have its record.
+	EventMissing Class = "D16"
+	// Compensating (D23): accounts of one book are altered so that the total is as before.
+	Compensating Class = "D23"
+	// ChainsDiffer: two journals have different chains at one number.
+	ChainsDiffer Class = "CHAIN"
+)
+
+// Status of a finding.
+type Status string
+
+const (
+	Open        Status = "open"
+	Repaired    Status = "repaired"
+	Quarantined Status = "quarantined"
+)
+
+// Finding is one drift: two records of a fact that disagree.
+type Finding struct {
+	ID          string `json:"id"`
+	Class       Class  `json:"class"`
+	Region      string `json:"region"` // where the wrong one is believed to be
+	Gid         string `json:"gid,omitempty"`
+	Branch      string `json:"branch,omitempty"`
+	Participant string `json:"participant,omitempty"`
+	Account     string `json:"account,omitempty"`
+	Slot        int    `json:"slot"`
+	// Text says what disagrees; Repair what would be done, "" where a person must decide.
+	Text   string `json:"text"`
+	Repair string `json:"repair,omitempty"`
+	// Evidence is what the repair is derived from.
+	Evidence json.RawMessage `json:"evidence,omitempty"`
+	Status   Status          `json:"status"`
+	// FoundMillis and RepairedMillis are unix.
+	FoundMillis    int64  `json:"found"`
+	RepairedMillis int64  `json:"repaired,omitempty"`
+	Outcome        string `json:"outcome,omitempty"` // of the repair
+
+	rev int64
+}
+
+// identify gives a finding the id of its fact: the same drift found again is the same finding.
+func (f *Finding) identify() {
+	h := sha256.New()
+	for _, s := range []string{string(f.Class), f.Region, f.Gid, f.Branch, f.Participant, f.Account, fmt.Sprint(f.Slot)} {
+		fmt.Fprintf(h, "%d:%s", len(s), s)
+	}
+	f.ID = hex.EncodeToString(h.Sum(nil)[:6])
+}
+
+const driftTable = "drift"
+
+// Save writes findings; those that are known keep the time at which they were found first, and one that was repaired and is
+// found again is open again.
+func Save(ctx context.Context, a *arbiter.Arbiter, found []Finding, at time.Time) ([]Finding, error) {
+	known, err := List(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	by := map[string]Finding{}
+	for _, f := range known {
+		by[f.ID] = f
+	}
+	for i := range found {
+		f := &found[i]
+		f.identify()
+		f.FoundMillis, f.Status = at.UnixMilli(), Open
+		if f.Repair == "" {
+			f.Status = Quarantined
+		}
+		if was, ok := by[f.ID]; ok {
+			f.rev = was.rev
+			if was.Status != Repaired {
+				f.FoundMillis = was.FoundMillis
+			}
+		}
+		if err := f.put(ctx, a); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+func (f *Finding) put(ctx context.Context, a *arbiter.Arbiter) error {
+	value, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	rev, err := a.Put(ctx, driftTable, arbiter.Row{Key: f.ID, Value: value, Rev: f.rev})
+	if errors.Is(err, arbiter.ErrChanged) {
+		return fmt.Errorf("finding %s was changed by another run: %w", f.ID, err)
+	}
+	f.rev = rev
+	return err
+}
+
+// List reads all findings.
+func List(ctx context.Context, a *arbiter.Arbiter) ([]Finding, error) {
+	rows, err := a.List(ctx, driftTable, "")
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Finding, len(rows))
+	for i, row := range rows {
+		if err := json.Unmarshal(row.Value, &out[i]); err != nil {
+			return nil, fmt.Errorf("finding %s: %w", row.Key, err)
+		}
+		out[i].rev = row.Rev
+	}
+	return out, nil
+}

@@ -1,0 +1,91 @@
+package reconcile
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/region/arbiter"
+)
+
+// order of repairs: records first, for decisions are read from them; then books, then effects.
+var order = []Class{EventMissing, RecordAltered, AmountAltered, Compensating, LostConfirm, LostCancel}
+
+// Plan sorts the findings that have a repair into the order in which they are repaired.
+func Plan(all []Finding) []Finding {
+	var out []Finding
+	for _, c := range order {
+		for _, f := range all {
+			if f.Class == c && f.Status == Open && f.Repair != "" {
+				out = append(out, f)
+			}
+		}
+	}
+	return out
+}
+
+// Apply repairs one finding and writes down what came of it. A repair can be repeated; one that is refused leaves the
+// finding open with the reason, and is an error.
+func (r *Reconciler) Apply(ctx context.Context, a *arbiter.Arbiter, f *Finding, at time.Time) error {
+	outcome, err := r.repair(ctx, f)
+	if err != nil {
+		f.Outcome = "not repaired: " + err.Error()
+		return errors.Join(fmt.Errorf("%s %s: %w", f.Class, f.ID, err), f.put(ctx, a))
+	}
+	f.Status, f.RepairedMillis, f.Outcome = Repaired, at.UnixMilli(), outcome
+	return f.put(ctx, a)
+}
+
+func (r *Reconciler) repair(ctx context.Context, f *Finding) (string, error) {
+	switch f.Class {
+	case EventMissing, RecordAltered:
+		raw, err := r.Ask.Post(ctx, f.Region, "/v1/drift/restore", f.Evidence)
+		return strings.TrimSpace(string(raw)), err
+	case AmountAltered, Compensating:
+		endpoint := r.participants(f.Region)[f.Participant]
+		raw, _, err := r.call(ctx, nil, http.MethodPost, endpoint+"/lockstep/mend", f.Evidence, nil)
+		return strings.TrimSpace(string(raw)), err
+	case LostConfirm, LostCancel:
+		return r.resend(ctx, f)
+	case ChainsDiffer:
+	}
+	return "", fmt.Errorf("a finding of class %s has no repair; a person must decide", f.Class)
+}
+
+// resend makes the call that was lost, at the participant of the region where it was: the barrier takes it once.
+func (r *Reconciler) resend(ctx context.Context, f *Finding) (string, error) {
+	var e resend
+	if err := json.Unmarshal(f.Evidence, &e); err != nil {
+		return "", fmt.Errorf("the finding's evidence: %w", err)
+	}
+	path, query, _ := strings.Cut(e.Path, "?")
+	path, ok := strings.CutSuffix(path, "/confirm")
+	if !ok {
+		return "", fmt.Errorf("the branch's confirm %q does not end in /confirm: send it by hand", e.Path)
+	}
+	op, headers := "apply", map[string]string{"Lockstep-Account-Slot": strconv.Itoa(e.AccountSlot), "Lockstep-Account-Epoch": "1"}
+	if !e.Commit {
+		op = "cancel"
+		home := r.Owners[e.AccountSlot]
+		if home.Region != f.Region {
+			return "", fmt.Errorf("the account's home is %s by now, and a copy holds nothing; run the reconciliation again", home.Region)
+		}
+		headers["Lockstep-Slot"], headers["Lockstep-Epoch"] = strconv.Itoa(f.Slot), strconv.FormatUint(uint64(r.Owners[f.Slot].Epoch), 10)
+		headers["Lockstep-Account-Epoch"] = strconv.FormatUint(uint64(home.Epoch), 10)
+	}
+	q := []string{"gid=" + escape(f.Gid), "trans_type=tcc", "branch_id=" + escape(f.Branch), "op=" + op}
+	if query != "" {
+		q = append(q, query)
+	}
+	slices.Sort(q)
+	url := r.participants(f.Region)[f.Participant] + path + "/" + op + "?" + strings.Join(q, "&")
+	headers["Content-Type"] = "application/json"
+	raw, _, err := r.call(ctx, nil, http.MethodPost, url, e.Payload, headers)
+	return strings.TrimSpace(string(raw)), err
+}

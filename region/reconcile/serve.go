@@ -1,0 +1,208 @@
+package reconcile
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/journal"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// Served is what a coordinator answers of its region's journal.
+type Served struct {
+	Journal *journal.Journal
+	// Index of the own region.
+	Index int
+	// Audited is called after a repair; nil for nobody.
+	Audited func(ctx context.Context, act string, err error, args ...any)
+}
+
+// RowAnswer is a row as it is stored, with what is known of it here.
+type RowAnswer struct {
+	Row *engine.Row `json:"row,omitempty"`
+	// Sound: its events continue the chains of this journal.
+	Sound bool `json:"sound"`
+}
+
+// Finished is one finished transaction as tier 3 needs it.
+type Finished struct {
+	Gid     string `json:"gid"`
+	Slot    int    `json:"slot"`
+	Commit  bool   `json:"commit"`
+	Applied bool   `json:"applied"` // its effects were applied to this region's copies
+	// Origin and Seq of the finish.
+	Origin   int              `json:"origin"`
+	Seq      uint64           `json:"seq"`
+	Branches []FinishedBranch `json:"branches"`
+}
+
+// FinishedBranch is a branch that was confirmed or cancelled.
+type FinishedBranch struct {
+	ID      string `json:"id"`
+	URL     string `json:"url"` // of the confirm
+	Account string `json:"account,omitempty"`
+	Payload []byte `json:"payload,omitempty"`
+}
+
+// HeadAnswer is how far a chain is here.
+type HeadAnswer struct {
+	Origin int    `json:"o"`
+	Slot   int    `json:"s"`
+	Seq    uint64 `json:"n"`
+	Chain  string `json:"c"`
+}
+
+// finishedMax bounds one answer.
+const finishedMax = 5000
+
+// Mount adds the handlers: GET /v1/drift/sums, /prints, /row, /finished, /chain, and POST /v1/drift/restore. Who may ask is
+// the caller's business.
+func (s *Served) Mount(mux *http.ServeMux) {
+	mux.HandleFunc("GET /v1/drift/sums", func(w http.ResponseWriter, r *http.Request) {
+		from, to, err := window(r)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		sums, err := s.Journal.Sums(r.Context(), from, to)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		out := make([]byte, 0, slot.Count*24)
+		for _, sum := range sums {
+			out = append(out, sum.Bytes()...)
+		}
+		w.Header().Set("Content-Type", "application/octet-stream")
+		_, _ = w.Write(out) // the caller has left, then
+	})
+	mux.HandleFunc("GET /v1/drift/prints", func(w http.ResponseWriter, r *http.Request) {
+		from, to, err := window(r)
+		n, err2 := strconv.Atoi(r.URL.Query().Get("slot"))
+		if err := errors.Join(err, err2); err != nil || n < 0 || n >= slot.Count {
+			http.Error(w, fmt.Sprintf("from, to and slot are numbers (%v)", err), http.StatusBadRequest)
+			return
+		}
+		prints, err := s.Journal.Prints(r.Context(), n, from, to)
+		out := map[string]string{}
+		for _, p := range prints {
+			out[string(p.Gid)] = hex.EncodeToString(p.Print[:])
+		}
+		answer(w, out, err)
+	})
+	mux.HandleFunc("GET /v1/drift/row", func(w http.ResponseWriter, r *http.Request) {
+		row, err := s.Journal.Row(r.Context(), txn.Gid(r.URL.Query().Get("gid")))
+		out := RowAnswer{Row: row}
+		if err == nil && row != nil {
+			out.Sound, err = s.Journal.Sound(r.Context(), row)
+		}
+		answer(w, out, err)
+	})
+	mux.HandleFunc("GET /v1/drift/chain", func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		origin, err := strconv.Atoi(q.Get("origin"))
+		n, err2 := strconv.Atoi(q.Get("slot"))
+		seq, err3 := strconv.ParseUint(q.Get("seq"), 10, 63)
+		if err := errors.Join(err, err2, err3); err != nil || seq == 0 {
+			http.Error(w, "origin, slot and seq are numbers", http.StatusBadRequest)
+			return
+		}
+		events, err := s.Journal.EventsAfter(r.Context(), origin, n, seq-1, 1)
+		var out HeadAnswer
+		if len(events) == 1 {
+			out = HeadAnswer{Origin: origin, Slot: n, Seq: seq, Chain: hex.EncodeToString(events[0].Head.Chain[:])}
+		}
+		answer(w, out, err)
+	})
+	mux.HandleFunc("GET /v1/drift/heads", func(w http.ResponseWriter, r *http.Request) {
+		out, err := s.heads(r.Context())
+		answer(w, out, err)
+	})
+	mux.HandleFunc("GET /v1/drift/finished", func(w http.ResponseWriter, r *http.Request) {
+		from, to, err := window(r)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		out, err := s.finished(r.Context(), from, to)
+		answer(w, out, err)
+	})
+	mux.HandleFunc("POST /v1/drift/restore", func(w http.ResponseWriter, r *http.Request) {
+		var row engine.Row
+		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 8<<20)).Decode(&row)
+		if err != nil {
+			http.Error(w, "body: "+err.Error(), http.StatusBadRequest)
+			return
+		}
+		err = s.Journal.Restore(r.Context(), &row)
+		if s.Audited != nil {
+			s.Audited(r.Context(), "drift restore", err, "gid", string(row.Gid))
+		}
+		answer(w, map[string]bool{"restored": err == nil}, err)
+	})
+}
+
+func window(r *http.Request) (from, to int64, err error) {
+	from, err = strconv.ParseInt(r.URL.Query().Get("from"), 10, 64)
+	to, err2 := strconv.ParseInt(r.URL.Query().Get("to"), 10, 64)
+	return from, to, errors.Join(err, err2)
+}
+
+func answer(w http.ResponseWriter, v any, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // the caller has left, then
+}
+
+// heads gives how far this journal has each other region's chains, and how far its own were published.
+func (s *Served) heads(ctx context.Context) ([]HeadAnswer, error) {
+	marks, err := s.Journal.Marks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own, err := s.Journal.Published(ctx, s.Index)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]HeadAnswer, 0, len(marks)+len(own))
+	for _, m := range append(marks, own...) {
+		if m.Head.Seq > 0 {
+			out = append(out, HeadAnswer{Origin: m.Origin, Slot: m.Slot, Seq: m.Head.Seq, Chain: hex.EncodeToString(m.Head.Chain[:])})
+		}
+	}
+	return out, nil
+}
+
+// finished lists the TCC transactions that finished in a window, with their branches.
+func (s *Served) finished(ctx context.Context, from, to int64) ([]Finished, error) {
+	applied, err := s.Journal.Applied(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []Finished
+	err = s.Journal.FinishedBetween(ctx, from, to, finishedMax, func(tx *record.Tx, n int) {
+		if tx.State.Mode != txn.ModeTCC || tx.Trimmed {
+			return
+		}
+		origin := slot.Epoch(tx.FinishEpoch).Region()
+		f := Finished{Gid: string(tx.State.Gid), Slot: n, Commit: tx.State.Phase.Commit(), Origin: origin, Seq: tx.Finish.Seq, Applied: applied[[2]int{origin, n}] >= tx.Finish.Seq}
+		for i := range tx.State.Branches {
+			if b := &tx.State.Branches[i]; !b.Message && b.Confirm != "" {
+				f.Branches = append(f.Branches, FinishedBranch{ID: string(b.ID), URL: b.Confirm, Account: b.Account, Payload: b.Payload})
+			}
+		}
+		out = append(out, f)
+	})
+	return out, err
+}
