@@ -45,18 +45,21 @@ func (s *Sum) Join(o Sum) {
 	s.Count += o.Count
 }
 
-// Bytes gives the 24 bytes of a sum.
+// SumBytes is the length of a sum on the wire.
+const SumBytes = 20
+
+// Bytes gives a sum's SumBytes: the count modulo 2^32 and the sum.
 func (s Sum) Bytes() []byte {
-	b := make([]byte, 24)
-	binary.BigEndian.PutUint64(b, s.Count)
-	binary.BigEndian.PutUint64(b[8:], s.hi)
-	binary.BigEndian.PutUint64(b[16:], s.lo)
+	b := make([]byte, SumBytes)
+	binary.BigEndian.PutUint32(b, uint32(s.Count))
+	binary.BigEndian.PutUint64(b[4:], s.hi)
+	binary.BigEndian.PutUint64(b[12:], s.lo)
 	return b
 }
 
 // SumOf reads what Bytes gave.
 func SumOf(b []byte) Sum {
-	return Sum{Count: binary.BigEndian.Uint64(b), hi: binary.BigEndian.Uint64(b[8:]), lo: binary.BigEndian.Uint64(b[16:])}
+	return Sum{Count: uint64(binary.BigEndian.Uint32(b)), hi: binary.BigEndian.Uint64(b[4:]), lo: binary.BigEndian.Uint64(b[12:])}
 }
 
 // printOf is the fingerprint of a row as it is stored. Trimmed bodies are left out on both sides by the window: it is young.
@@ -198,26 +201,36 @@ func (j *Journal) Row(ctx context.Context, gid txn.Gid) (*engine.Row, error) {
 	return &s.row, nil
 }
 
-// Sound says whether both events of a row continue this journal's chains: the numbers before them hash on to what the row
-// says. Where the event before one is not here (its body was trimmed, or it is missing too) it is not known: false.
+// Sound says whether both events of a row continue this journal's chains: the number before each hashes on to what the row
+// says. The event before one is in the journal, or is the row's other event. Where it is neither (its body was trimmed, or
+// it is missing too) nothing is known: false.
 func (j *Journal) Sound(ctx context.Context, r *engine.Row) (bool, error) {
-	for _, e := range eventsOfRow(r) {
-		prev := struct{ seq uint64 }{e.Head.Seq - 1}
-		if prev.seq == 0 {
-			if !e.Follows(zeroHead) {
-				return false, nil
-			}
-			continue
-		}
-		before, _, err := j.chain(ctx, e.Origin(), e.Slot, prev.seq-1, prev.seq)
-		if err != nil {
+	events := eventsOfRow(r)
+	for i := range events {
+		prev, known, err := j.before(ctx, &events[i], events)
+		if err != nil || !known || !events[i].Follows(prev) {
 			return false, err
 		}
-		if len(before) != 1 || !e.Follows(before[0].Head) {
-			return false, nil
+	}
+	return len(events) > 0, nil
+}
+
+// before gives the head of the event before e.
+func (j *Journal) before(ctx context.Context, e *record.Event, own []record.Event) (record.Head, bool, error) {
+	seq := e.Head.Seq - 1
+	if seq == 0 {
+		return record.Head{}, true, nil
+	}
+	for i := range own {
+		if own[i].Head.Seq == seq && own[i].Origin() == e.Origin() {
+			return own[i].Head, true, nil
 		}
 	}
-	return true, nil
+	found, _, err := j.chain(ctx, e.Origin(), e.Slot, seq-1, seq)
+	if err != nil || len(found) != 1 {
+		return record.Head{}, false, err
+	}
+	return found[0].Head, true, nil
 }
 
 // Restore replaces a transaction's row by one that is sound here (Sound), or inserts it where it is missing. Durable on nil.
@@ -242,8 +255,6 @@ func (j *Journal) Restore(ctx context.Context, r *engine.Row) error {
 		})
 	})
 }
-
-var zeroHead record.Head
 
 // eventsOfRow gives the events that a row holds.
 func eventsOfRow(r *engine.Row) []record.Event {

@@ -91,13 +91,17 @@ type chainKey struct{ origin, slot int }
 func (r *Reconciler) tier1(ctx context.Context, rep *Report) map[string]map[chainKey]HeadAnswer {
 	heads := map[string]map[chainKey]HeadAnswer{}
 	for _, region := range r.Regions {
-		var list []HeadAnswer
-		if err := r.get(ctx, rep, region, "/v1/drift/heads", &list); err != nil {
+		var raw []byte
+		err := r.get(ctx, rep, region, "/v1/drift/heads", &raw)
+		if err == nil && len(raw)%headBytes != 0 {
+			err = fmt.Errorf("%d bytes are no heads", len(raw))
+		}
+		if err != nil {
 			rep.skip("region %s: %v", region, err)
 			continue
 		}
 		heads[region] = map[chainKey]HeadAnswer{}
-		for _, h := range list {
+		for _, h := range decodeHeads(raw) {
 			heads[region][chainKey{h.Origin, h.Slot}] = h
 		}
 	}
@@ -131,7 +135,7 @@ func (r *Reconciler) tier2(ctx context.Context, rep *Report, heads map[string]ma
 	var have []string
 	for _, region := range r.Regions {
 		var raw []byte
-		if err := r.get(ctx, rep, region, fmt.Sprintf("/v1/drift/sums?from=%d&to=%d", from, to), &raw); err != nil || len(raw) != slot.Count*24 {
+		if err := r.get(ctx, rep, region, fmt.Sprintf("/v1/drift/sums?from=%d&to=%d", from, to), &raw); err != nil || len(raw) != slot.Count*journal.SumBytes {
 			rep.skip("journal of %s: %v", region, err)
 			continue
 		}
@@ -143,10 +147,10 @@ func (r *Reconciler) tier2(ctx context.Context, rep *Report, heads map[string]ma
 	first := have[0]
 	for n := range slot.Count {
 		rep.Slots++
-		mine := sums[first][n*24 : n*24+24]
+		mine := sums[first][n*journal.SumBytes : (n+1)*journal.SumBytes]
 		rep.Transactions += journal.SumOf(mine).Count
 		for _, region := range have[1:] {
-			if !bytes.Equal(mine, sums[region][n*24:n*24+24]) {
+			if !bytes.Equal(mine, sums[region][n*journal.SumBytes:(n+1)*journal.SumBytes]) {
 				if err := r.drill(ctx, rep, heads, first, region, n, from, to); err != nil {
 					return err
 				}

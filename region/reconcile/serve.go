@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -52,18 +53,41 @@ type FinishedBranch struct {
 	Payload []byte `json:"payload,omitempty"`
 }
 
-// HeadAnswer is how far a chain is here.
+// HeadAnswer is how far a chain is here. Chain is the first eight bytes of the event's: enough to tell two apart, for both
+// stand at the same number.
 type HeadAnswer struct {
-	Origin int    `json:"o"`
-	Slot   int    `json:"s"`
-	Seq    uint64 `json:"n"`
-	Chain  string `json:"c"`
+	Origin int
+	Slot   int
+	Seq    uint64
+	Chain  uint64
+}
+
+// headBytes of a head on the wire.
+const headBytes = 19
+
+func encodeHeads(list []HeadAnswer) []byte {
+	out := make([]byte, 0, len(list)*headBytes)
+	for _, h := range list {
+		out = append(out, byte(h.Origin))
+		out = binary.BigEndian.AppendUint16(out, uint16(h.Slot))
+		out = binary.BigEndian.AppendUint64(out, h.Seq)
+		out = binary.BigEndian.AppendUint64(out, h.Chain)
+	}
+	return out
+}
+
+func decodeHeads(b []byte) []HeadAnswer {
+	out := make([]HeadAnswer, 0, len(b)/headBytes)
+	for ; len(b) >= headBytes; b = b[headBytes:] {
+		out = append(out, HeadAnswer{Origin: int(b[0]), Slot: int(binary.BigEndian.Uint16(b[1:])), Seq: binary.BigEndian.Uint64(b[3:]), Chain: binary.BigEndian.Uint64(b[11:])})
+	}
+	return out
 }
 
 // finishedMax bounds one answer.
 const finishedMax = 5000
 
-// Mount adds the handlers: GET /v1/drift/sums, /prints, /row, /finished, /chain, and POST /v1/drift/restore. Who may ask is
+// Mount adds the handlers: GET /v1/drift/sums, /prints, /row, /heads, /finished, and POST /v1/drift/restore. Who may ask is
 // the caller's business.
 func (s *Served) Mount(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/drift/sums", func(w http.ResponseWriter, r *http.Request) {
@@ -77,7 +101,7 @@ func (s *Served) Mount(mux *http.ServeMux) {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		out := make([]byte, 0, slot.Count*24)
+		out := make([]byte, 0, slot.Count*journal.SumBytes)
 		for _, sum := range sums {
 			out = append(out, sum.Bytes()...)
 		}
@@ -106,25 +130,14 @@ func (s *Served) Mount(mux *http.ServeMux) {
 		}
 		answer(w, out, err)
 	})
-	mux.HandleFunc("GET /v1/drift/chain", func(w http.ResponseWriter, r *http.Request) {
-		q := r.URL.Query()
-		origin, err := strconv.Atoi(q.Get("origin"))
-		n, err2 := strconv.Atoi(q.Get("slot"))
-		seq, err3 := strconv.ParseUint(q.Get("seq"), 10, 63)
-		if err := errors.Join(err, err2, err3); err != nil || seq == 0 {
-			http.Error(w, "origin, slot and seq are numbers", http.StatusBadRequest)
-			return
-		}
-		events, err := s.Journal.EventsAfter(r.Context(), origin, n, seq-1, 1)
-		var out HeadAnswer
-		if len(events) == 1 {
-			out = HeadAnswer{Origin: origin, Slot: n, Seq: seq, Chain: hex.EncodeToString(events[0].Head.Chain[:])}
-		}
-		answer(w, out, err)
-	})
 	mux.HandleFunc("GET /v1/drift/heads", func(w http.ResponseWriter, r *http.Request) {
 		out, err := s.heads(r.Context())
-		answer(w, out, err)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/octet-stream")
+		_, _ = w.Write(encodeHeads(out)) // the caller has left, then
 	})
 	mux.HandleFunc("GET /v1/drift/finished", func(w http.ResponseWriter, r *http.Request) {
 		from, to, err := window(r)
@@ -178,7 +191,7 @@ func (s *Served) heads(ctx context.Context) ([]HeadAnswer, error) {
 	out := make([]HeadAnswer, 0, len(marks)+len(own))
 	for _, m := range append(marks, own...) {
 		if m.Head.Seq > 0 {
-			out = append(out, HeadAnswer{Origin: m.Origin, Slot: m.Slot, Seq: m.Head.Seq, Chain: hex.EncodeToString(m.Head.Chain[:])})
+			out = append(out, HeadAnswer{Origin: m.Origin, Slot: m.Slot, Seq: m.Head.Seq, Chain: binary.BigEndian.Uint64(m.Head.Chain[:])})
 		}
 	}
 	return out, nil
