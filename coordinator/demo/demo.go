@@ -80,7 +80,7 @@ func newDemo(cfg Config) *demo {
 // Run plays the demo. It returns an error when anything did not go as told, and when the money is off.
 func Run(ctx context.Context, cfg Config) error {
 	d := newDemo(cfg)
-	return d.play(ctx, d.open, d.payWithDTM, d.payNative, d.payOrders, d.refuse, d.beginLoad, d.kill, d.moveSlots, d.cutLink, d.heal, d.end)
+	return d.play(ctx, d.open, d.payWithDTM, d.payNative, d.payOrders, d.refuse, d.beginLoad, d.kill, d.moveSlots, d.cutLink, d.heal, d.repair, d.end)
 }
 
 // play plays acts in a directory of its own, and cleans up.
@@ -100,7 +100,7 @@ func (d *demo) play(ctx context.Context, acts ...func(context.Context) error) (e
 	return nil
 }
 
-// tell prints one line of the story.
+// tell prints one line of the story. Several goroutines may.
 func (d *demo) tell(format string, args ...any) {
 	fmt.Fprintf(d.cfg.Out, "%6.2fs  %s\n", time.Since(d.start).Seconds(), fmt.Sprintf(format, args...))
 }

@@ -42,7 +42,7 @@ func TestDemo(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	out := &lines{}
-	cfg := Config{Out: out, Lockstep: lockstep, Participants: participants, Chaos: chaos, Regions: 2, Duration: 30 * time.Second, Rate: 10, Timeline: timeline}
+	cfg := Config{Out: out, Lockstep: lockstep, Participants: participants, Chaos: chaos, Regions: 2, Duration: 15 * time.Second, Rate: 10, Timeline: timeline}
 	fresh := func() *demo { out = &lines{}; cfg.Out = out; return newDemo(cfg) }
 	leftovers := func() {
 		t.Helper()
@@ -54,7 +54,7 @@ func TestDemo(t *testing.T) {
 	if err := Run(ctx, cfg); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, want := range []string{"The first payment was made", "SIGKILL", "lockstep region handover", "is asked for a payment of", "the link is healed", "MONEY BEFORE", "not a cent is off"} {
+	for _, want := range []string{"The first payment was made", "SIGKILL", "lockstep region handover", "is asked for a payment of", "the link is healed", "D01 in east", "D06 in east", "drift verify looks again and finds nothing", "MONEY BEFORE", "not a cent is off"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it does not say %q:\n%s", want, out)
 		}
@@ -63,7 +63,7 @@ func TestDemo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"kind":"kill"`, `"kind":"handover"`, `"kind":"cut"`, `"kind":"heal"`, "MONEY BEFORE", `"rate":`} {
+	for _, want := range []string{`"kind":"kill"`, `"kind":"handover"`, `"kind":"cut"`, `"kind":"heal"`, `"kind":"planted"`, `"kind":"found"`, `"kind":"repaired"`, "MONEY BEFORE", `"rate":`} {
 		if !strings.Contains(string(page), want) {
 			t.Errorf("the timeline lacks %s", want)
 		}

@@ -132,7 +132,7 @@ func btoi(b bool) int {
 	return 0
 }
 
-// quiet payments are those of which everything has arrived by now; the newest come first.
+// quiet payments of a region are those whose confirms have come by now; the newest come first.
 func (l *load) quiet(region string) []*transferred {
 	l.mu.Lock()
 	defer l.mu.Unlock()

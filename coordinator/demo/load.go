@@ -20,6 +20,7 @@ const (
 	wallets     = 24 // accounts, spread over the regions
 	loadWorkers = 4  // per region
 	callLimit   = 10 * time.Second
+	acrossLimit = 3 * time.Second // of a payment asked for across the cut
 )
 
 // outcome of a payment as its client knows it.
@@ -113,7 +114,7 @@ func (l *load) work(ctx context.Context, r *region, rnd *rand.Rand, global int) 
 		if rnd.IntN(100) < global {
 			durability = client.Global
 		}
-		if err := l.pay(ctx, r, t, durability); err != nil && ctx.Err() == nil {
+		if err := l.pay(ctx, r, t, durability, callLimit); err != nil && ctx.Err() == nil {
 			select { // a coordinator that is down is not hammered
 			case <-ctx.Done():
 			case <-time.After(200 * time.Millisecond):
@@ -164,8 +165,8 @@ func (t *transferred) tx(durability client.Durability) client.Tx {
 }
 
 // pay makes the payment and notes what was answered. A payment that has begun ends also when the load is halted.
-func (l *load) pay(ctx context.Context, r *region, t *transferred, durability client.Durability) error {
-	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callLimit)
+func (l *load) pay(ctx context.Context, r *region, t *transferred, durability client.Durability, limit time.Duration) error {
+	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	st, err := r.native.Execute(cctx, t.tx(durability), client.Decided)
 	l.mu.Lock()

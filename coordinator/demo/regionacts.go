@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/status"
 
 	"github.com/lockstep-tx/lockstep/coordinator/api/client"
@@ -162,25 +163,29 @@ func (d *demo) cutLink(ctx context.Context) error {
 	return nil
 }
 
-// askAcross asks each region for a payment of the next one's, and wants a clear no.
+// askAcross asks each region for a payment of the next one's, and wants a no that says that it may be asked again.
 func (d *demo) askAcross(ctx context.Context) error {
+	var g errgroup.Group
 	for i, r := range d.world.regions {
 		far := d.world.regions[(i+1)%len(d.world.regions)]
 		t := d.load.across(r, far)
 		if t == nil {
 			continue // no wallet has its home there
 		}
-		before := time.Now()
-		err := d.load.pay(ctx, r, t, client.Regional)
-		if err == nil {
-			return fmt.Errorf("%s made payment %s, whose home %s is behind the cut", r.name, t.gid, far.name)
-		}
-		if !client.Retryable(err) {
-			return fmt.Errorf("a payment of %s's asked of %s during the cut: the client is not told that it may try again: %w", far.name, r.name, err)
-		}
-		d.tell("  %s is asked for a payment of %s's and says after %d ms: %s: %.100s", r.name, far.name, time.Since(before).Milliseconds(), status.Code(err), status.Convert(err).Message())
+		g.Go(func() error {
+			before := time.Now()
+			err := d.load.pay(ctx, r, t, client.Regional, acrossLimit)
+			if err == nil {
+				return fmt.Errorf("%s made payment %s, whose home %s is behind the cut", r.name, t.gid, far.name)
+			}
+			if !client.Retryable(err) {
+				return fmt.Errorf("a payment of %s's asked of %s during the cut: the client is not told that it may try again: %w", far.name, r.name, err)
+			}
+			d.tell("  %s is asked for a payment of %s's, and fails after %d ms: %s: %.100s", r.name, far.name, time.Since(before).Milliseconds(), status.Code(err), status.Convert(err).Message())
+			return nil
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
 // across makes up a payment of another region's.

@@ -60,7 +60,7 @@ func (p *participants) expect(ctx context.Context, path string, body any, status
 func (d *demo) payOrders(ctx context.Context) error {
 	type m = map[string]any
 	items := []m{{"sku": article, "n": 2}}
-	const price, back = 30_000, 12_000
+	const price, back, again = 30_000, 12_000, 20_000 // again: the merchant has it, the payment does not
 	order, err := d.parts.expect(ctx, "/v1/orders", m{"merchant": merchant(6), "order_no": "A-1", "items": items}, 200, "")
 	if err != nil {
 		return err
@@ -77,7 +77,7 @@ func (d *demo) payOrders(ctx context.Context) error {
 	if _, err := d.parts.expect(ctx, "/v1/payments/"+paid.ID+"/refunds", m{"refund_no": "R-1", "amount": back}, 200, ""); err != nil {
 		return err
 	}
-	if _, err := d.parts.expect(ctx, "/v1/payments/"+paid.ID+"/refunds", m{"refund_no": "R-2", "amount": price}, 422, "refund_exceeds_payment"); err != nil {
+	if _, err := d.parts.expect(ctx, "/v1/payments/"+paid.ID+"/refunds", m{"refund_no": "R-2", "amount": again}, 422, "refund_exceeds_payment"); err != nil {
 		return err
 	}
 	d.want.mu.Lock()

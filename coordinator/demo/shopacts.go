@@ -103,10 +103,8 @@ func (d *demo) kill(ctx context.Context) error {
 	if home.coord, err = home.coord.again(ctx, d.cfg.Lockstep); err != nil {
 		return err
 	}
-	wctx, cancel := context.WithTimeout(ctx, startLimit)
-	defer cancel()
-	phase := ""
-	if err := d.home().native.Watch(wctx, gid, func(s client.State) error { phase = s.GetPhase().String(); return nil }); err != nil {
+	phase, err := d.ended(ctx, gid)
+	if err != nil {
 		return fmt.Errorf("the killed payment %s after the restart: %w", gid, err)
 	}
 	if phase != "PHASE_COMMITTED" {
@@ -116,6 +114,23 @@ func (d *demo) kill(ctx context.Context) error {
 	d.watch.mark(home.name, "start", "coordinator %d reads the decision back and confirms", home.coord.pid())
 	d.tell("restarted (pid %d), it reads the decision back and confirms both sides: finished %.1f s after the restart began", home.coord.pid(), time.Since(before).Seconds())
 	return nil
+}
+
+// ended waits for a transaction's end. The client's connection may still rest from having found nobody.
+func (d *demo) ended(ctx context.Context, gid string) (phase string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	for {
+		err = d.home().native.Watch(ctx, gid, func(s client.State) error { phase = s.GetPhase().String(); return nil })
+		if err == nil || !client.Retryable(err) || ctx.Err() != nil {
+			return phase, err
+		}
+		select {
+		case <-ctx.Done():
+			return phase, err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // countShop counts the shop's money in its databases.

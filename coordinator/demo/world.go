@@ -318,6 +318,9 @@ func (w *world) close(end func(string, *process)) []error {
 	}
 	together("a coordinator", coordinators)
 	together("a broker or the wallets", others)
-	together("the arbiter or the links", w.procs)
+	for _, p := range w.procs {
+		// Members that stop at once look in vain, for seconds, for one that takes over the lead. Nobody asks them any more.
+		errs = append(errs, p.kill())
+	}
 	return errs
 }
