@@ -109,6 +109,10 @@ bench-payments: devctl build ## payments on PostgreSQL and MariaDB behind barrie
 bench-hot: devctl ## every payment goes to one merchant: direct, serial batch, buffered, aggregated, sub-accounts
 	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-hot --check
 
+.PHONY: bench-drift
+bench-drift: ## what finding one altered record costs, in 10^4 and 10^6 rows and 10^8 fingerprints
+	@$(GO) run ./coordinator/bench/cmd/bench-drift --check
+
 .PHONY: bench-xa
 bench-xa: devctl build ## what two-phase commit does beside TCC: a slow participant, one that hangs, a killed coordinator
 	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-xa --db postgres

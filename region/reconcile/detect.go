@@ -280,4 +280,3 @@ func (r *Reconciler) call(ctx context.Context, rep *Report, method, url string, 
 	}
 	return raw, resp.StatusCode, err
 }
-
