@@ -1,0 +1,343 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/lockstep-tx/lockstep/region/arbiter"
+	"github.com/lockstep-tx/lockstep/region/failover"
+	"github.com/lockstep-tx/lockstep/region/failover/conduct"
+	"github.com/lockstep-tx/lockstep/region/registry"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// moveFlags are those of every command that moves slots.
+type moveFlags struct {
+	contextFile
+	Slots    string        `help:"Slots to move: 0-31,40. Defaults to all that --from owns." placeholder:"LIST"`
+	Batch    int           `help:"Slots that move together." default:"32"`
+	Deadline time.Duration `help:"How long a batch may take until it undoes itself." default:"10s"`
+	Pause    time.Duration `help:"Rest between batches." default:"1s"`
+	MaxLag   time.Duration `help:"Lag of the target above which nothing is moved." default:"5s"`
+	Why      string        `help:"Reason, for the audit: a ticket, a name." default:"not given"`
+	Who      string        `help:"Who does it, for the audit. Defaults to the user."`
+	DryRun   bool          `help:"Do every read and every check, and write nothing."`
+}
+
+func (m *moveFlags) who() string {
+	if m.Who != "" {
+		return m.Who
+	}
+	name := "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if host, err := os.Hostname(); err == nil {
+		name += "@" + host
+	}
+	return name
+}
+
+// plan makes the plan of a move of the region's slots.
+func (m *moveFlags) plan(owners *slot.Map, kind failover.Kind, from, to string, hold time.Duration) (failover.Plan, error) {
+	p := failover.Plan{
+		ID: uuid.NewString()[:13], Kind: kind, From: from, To: to, Batch: m.Batch, DeadlineMillis: m.Deadline.Milliseconds(), PauseMillis: m.Pause.Milliseconds(),
+		HoldMillis: hold.Milliseconds(), Who: m.who(), Why: m.Why,
+	}
+	want, err := parseSlots(m.Slots)
+	if err != nil {
+		return p, usageError{err}
+	}
+	for n, o := range owners {
+		if o.Region == from && (want == nil || want[n]) {
+			p.Slots = append(p.Slots, n)
+		}
+	}
+	if err := p.Check(); err != nil {
+		return p, usageError{err}
+	}
+	return p, nil
+}
+
+// parseSlots reads 0-31,40; nil for "".
+func parseSlots(text string) (map[int]bool, error) {
+	if text == "" {
+		return nil, nil
+	}
+	out := map[int]bool{}
+	for part := range strings.SplitSeq(text, ",") {
+		first, last, ranged := strings.Cut(strings.TrimSpace(part), "-")
+		a, err := strconv.Atoi(first)
+		b := a
+		if err == nil && ranged {
+			b, err = strconv.Atoi(last)
+		}
+		if err != nil || a < 0 || b >= slot.Count || b < a {
+			return nil, fmt.Errorf("--slots: %q is no slot or range of 0 to %d", part, slot.Count-1)
+		}
+		for n := a; n <= b; n++ {
+			out[n] = true
+		}
+	}
+	return out, nil
+}
+
+// check is one preflight check.
+type check struct {
+	Name string `json:"name"`
+	OK   bool   `json:"ok"`
+	Text string `json:"text"`
+}
+
+// preflight checks whether slots may go from one region to another.
+func (m *moveFlags) preflight(e *env, o *opened, from, to string) ([]check, error) {
+	views, owners, err := m.look(e, o)
+	if err != nil {
+		return nil, err
+	}
+	var out []check
+	add := func(name string, ok bool, format string, args ...any) {
+		out = append(out, check{name, ok, fmt.Sprintf(format, args...)})
+	}
+	add("arbiter", true, "it answers, %d slots have owners", slot.Count)
+	add("operation", moving(owners) == "", "no other operation is under way (%q)", moving(owners))
+	for _, v := range views {
+		if v.Region != from && v.Region != to {
+			continue
+		}
+		add("region "+v.Region, v.Status != nil, "a coordinator answers %s", v.Error)
+		if v.Status == nil {
+			continue
+		}
+		add("arbiter from "+v.Region, v.Status.ArbiterMillis >= 0 && v.Status.ArbiterMillis < 5000, "heard %d ms ago", v.Status.ArbiterMillis)
+		for _, or := range v.Status.Origins {
+			if v.Region == to && or.Region == from {
+				add("lag", or.LagMillis <= m.MaxLag.Milliseconds() && or.HeardMillis >= 0, "%s is %d ms and %d events behind %s, heard %d ms ago; at most %v", to, or.LagMillis, or.LagEvents, from, or.HeardMillis, m.MaxLag)
+				add("stopped slots", len(or.Stopped) == 0, "%d chains of %s are stopped in %s", len(or.Stopped), from, to)
+			}
+		}
+	}
+	ctx, cancel := m.within(e.ctx)
+	defer cancel()
+	t, err := registry.Load(ctx, o.arbiter)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range t.All() {
+		can, err := probeAll(ctx, &p)
+		add("participant "+p.Name, err == nil && can.Movable && p.Endpoints[to] != "", "%s (%v)", describe(&can), err)
+	}
+	return out, nil
+}
+
+func printChecks(e *env, checks []check) (ok bool) {
+	ok = true
+	for _, c := range checks {
+		word := "ok  "
+		if !c.OK {
+			word, ok = "FAIL", false
+		}
+		fmt.Fprintf(e.out, "%s %s: %s\n", word, c.Name, strings.TrimSpace(c.Text))
+	}
+	return ok
+}
+
+type regionPreflightCmd struct {
+	moveFlags
+	From   string `help:"Region that gives slots." required:""`
+	To     string `help:"Region that takes them." required:""`
+	Output string `help:"table or json." enum:"table,json" default:"table" short:"o"`
+}
+
+// Run checks.
+func (c *regionPreflightCmd) Run(e *env) error {
+	o, err := c.open(e.ctx)
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	checks, err := c.preflight(e, o, c.From, c.To)
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		if err := json.NewEncoder(e.out).Encode(checks); err != nil {
+			return err
+		}
+		if slices.ContainsFunc(checks, func(c check) bool { return !c.OK }) {
+			return errors.New("the preflight failed")
+		}
+		return nil
+	}
+	if !printChecks(e, checks) {
+		return &failure{errors.New("the preflight failed"), "lockstep region status --context " + c.Context}
+	}
+	return nil
+}
+
+type regionPlanCmd struct {
+	moveFlags
+	From string `help:"Region that gives slots." required:""`
+	To   string `help:"Region that takes them." required:""`
+}
+
+// Run prints the plan.
+func (c *regionPlanCmd) Run(e *env) error {
+	c.DryRun = true
+	return c.move(e, failover.Handover, c.From, c.To, 0)
+}
+
+type regionHandoverCmd struct {
+	moveFlags
+	From string `help:"Region that gives slots." required:""`
+	To   string `help:"Region that takes them." required:""`
+}
+
+// Run moves slots.
+func (c *regionHandoverCmd) Run(e *env) error {
+	return c.move(e, failover.Handover, c.From, c.To, 0)
+}
+
+type regionFailbackCmd struct {
+	moveFlags
+	From string `help:"Region that has the slots now." required:""`
+	To   string `help:"Region that had them." required:""`
+}
+
+// Run moves slots back.
+func (c *regionFailbackCmd) Run(e *env) error {
+	return c.move(e, failover.Failback, c.From, c.To, 0)
+}
+
+type regionDrillCmd struct {
+	moveFlags
+	From string        `help:"Region that gives slots." required:""`
+	To   string        `help:"Region that takes them." required:""`
+	Hold time.Duration `help:"How long they stay there." default:"30s"`
+}
+
+// Run moves slots there and back.
+func (c *regionDrillCmd) Run(e *env) error {
+	return c.move(e, failover.Drill, c.From, c.To, c.Hold)
+}
+
+// move checks, plans, and moves.
+func (m *moveFlags) move(e *env, kind failover.Kind, from, to string, hold time.Duration) error {
+	o, err := m.open(e.ctx)
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	ctx, cancel := m.within(e.ctx)
+	owners, err := o.arbiter.Owners(ctx)
+	cancel()
+	if err != nil {
+		return err
+	}
+	p, err := m.plan(owners, kind, from, to, hold)
+	if err != nil {
+		return err
+	}
+	checks, err := m.preflight(e, o, from, to)
+	if err != nil {
+		return err
+	}
+	ok := printChecks(e, checks)
+	fmt.Fprintf(e.out, "plan %s: %s of %d slots from %s to %s in batches of %d; each is held for as long as its move takes, and undoes itself after %v; hash %s\n",
+		p.ID, kind, len(p.Slots), from, to, p.Batch, m.Deadline, p.Hash()[:16])
+	if !ok {
+		return &failure{errors.New("the preflight failed; nothing was moved"), "lockstep region status --context " + m.Context}
+	}
+	if m.DryRun {
+		fmt.Fprintln(e.out, "nothing was written")
+		return nil
+	}
+	c := m.conductor(e, o)
+	if err := c.Start(e.ctx, p, time.Now()); err != nil {
+		return &failure{err, "lockstep region resume --context " + m.Context + "  # or abort it"}
+	}
+	return m.drive(e, c, p.ID)
+}
+
+func (m *moveFlags) conductor(e *env, o *opened) *conduct.Conductor {
+	return &conduct.Conductor{Arbiter: o.arbiter, World: m.asker(e, o), Who: m.who(), Tell: func(format string, args ...any) {
+		fmt.Fprintf(e.out, "  "+format+"\n", args...)
+	}}
+}
+
+// drive works at an operation and reports how it ended.
+func (m *moveFlags) drive(e *env, c *conduct.Conductor, id string) error {
+	r, err := c.Drive(e.ctx, id)
+	if err != nil {
+		return &failure{fmt.Errorf("the operation stands still: %w", err), "lockstep region resume --context " + m.Context}
+	}
+	for i, b := range r.Batches {
+		fmt.Fprintf(e.out, "batch %d: %d slots; switched after %d ms, first success after %d ms\n", i+1, len(b.Slots), b.Given-b.Frozen, b.Served-b.Frozen)
+	}
+	moved := 0
+	for _, b := range r.Batches {
+		moved += len(b.Slots)
+	}
+	fmt.Fprintf(e.out, "%s %s: %s, %d slots moved in %d ms\n", r.Plan.Kind, r.Plan.ID, r.Status, moved, max(r.EndedMillis, r.BegunMillis)-r.BegunMillis)
+	if r.Status == failover.Aborted {
+		return &failure{fmt.Errorf("it was aborted: %s", r.Failure), "lockstep region status --context " + m.Context}
+	}
+	if r.Status == failover.Paused {
+		fmt.Fprintf(e.out, "next: lockstep region resume --context %s\n", m.Context)
+	}
+	return nil
+}
+
+type regionPauseCmd struct{ moveFlags }
+
+// Run pauses.
+func (c *regionPauseCmd) Run(e *env) error { return c.set(e, failover.Paused) }
+
+type regionResumeCmd struct{ moveFlags }
+
+// Run resumes.
+func (c *regionResumeCmd) Run(e *env) error { return c.set(e, failover.Running) }
+
+type regionAbortCmd struct{ moveFlags }
+
+// Run aborts.
+func (c *regionAbortCmd) Run(e *env) error { return c.set(e, failover.Aborting) }
+
+// set changes the status of the operation that is under way, and goes on with it where it can.
+func (m *moveFlags) set(e *env, to failover.Status) error {
+	o, err := m.open(e.ctx)
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	c := m.conductor(e, o)
+	r, err := c.Load(e.ctx, "")
+	if errors.Is(err, conduct.ErrNone) {
+		return &failure{errors.New("no operation is under way"), "lockstep region history --context " + m.Context}
+	}
+	if err != nil {
+		return err
+	}
+	if m.DryRun {
+		fmt.Fprintf(e.out, "operation %s is %s and would be %s; nothing was written\n", r.Plan.ID, r.Status, to)
+		return nil
+	}
+	if !r.Status.Ended() && !(r.Status == failover.Aborting && to == failover.Running) {
+		if _, err := c.Set(e.ctx, r.Plan.ID, to, m.Why, time.Now()); err != nil && !errors.Is(err, arbiter.ErrChanged) {
+			return err
+		}
+	}
+	if to == failover.Paused {
+		fmt.Fprintf(e.out, "operation %s stops at its next batch\nnext: lockstep region resume --context %s\n", r.Plan.ID, m.Context)
+		return nil
+	}
+	return m.drive(e, c, r.Plan.ID)
+}
