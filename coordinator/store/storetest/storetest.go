@@ -32,6 +32,9 @@ func Run(t *testing.T, open func(t *testing.T) engine.Store) {
 		{"ReleaseNeedsTheTerm", release},
 		{"OfTwoClaimersTheLaterHoldsAlone", twoClaimers},
 		{"ManyRecordsOfASlotAreAllLoaded", manyRecords},
+		{"EpochsGrow", epochsGrow},
+		{"ACloseIsTheEndOfAnEpoch", closedEpochs},
+		{"WhatHasGoneIsPurged", purged},
 		{"MembersComeAndGoInTheView", members},
 		{"RowsOfTheSharedTableAreComparedAndSet", sharedTable},
 	} {
