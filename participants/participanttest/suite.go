@@ -27,6 +27,9 @@ type Target struct {
 	// StateURL answers a GET with the balances of all accounts that the branch touches, as {"balances":{"name":minor}} or
 	// {"name":minor}; their sum must not change. Empty means that no balance is checked.
 	StateURL string
+	// RegionURL is the base behind which the participant serves /lockstep/…, where its accounts move between regions. Empty
+	// means that it is not checked.
+	RegionURL string
 	// Unfenced says that the participant knows no epochs (written with DTM's SDK): those checks say NotChecked.
 	Unfenced bool
 	// Timeout bounds one call. Defaults to 10 s.
@@ -124,6 +127,9 @@ func Check(ctx context.Context, target Target) (*Report, error) {
 		{"a confirm and a cancel without an epoch are no success", needsFence, (*run).unfenced},
 		{"a gid that names another slot is no success", needsFence, (*run).wrongSlot},
 		{"members of a batch have their own answers", needsBatch, (*run).batch},
+		{"the probe answers", needsRegion, (*run).probed},
+		{"a slot that is released and adopted again: old calls are refused, new ones put off, nothing is lost", needsRegion, (*run).handedOver},
+		{"an effect is applied to a copy once", needsRegion, (*run).appliedOnce},
 		{"the sum of all balances never changes", needsState, (*run).conserved},
 		{"try and cancel leave every balance as it was", needsState, (*run).cancelRestores},
 		{"an empty cancel leaves every balance as it was", needsState, (*run).emptyCancelRestores},
@@ -132,6 +138,9 @@ func Check(ctx context.Context, target Target) (*Report, error) {
 		{"a stale call moves nothing", needsState | needsFence, (*run).staleMovesNothing},
 		{"a refused try moves nothing", needsState, (*run).refusedMovesNothing},
 	} {
+		if c.needs&needsRegion != 0 && target.RegionURL == "" {
+			continue // a participant of one region has nothing to move
+		}
 		f := Finding{Check: c.check, Verdict: Pass}
 		if why := r.lacks(c.needs); why != "" {
 			f.Verdict, f.Why = NotChecked, why
@@ -155,6 +164,7 @@ const (
 	needsFence
 	needsBatch
 	needsRefused
+	needsRegion
 )
 
 func (r *run) lacks(n need) string {

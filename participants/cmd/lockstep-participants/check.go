@@ -12,15 +12,16 @@ import (
 )
 
 type checkCmd struct {
-	URL      string        `help:"Address of the branch; its operations are called at URL/try, URL/confirm and URL/cancel. Over gRPC: HOST:PORT/Service, with the methods Try, Confirm and Cancel." `
-	Try      string        `help:"Address of the try, where the three are not at one URL."`
-	Confirm  string        `help:"Address of the confirm."`
-	Cancel   string        `help:"Address of the cancel."`
-	Payload  string        `help:"Payload of every call; its try must be possible at least thirty times. It moves real balances: use accounts made for it." default:"{}"`
-	Refused  string        `help:"Payload of a try that is to be refused for a business reason, such as more than there is. Without it no such try is checked." placeholder:"JSON"`
-	StateURL string        `help:"URL that answers a GET with all balances that the branch touches: {\"balances\":{\"name\":minor}}. Without it no balance is checked."`
-	Unfenced bool          `help:"The participant knows no epochs (written with DTM's SDK)."`
-	Timeout  time.Duration `help:"How long one call may take." default:"10s"`
+	URL       string        `help:"Address of the branch; its operations are called at URL/try, URL/confirm and URL/cancel. Over gRPC: HOST:PORT/Service, with the methods Try, Confirm and Cancel." `
+	Try       string        `help:"Address of the try, where the three are not at one URL."`
+	Confirm   string        `help:"Address of the confirm."`
+	Cancel    string        `help:"Address of the cancel."`
+	Payload   string        `help:"Payload of every call; its try must be possible at least thirty times. It moves real balances: use accounts made for it." default:"{}"`
+	Refused   string        `help:"Payload of a try that is to be refused for a business reason, such as more than there is. Without it no such try is checked." placeholder:"JSON"`
+	StateURL  string        `help:"URL that answers a GET with all balances that the branch touches: {\"balances\":{\"name\":minor}}. Without it no balance is checked."`
+	RegionURL string        `help:"Base URL behind which the participant serves /lockstep/…, where its accounts move between regions. Without it that is not checked."`
+	Unfenced  bool          `help:"The participant knows no epochs (written with DTM's SDK)."`
+	Timeout   time.Duration `help:"How long one call may take." default:"10s"`
 }
 
 // Validate wants the addresses in one of their two forms.
@@ -44,7 +45,7 @@ const exitNotChecked = 3
 // nothing could be checked, 3 when nothing failed but not everything was checked.
 func (c *checkCmd) Run(ctx context.Context, out io.Writer) error {
 	target := participanttest.Target{
-		Try: c.Try, Confirm: c.Confirm, Cancel: c.Cancel, Payload: []byte(c.Payload), Refused: []byte(c.Refused), StateURL: c.StateURL, Unfenced: c.Unfenced, Timeout: c.Timeout,
+		Try: c.Try, Confirm: c.Confirm, Cancel: c.Cancel, Payload: []byte(c.Payload), Refused: []byte(c.Refused), StateURL: c.StateURL, RegionURL: c.RegionURL, Unfenced: c.Unfenced, Timeout: c.Timeout,
 	}
 	if c.URL != "" {
 		base := strings.TrimSuffix(c.URL, "/")

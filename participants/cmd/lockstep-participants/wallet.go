@@ -136,6 +136,20 @@ func (w *wallets) handler() http.Handler {
 			http.Error(rw, err.Error(), branch.Status(err))
 		}
 	})
+	// What lockstep-participants check --state-url asks.
+	mux.HandleFunc("GET /balances", func(rw http.ResponseWriter, r *http.Request) {
+		s, err := w.book.State(r.Context(), w.barrier.DB())
+		if err != nil {
+			http.Error(rw, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		balances := map[string]int64{}
+		for _, a := range s.Accounts {
+			balances[a.ID] = a.Total()
+		}
+		rw.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(rw).Encode(map[string]any{"balances": balances}) // the caller has left, then
+	})
 	mux.HandleFunc("GET /state", func(rw http.ResponseWriter, r *http.Request) {
 		s, err := w.book.State(r.Context(), w.barrier.DB())
 		if err != nil {

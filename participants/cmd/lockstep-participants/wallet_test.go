@@ -18,6 +18,7 @@ import (
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/branch"
 	"github.com/lockstep-tx/lockstep/participants/ledger"
+	"github.com/lockstep-tx/lockstep/participants/participanttest"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
@@ -327,4 +328,24 @@ func mustJSON(t *testing.T, v any) []byte {
 		t.Fatal(err)
 	}
 	return raw
+}
+
+// TestWalletsPassTheConformanceSuiteWithItsRegionCases checks them as anybody's participant is checked.
+func TestWalletsPassTheConformanceSuiteWithItsRegionCases(t *testing.T) {
+	p := newPlace(t, "east")
+	p.must("POST", "/accounts", map[string]any{"id": "ann", "balance": 100000})
+	srv := httptest.NewServer(p.http)
+	defer srv.Close()
+	report, err := participanttest.Check(t.Context(), participanttest.Target{
+		Try: srv.URL + "/wallet/pay/try", Confirm: srv.URL + "/wallet/pay/confirm", Cancel: srv.URL + "/wallet/pay/cancel",
+		Payload: []byte(`{"account":"ann","amount":1}`), Refused: []byte(`{"account":"ann","amount":99999999}`), StateURL: srv.URL + "/balances", RegionURL: srv.URL,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report.Count(participanttest.Fail) != 0 || report.Count(participanttest.NotChecked) != 0 {
+		var text bytes.Buffer
+		report.Write(&text)
+		t.Fatal(text.String())
+	}
 }
