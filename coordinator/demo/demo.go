@@ -80,7 +80,7 @@ func newDemo(cfg Config) *demo {
 // Run plays the demo. It returns an error when anything did not go as told, and when the money is off.
 func Run(ctx context.Context, cfg Config) error {
 	d := newDemo(cfg)
-	return d.play(ctx, d.open, d.payWithDTM, d.payNative, d.payOrders, d.refuse, d.beginLoad, d.kill, d.moveSlots, d.cutLink, d.heal, d.repair, d.end)
+	return d.play(ctx, d.open, d.payWithDTM, d.payNative, d.payOrders, d.refuse, d.beginLoad, d.kill, d.moveSlots, d.cutLink, d.heal, d.repair, d.end, d.keep)
 }
 
 // play plays acts in a directory of its own, and cleans up.

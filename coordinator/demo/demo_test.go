@@ -3,9 +3,12 @@ package demo
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -17,7 +20,7 @@ func programs(t *testing.T) (lockstep, participants, chaos string) {
 	t.Helper()
 	dir := t.TempDir()
 	const module = "github.com/lockstep-tx/lockstep/"
-	cmd := exec.Command("go", "build", "-o", dir+"/", module+"coordinator/cmd/lockstep", module+"participants/cmd/lockstep-participants", module+"chaos/cmd/lockstep-chaos")
+	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", dir+"/", module+"coordinator/cmd/lockstep", module+"participants/cmd/lockstep-participants", module+"chaos/cmd/lockstep-chaos")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -73,33 +76,64 @@ func TestDemo(t *testing.T) {
 	}
 	leftovers()
 
+	cfg.Duration = 0
 	d := fresh()
-	err = d.play(ctx, d.open, d.payWithDTM, func(ctx context.Context) error { return d.parts.create(ctx, "buyer", "from-nowhere", 1) }, func(ctx context.Context) error {
-		d.patience = time.Second
-		return d.countShop(ctx)
-	}, func(ctx context.Context) error { t.Error("it went on"); return nil })
-	if err == nil || !strings.Contains(err.Error(), "THE MONEY IS WRONG") || !strings.Contains(err.Error(), "1 fen are missing or too many") {
-		t.Errorf("with a cent too much in the shop it ended with %v:\n%s", err, out)
+	d.patience = time.Second
+	unwell := func(what string, err error, want ...string) {
+		t.Helper()
+		for _, w := range want {
+			if err == nil || !strings.Contains(err.Error(), w) {
+				t.Errorf("%s it ended with %v, without %q:\n%s", what, err, w, out)
+			}
+		}
 	}
-	leftovers()
-
-	d = fresh()
-	err = d.play(ctx, d.open, func(ctx context.Context) error {
-		d.patience = time.Second
-		if _, err := d.world.chaos.seed(ctx, d.world.regions[1], "--class", "D06", "--account", d.load.accounts[3], "--delta", "1"); err != nil {
+	if err := d.play(ctx, d.open, d.payWithDTM, func(ctx context.Context) error { return keeps(ctx, d, out) }, func(ctx context.Context) error {
+		if err := d.parts.create(ctx, "buyer", "from-nowhere", 1); err != nil {
 			return err
 		}
-		return d.end(ctx)
-	})
-	if err == nil || !strings.Contains(err.Error(), "THE MONEY IS WRONG") || !strings.Contains(err.Error(), "west: wallet-03 has ¥10000.01") {
-		t.Errorf("with a cent too much in a wallet it ended with %v:\n%s", err, out)
+		unwell("with a cent too much in the shop", d.countShop(ctx), "THE MONEY IS WRONG", "1 fen are missing or too many")
+		d.drift = []*planted{{Class: "D06", Account: "wallet-05", Region: "east", found: true}}
+		if _, err := d.world.chaos.seed(ctx, d.world.regions[1], "--class", "D06", "--account", "wallet-03", "--delta", "1"); err != nil {
+			return err
+		}
+		unwell("with a cent too much in a wallet, and drift that nobody repaired", d.end(ctx), "THE MONEY IS WRONG", "west: wallet-03 has ¥10000.01", "drift D06 of wallet-05 was found: true, repaired: false")
+		unwell("when something was found that nobody planted", d.matched([]finding{{Class: "D01", Region: "west", Gid: "g"}}), "found and not planted")
+		if err := d.home().coord.kill(); err != nil {
+			return err
+		}
+		unwell("without a coordinator", d.refuse(ctx), "was not refused but failed")
+		return nil
+	}); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
-	leftovers()
-
-	d = fresh()
-	err = d.play(ctx, d.open, func(context.Context) error { return d.home().coord.kill() }, d.refuse)
-	if err == nil || !strings.Contains(err.Error(), "was not refused but failed") {
-		t.Errorf("without a coordinator the refusal ended with %v:\n%s", err, out)
+	if strings.Contains(out.String(), "not a cent is off") {
+		t.Errorf("with wrong money it says:\n%s", out)
 	}
 	leftovers()
 }
+
+// keeps has the demo keep everything up, breaks what it says one may break, and waits until that is repaired.
+func keeps(ctx context.Context, d *demo, out *lines) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	d.cfg.Keep = true
+	done := make(chan error, 1)
+	go func() { done <- d.keep(ctx) }()
+	defer func() { d.cfg.Keep = false }()
+	pasted := false
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(out.String(), "drift verify finds nothing any more"); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return errors.New("what was broken was not repaired within a minute")
+		}
+		if command := paste.FindString(out.String()); command != "" && !pasted {
+			pasted = true
+			if said, err := output(ctx, "sh", "-c", command); err != nil || said != "1 rows changed\n" {
+				return fmt.Errorf("the command to paste, %s: %q, %w", command, said, err)
+			}
+		}
+	}
+	cancel()
+	return <-done
+}
+
+var paste = regexp.MustCompile(`(?m)^  \S*lockstep-chaos poke .*$`)

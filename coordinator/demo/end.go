@@ -39,17 +39,18 @@ func (d *demo) end(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.countShop(ctx); err != nil {
-		return err
-	}
 	d.tell("the timeline: %s", file)
+	shop := d.countShop(ctx)
 	for _, p := range d.drift {
 		if !p.found || !p.repaired {
 			wrong = append(wrong, fmt.Sprintf("drift %s of %s was found: %v, repaired: %v", p.Class, p.Account, p.found, p.repaired))
 		}
 	}
 	if len(wrong) > 0 {
-		return fmt.Errorf("THE MONEY IS WRONG:\n%s", strings.Join(wrong, "\n"))
+		return errors.Join(fmt.Errorf("THE MONEY IS WRONG:\n%s", strings.Join(wrong, "\n")), shop)
+	}
+	if shop != nil {
+		return shop
 	}
 	d.tell("not a cent is off; the first payment was made %.1f s after the start, the whole took %.0f s", d.first.Seconds(), time.Since(d.start).Seconds())
 	return nil

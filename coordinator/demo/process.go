@@ -22,6 +22,8 @@ type process struct {
 	done  chan struct{} // closed when it has ended
 	ended error         // how; read it after done
 	log   string
+	// killed: by kill, so that how it ended is no fault.
+	killed bool
 }
 
 func start(name, logFile string, args ...string) (*process, error) {
@@ -48,6 +50,9 @@ func (p *process) end() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
 	select {
 	case <-p.done:
+		if p.killed {
+			return nil
+		}
 		return p.ended
 	case <-time.After(15 * time.Second):
 		_ = p.cmd.Process.Kill()
@@ -57,6 +62,7 @@ func (p *process) end() error {
 }
 
 func (p *process) kill() error {
+	p.killed = true
 	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}

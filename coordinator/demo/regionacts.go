@@ -70,6 +70,10 @@ func (d *demo) moveSlots(ctx context.Context) error {
 	if err := d.until(ctx, moveAt); err != nil {
 		return err
 	}
+	// A coordinator that has only just come back has not heard of the others yet, and the preflight would say no.
+	if err := d.caughtUp(ctx); err != nil {
+		return err
+	}
 	from, to := d.world.regions[0], d.world.regions[1]
 	m, err := d.findHomes(ctx)
 	if err != nil {
@@ -260,7 +264,7 @@ func (d *demo) caughtUp(ctx context.Context) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%v after the healing %s", quietLimit, behind)
+			return fmt.Errorf("after %v %s", quietLimit, behind)
 		}
 		select {
 		case <-ctx.Done():

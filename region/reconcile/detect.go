@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -219,6 +220,10 @@ func (r *Reconciler) differ(ctx context.Context, rep *Report, heads map[string]m
 	}
 	if rows[0].Row == nil || rows[1].Row == nil {
 		return nil, nil // trimmed meanwhile
+	}
+	if reflect.DeepEqual(rows[0].Row, rows[1].Row) {
+		rep.Open++ // it has arrived since the fingerprints were taken
+		return nil, nil
 	}
 	f := &Finding{Class: RecordAltered, Gid: gid, Slot: rows[0].Row.Slot}
 	switch {

@@ -41,7 +41,7 @@ type cli struct {
 	Config      configCmd      `cmd:"" help:"Print or check a configuration."`
 	Token       tokenCmd       `cmd:"" help:"Make bearer tokens."`
 	ImportDtm   importCmd      `cmd:"" name:"import-dtm" help:"Adopt the open transactions of a DTM server that was stopped."`
-	Demo        demoCmd        `cmd:"" help:"Run real payments on this machine, with a coordinator that is killed on the way, and count the money."`
+	Demo        demoCmd        `cmd:"" help:"Run two regions on this machine: payments, a kill, a handover, a cut link, drift; and count the money."`
 	Arbiter     arbiterCmd     `cmd:"" help:"Run one member of the arbiter, which says who owns which slots."`
 	Broker      brokerCmd      `cmd:"" help:"Run the embedded Kafka broker: for demos and small deployments."`
 	Region      regionCmd      `cmd:"" help:"Regions: their state, and slots that move between them."`
