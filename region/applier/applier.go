@@ -262,10 +262,10 @@ func (a *Applier) effectsOf(ctx context.Context, ev *record.Event) (*pending, er
 	if err != nil || tx == nil || tx.Trimmed || tx.State.Phase != txn.PhaseCommitted || tx.State.Mode != txn.ModeTCC {
 		return p, err
 	}
-	table, owners := a.cfg.Table(), a.cfg.Owners()
+	table := a.cfg.Table()
 	for i := range tx.State.Branches {
 		b := &tx.State.Branches[i]
-		if c := a.effect(&tx.State, b, ev.Slot, table, owners); c != nil {
+		if c := a.effect(&tx.State, b, ev.Slot, table); c != nil {
 			p.effects = append(p.effects, &effect{call: c})
 		}
 	}
@@ -273,7 +273,7 @@ func (a *Applier) effectsOf(ctx context.Context, ev *record.Event) (*pending, er
 }
 
 // effect is the call that a confirmed branch owes here; nil where its participant keeps no copies.
-func (a *Applier) effect(s *txn.State, b *txn.Branch, n int, table *registry.Table, owners *slot.Map) *engine.Call {
+func (a *Applier) effect(s *txn.State, b *txn.Branch, n int, table *registry.Table) *engine.Call {
 	if b.Message || b.Confirm == "" || b.Two.Status != txn.OpDone {
 		return nil
 	}
@@ -290,12 +290,9 @@ func (a *Applier) effect(s *txn.State, b *txn.Branch, n int, table *registry.Tab
 	if asks {
 		url += "?" + query
 	}
-	to, err := table.Resolve(b.Confirm, b.Account, b.Payload, n, owners)
-	if err != nil {
-		to.Slot = n
-	}
+	account := table.AccountSlot(b.Confirm, b.Account, b.Payload, n)
 	return &engine.Call{
 		Gid: s.Gid, Slot: n, Epoch: 1, Mode: s.Mode, Branch: b.ID, Op: txn.OpConfirm, OpWord: OpWord, URL: url, Protocol: s.Opt.Protocol,
-		Payload: b.Payload, Headers: s.Opt.Headers, Timeout: s.RequestTimeout(), AccountSlot: to.Slot, AccountEpoch: 1,
+		Payload: b.Payload, Headers: s.Opt.Headers, Timeout: s.RequestTimeout(), AccountSlot: account, AccountEpoch: 1,
 	}
 }

@@ -125,12 +125,8 @@ func (r *Reconciler) judge(region, name string, a *asked, in *inspected) *Findin
 	default:
 		f.Class, f.Text, f.Repair = LostCancel, "the decision is abort, and the branch still holds here", "send the cancel again"
 	}
-	account := a.b.Account
-	target, err := r.Table.Resolve(a.b.URL, account, a.b.Payload, a.tx.Slot, r.Owners)
-	if err != nil {
-		target.Slot = a.tx.Slot
-	}
-	raw, err := json.Marshal(resend{Path: a.rest, Payload: a.b.Payload, AccountSlot: target.Slot, Epoch: uint64(target.Epoch), Commit: a.tx.Commit})
+	n := r.Table.AccountSlot(a.b.URL, a.b.Account, a.b.Payload, a.tx.Slot)
+	raw, err := json.Marshal(resend{Path: a.rest, Payload: a.b.Payload, AccountSlot: n, Commit: a.tx.Commit})
 	if err != nil {
 		f.Repair = ""
 		return f
@@ -144,7 +140,6 @@ type resend struct {
 	Path        string `json:"path"` // behind the participant's base, ending in /confirm
 	Payload     []byte `json:"payload,omitempty"`
 	AccountSlot int    `json:"account_slot"`
-	Epoch       uint64 `json:"epoch"`
 	Commit      bool   `json:"commit"`
 }
 

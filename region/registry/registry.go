@@ -163,16 +163,7 @@ func (t *Table) Resolve(u, account string, payload []byte, txSlot int, owners *s
 	if p == nil && strings.HasPrefix(u, Scheme) {
 		return Target{}, fmt.Errorf("%w: %s: no participant of that name; next: lockstep participant list", ErrNowhere, u)
 	}
-	if account == "" {
-		account = inQuery(rest)
-	}
-	if account == "" && p != nil && p.AccountField != "" {
-		account = inPayload(payload, p.AccountField)
-	}
-	out := Target{URL: u, Slot: txSlot, Participant: p}
-	if account != "" {
-		out.Slot = slot.Of(account)
-	}
+	out := Target{URL: u, Slot: accountSlot(p, rest, account, payload, txSlot), Participant: p}
 	o := owners[out.Slot]
 	out.Epoch, out.Region = o.Epoch, o.Region
 	if p == nil {
@@ -187,6 +178,25 @@ func (t *Table) Resolve(u, account string, payload []byte, txSlot int, owners *s
 	}
 	out.URL = strings.TrimSuffix(e, "/") + rest
 	return out, nil
+}
+
+// AccountSlot is the slot of the account that a branch works on, as Resolve finds it, whatever its home.
+func (t *Table) AccountSlot(u, account string, payload []byte, txSlot int) int {
+	p, rest := t.Split(u)
+	return accountSlot(p, rest, account, payload, txSlot)
+}
+
+func accountSlot(p *Participant, rest, account string, payload []byte, txSlot int) int {
+	if account == "" {
+		account = inQuery(rest)
+	}
+	if account == "" && p != nil && p.AccountField != "" {
+		account = inPayload(payload, p.AccountField)
+	}
+	if account == "" {
+		return txSlot
+	}
+	return slot.Of(account)
 }
 
 func inQuery(rest string) string {

@@ -1,0 +1,191 @@
+package applier
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/journal"
+	"github.com/lockstep-tx/lockstep/region/registry"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// copies is a participant's copies: an effect takes effect once; what is in refuse is refused as often as it says.
+type copies struct {
+	mu      sync.Mutex
+	applied map[string]int
+	calls   map[string]int
+	refuse  map[string]int
+	urls    map[string]bool
+	slots   map[string]int
+}
+
+// Start is engine.Invoker's.
+func (c *copies) Start(call *engine.Call, done func(engine.CallResult)) {
+	go func() {
+		c.mu.Lock()
+		key := string(call.Gid) + "/" + string(call.Branch)
+		c.calls[key]++
+		c.urls[call.URL] = true
+		c.slots[key] = call.AccountSlot
+		outcome := txn.Done
+		if c.refuse[key] > 0 {
+			c.refuse[key]--
+			outcome = txn.Unknown
+		} else if c.applied[key]++; c.applied[key] > 1 {
+			c.applied[key] = 1 // its barrier
+		}
+		c.mu.Unlock()
+		done(engine.CallResult{Call: call, Outcome: outcome})
+	}()
+}
+
+type rig struct {
+	t     *testing.T
+	j     *journal.Journal
+	c     *copies
+	heads map[int]record.Head
+	rows  []engine.Row
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	j, err := journal.Open(t.Context(), "sqlite:"+t.TempDir()+"/j.db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := j.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &rig{t: t, j: j, heads: map[int]record.Head{}, c: &copies{applied: map[string]int{}, calls: map[string]int{}, refuse: map[string]int{}, urls: map[string]bool{}, slots: map[string]int{}}}
+}
+
+// add journals a finished transaction with branches at the wallets and at a participant that keeps no copies.
+func (r *rig) add(gid string, mode txn.Mode, commit bool) {
+	r.t.Helper()
+	phase := txn.PhaseAborted
+	if commit {
+		phase = txn.PhaseCommitted
+	}
+	tx := record.Tx{State: txn.State{Gid: txn.Gid(gid), Mode: mode, Phase: phase, Epoch: 101, BegunAt: 1, DecidedAt: 2, UpdatedAt: 3, FinishedAt: 3}}
+	for i, u := range []string{"lockstep://wallet/pay/confirm", "http://east-w:1/receive/confirm?x=1", "http://other:1/confirm"} {
+		tx.State.Branches = append(tx.State.Branches, txn.Branch{ID: txn.BranchID(fmt.Sprint(i)), Confirm: u, Cancel: u, Account: []string{"ann", "", ""}[i],
+			Payload: []byte(`{"account":"bob"}`), Two: txn.OpState{Status: txn.OpDone, Attempts: 1, DoneAt: 3}})
+	}
+	if err := tx.Close(); err != nil {
+		r.t.Fatal(err)
+	}
+	n := slot.Of(gid)
+	row := engine.Row{Gid: tx.State.Gid, Slot: n, Mode: mode, Phase: phase, BegunAt: 1, DecidedAt: 2, FinishedAt: 3, Closed: tx.Closed, Progress: tx.Progress, DecisionEpoch: 101, FinishEpoch: 101}
+	row.Decision = r.heads[n].Next(n, 101, record.KindDecision, row.Gid, row.Closed)
+	row.Finish = row.Decision.Next(n, 101, record.KindFinish, row.Gid, row.Progress)
+	r.heads[n] = row.Finish
+	r.rows = append(r.rows, row)
+	if err := r.j.Append(r.t.Context(), []engine.Row{row}); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) start() (*Applier, func()) {
+	can := &registry.Capabilities{Fenced: true, Apply: true}
+	table := registry.NewTable([]registry.Participant{
+		{Name: "wallet", Endpoints: map[string]string{"east": "http://east-w:1", "west": "http://west-w:1"}, AccountField: "account", Can: can},
+		{Name: "other", Endpoints: map[string]string{"east": "http://other:1", "west": "http://other:2"}, Can: &registry.Capabilities{}},
+	})
+	var owners slot.Map
+	a := New(Config{Self: "west", Journal: r.j, Invoker: r.c, Table: func() *registry.Table { return table }, Owners: func() *slot.Map { return &owners },
+		Every: time.Millisecond, Ends: func(each func(origin, slot int, seq uint64)) {
+			for n, h := range r.heads {
+				each(1, n, h.Seq)
+			}
+		}})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); a.Run(ctx) }()
+	stop := func() { cancel(); <-done }
+	r.t.Cleanup(stop)
+	return a, stop
+}
+
+func (r *rig) until(what string, ok func() bool) {
+	r.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			r.t.Fatalf("waited 20 s: %s", what)
+		}
+	}
+}
+
+func (r *rig) count(key string) (applied, calls int) {
+	r.c.mu.Lock()
+	defer r.c.mu.Unlock()
+	return r.c.applied[key], r.c.calls[key]
+}
+
+func TestEveryCommittedEffectIsAppliedHereWhereCopiesAreKept(t *testing.T) {
+	r := newRig(t)
+	r.add("{s}1", txn.ModeTCC, true)
+	r.add("{s}2", txn.ModeTCC, false)
+	r.add("{s}3", txn.ModeMsg, true)
+	r.add("{s}4", txn.ModeTCC, true)
+	a, _ := r.start()
+	r.until("all of it is applied", func() bool { return a.Lag() == 0 })
+	for _, gid := range []string{"{s}1", "{s}4"} {
+		for b, want := range []int{1, 1, 0} {
+			if got, _ := r.count(fmt.Sprintf("%s/%d", gid, b)); got != want {
+				t.Errorf("%s branch %d was applied %d times, want %d", gid, b, got, want)
+			}
+		}
+	}
+	for _, gid := range []string{"{s}2", "{s}3"} {
+		if _, calls := r.count(gid + "/0"); calls != 0 {
+			t.Errorf("%s was applied: it is no committed TCC transaction", gid)
+		}
+	}
+	if r.c.slots["{s}1/0"] != slot.Of("ann") || r.c.slots["{s}1/1"] != slot.Of("bob") {
+		t.Errorf("accounts' slots %v", r.c.slots)
+	}
+	for u := range r.c.urls {
+		if !strings.HasPrefix(u, "http://west-w:1/") || !strings.Contains(u, "/apply") || strings.Contains(u, "receive") != strings.HasSuffix(u, "?x=1") {
+			t.Errorf("called %s", u)
+		}
+	}
+}
+
+// One effect that is not taken holds up the number, not the others: the one behind it may be what it waits for.
+func TestAnEffectThatIsRefusedHoldsUpTheNumberAndNotTheOthers(t *testing.T) {
+	r := newRig(t)
+	for i := range 5 {
+		r.add(fmt.Sprintf("{s}%d", i), txn.ModeTCC, true)
+	}
+	r.c.refuse["{s}1/0"] = 1 << 30
+	a, stop := r.start()
+	r.until("the last one is applied", func() bool { n, _ := r.count("{s}4/1"); return n == 1 })
+	r.until("it was tried again", func() bool { _, calls := r.count("{s}1/0"); return calls > 2 })
+	applied, err := r.j.Applied(t.Context())
+	if err != nil || applied[[2]int{1, slot.Of("{s}1")}] >= 4 || a.Lag() == 0 {
+		t.Fatalf("%v, lag %d, %v", applied, a.Lag(), err)
+	}
+	stop()
+	r.c.mu.Lock()
+	r.c.refuse["{s}1/0"] = 0
+	r.c.mu.Unlock()
+	again, _ := r.start() // another process, from what is written
+	r.until("all of it is applied", func() bool { return again.Lag() == 0 })
+	for i := range 5 {
+		if n, _ := r.count(fmt.Sprintf("{s}%d/0", i)); n != 1 {
+			t.Errorf("effect %d was applied %d times", i, n)
+		}
+	}
+	if _, calls := r.count("{s}0/0"); calls != 1 {
+		t.Errorf("what was noted as applied was sent again, %d times", calls)
+	}
+}
