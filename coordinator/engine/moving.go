@@ -90,7 +90,14 @@ func (r *Runner) moveAway(ctx context.Context, moves []Move) {
 	if r.Ask(ctx, func(c *Core, _ int64) { c.Quiesce(slots) }) != nil {
 		return
 	}
-	if !r.retry(ctx, moves, "release accounts", func() error { return r.regions.Release(ctx, moves) }) {
+	if !r.retry(ctx, moves, "release accounts", func() error {
+		err := r.regions.Release(ctx, moves)
+		if err != nil {
+			// What the move before brought may not be adopted yet, and cannot be released before.
+			err = errors.Join(err, r.regions.Adopt(ctx, moves))
+		}
+		return err
+	}) {
 		return
 	}
 	released := time.Since(start)

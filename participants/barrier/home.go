@@ -217,6 +217,17 @@ func (b *Barrier) Released(ctx context.Context, slot int, epoch int64) ([]byte, 
 	return raw, err
 }
 
+// LastReleased reads what the last release of a slot below an epoch gave; nil when there was none.
+func (b *Barrier) LastReleased(ctx context.Context, slot int, below int64) ([]byte, error) {
+	var raw []byte
+	a := b.dialect.arg
+	err := b.db.QueryRowContext(ctx, "SELECT snapshot FROM "+b.beside("released")+" WHERE slot = "+a(1)+" AND epoch < "+a(2)+" ORDER BY epoch DESC LIMIT 1", slot, below).Scan(&raw)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	return raw, err
+}
+
 // Adopt makes this database the home of a slot at epoch. raw is what a release gave, nil where nothing was released. give
 // takes over what the accounts have; fresh are the barrier rows that were not here: what they stand for has not happened
 // here. Durable on nil; a slot that has its home here at that epoch is left as it is. ErrStale when it has been at a higher

@@ -112,11 +112,15 @@ func (p *Participant) release(ctx context.Context, h barrier.Home) error {
 	})
 }
 
-// serveReleased gives the bytes that a release kept; 404 when there was none at that epoch.
+// serveReleased gives the bytes that a release kept; 404 when there was none at that epoch, or, with last=true, below it.
 func (p *Participant) serveReleased(w http.ResponseWriter, r *http.Request) {
 	n, epoch, err := slotAndEpoch(r)
 	var raw []byte
-	if err == nil {
+	switch {
+	case err != nil:
+	case r.URL.Query().Get("last") == "true":
+		raw, err = p.barrier.LastReleased(r.Context(), n, epoch)
+	default:
 		raw, err = p.barrier.Released(r.Context(), n, epoch)
 	}
 	switch {

@@ -84,7 +84,7 @@ const adoptionsAtOnce = 8
 
 func (p *Place) adopt(ctx context.Context, part *registry.Participant, m engine.Move) error {
 	from := p.cfg.Self
-	if s := m.Owner.Seal; s != nil && m.Owner.Status == slot.Active && s.Epoch.Released() == m.Owner.Epoch-m.Owner.Epoch%100 {
+	if s := m.Owner.Seal; s != nil && m.Owner.Status != slot.Sealed && s.Epoch.Released() == m.Owner.Epoch-m.Owner.Epoch%100 {
 		from = p.dep.Name(s.Epoch.Region())
 	}
 	source, ok := part.Endpoints[from]
@@ -96,13 +96,40 @@ func (p *Place) adopt(ctx context.Context, part *registry.Participant, m engine.
 	raw, err := p.get(ctx, source, fmt.Sprintf("/lockstep/released?slot=%d&epoch=%d", m.Slot, released))
 	var gone *answerError
 	if errors.As(err, &gone) && gone.status == http.StatusNotFound {
-		raw, err = nil, nil // nothing was released; a participant that is a copy refuses to be home without it
+		raw, err = p.lastReleased(ctx, part, m)
 	}
 	if err != nil {
 		return err
 	}
 	_, err = p.postRaw(ctx, part.Endpoints[p.cfg.Self], fmt.Sprintf("/lockstep/adopt?slot=%d&epoch=%d", m.Slot, m.Owner.Epoch), raw)
 	return err
+}
+
+// lastReleased gives what the last release of a slot gave, in whichever region: nobody can have moved the slot away from
+// where it was adopted without releasing it there, so that it is the last home's. It is needed where a move began before the
+// accounts of the one before were adopted, and was undone before it released anything. nil when there was never a release; a
+// participant that is a copy refuses to be home without it. A region that does not answer is an error: it may have the last.
+func (p *Place) lastReleased(ctx context.Context, part *registry.Participant, m engine.Move) ([]byte, error) {
+	var last []byte
+	var at int64
+	for region, source := range part.Endpoints {
+		raw, err := p.get(ctx, source, fmt.Sprintf("/lockstep/released?slot=%d&epoch=%d&last=true", m.Slot, m.Owner.Epoch))
+		var none *answerError
+		if errors.As(err, &none) && none.status < http.StatusInternalServerError {
+			continue
+		}
+		var s struct{ Epoch int64 }
+		if err == nil {
+			err = json.Unmarshal(raw, &s)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("what was released in region %s: %w", region, err)
+		}
+		if s.Epoch > at {
+			last, at = raw, s.Epoch
+		}
+	}
+	return last, nil
 }
 
 // introduce tells the region's participants which slots have their home here, whenever there are new ones, and once a
