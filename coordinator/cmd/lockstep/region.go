@@ -153,7 +153,7 @@ func (c *regionStatusCmd) Run(e *env) error {
 		return json.NewEncoder(e.out).Encode(views)
 	}
 	w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "REGION\tSTATE\tSLOTS\tOPEN\tLAG\tHEARD\tCOPIES LAG\tARBITER")
+	fmt.Fprintln(w, "REGION\tSTATE\tSLOTS\tOPEN\tEXPOSED\tLAG\tHEARD\tCOPIES LAG\tARBITER")
 	next := ""
 	for _, v := range views {
 		slots := fmt.Sprint(v.Slots[slot.Active])
@@ -163,7 +163,7 @@ func (c *regionStatusCmd) Run(e *env) error {
 			}
 		}
 		if v.Status == nil {
-			fmt.Fprintf(w, "%s\t%s\t%s\t?\t?\t?\t?\t?\n", v.Region, v.State, slots)
+			fmt.Fprintf(w, "%s\t%s\t%s\t?\t?\t?\t?\t?\t?\n", v.Region, v.State, slots)
 			next = fmt.Sprintf("curl %s/readyz  # %s", o.file.Regions[v.Region].Admin[0], v.Error)
 			continue
 		}
@@ -175,7 +175,7 @@ func (c *regionStatusCmd) Run(e *env) error {
 				next = fmt.Sprintf("lockstep drift run --context %s  # slot %d of %s stopped: %s", c.Context, or.Stopped[0].Slot, or.Region, or.Stopped[0].Reason)
 			}
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%d\t%d ms\n", v.Region, v.State, slots, v.Status.Open, strings.TrimSpace(lag), strings.TrimSpace(heard), v.Status.ApplyLag, v.Status.ArbiterMillis)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%d\t%d ms\n", v.Region, v.State, slots, v.Status.Open, exposed(v.Status), strings.TrimSpace(lag), strings.TrimSpace(heard), v.Status.ApplyLag, v.Status.ArbiterMillis)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -187,6 +187,16 @@ func (c *regionStatusCmd) Run(e *env) error {
 		fmt.Fprintln(e.out, "next:", next)
 	}
 	return nil
+}
+
+// exposed is how many events another region would not have if this one were lost now: those not in Kafka, and those that the
+// peer which has the least is not known to have.
+func exposed(st *server.RegionStatus) uint64 {
+	worst := uint64(0)
+	for _, n := range st.Unacknowledged {
+		worst = max(worst, n)
+	}
+	return uint64(st.Unpublished) + worst
 }
 
 func moving(m *slot.Map) string {
