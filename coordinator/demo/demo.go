@@ -56,11 +56,14 @@ type demo struct {
 	load     *load
 	watch    *watcher
 	drift    []*planted
-	want     ledger
-	acts     int
-	patience time.Duration // for everything to come to rest
-	refused  atomic.Int64
-	made     atomic.Int64
+	// apartSince is when drift is looked for from: a little before the link was cut.
+	apartSince time.Time
+	rested     time.Time // when the load was over
+	want       ledger
+	acts       int
+	patience   time.Duration // for everything to come to rest
+	refused    atomic.Int64
+	made       atomic.Int64
 }
 
 // ledger is what the shop's money should be in the end, counted from what the coordinator answered alone.

@@ -116,7 +116,7 @@ func TestDemo(t *testing.T) {
 func keeps(ctx context.Context, d *demo, out *lines) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	d.cfg.Keep = true
+	d.cfg.Keep, d.rested = true, time.Now()
 	done := make(chan error, 1)
 	go func() { done <- d.keep(ctx) }()
 	defer func() { d.cfg.Keep = false }()

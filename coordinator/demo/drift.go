@@ -97,8 +97,8 @@ func (d *demo) repair(ctx context.Context) error {
 		d.watch.mark(f.Region, "repaired", "%s: %s", f.Class, f.Repair)
 		d.tell("  repaired: %s in %s: %.160s", f.Class, f.Region, f.Repair)
 	}
-	if out, err := d.lockstep(ctx, "drift", "verify", "--context", d.world.context, "-o", "json"); err != nil {
-		return fmt.Errorf("after the repair: %w\n%s", err, out)
+	if _, err := d.compare(ctx, "verify", d.apartSince); err != nil {
+		return fmt.Errorf("after the repair: %w", err)
 	}
 	d.watch.setFindings(0)
 	for _, p := range d.drift {
@@ -114,11 +114,7 @@ func (d *demo) repair(ctx context.Context) error {
 func (d *demo) find(ctx context.Context) ([]finding, error) {
 	deadline := time.Now().Add(d.patience)
 	for {
-		out, err := d.lockstep(ctx, "drift", "run", "--context", d.world.context, "-o", "json")
-		if err != nil {
-			return nil, err
-		}
-		list, err := findings(out)
+		list, err := d.compare(ctx, "run", d.apartSince)
 		if err != nil {
 			return nil, err
 		}
@@ -139,6 +135,39 @@ func (d *demo) find(ctx context.Context) ([]finding, error) {
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
+}
+
+// comparedMost is how many transactions one look may compare: the product says when it has left some out (at 5,000).
+const comparedMost = 4000
+
+// compare runs `lockstep drift run` or verify over everything that finished since from, in windows of which none holds too
+// much, the newest first: time goes on meanwhile, so that each overlaps with the one before.
+func (d *demo) compare(ctx context.Context, what string, from time.Time) ([]finding, error) {
+	window := comparedMost * time.Second / time.Duration(d.cfg.Rate*d.cfg.Regions)
+	var all []finding
+	seen := map[string]bool{}
+	for settle := time.Second; settle < time.Since(from); settle += window {
+		list, err := d.look(ctx, what, settle, min(settle+window, time.Since(from)))
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range list {
+			if !seen[f.ID] {
+				seen[f.ID] = true
+				all = append(all, f)
+			}
+		}
+	}
+	return all, nil
+}
+
+// look runs `lockstep drift run` or verify once.
+func (d *demo) look(ctx context.Context, what string, settle, since time.Duration) ([]finding, error) {
+	out, err := d.lockstep(ctx, "drift", what, "--context", d.world.context, "-o", "json", "--settle", settle.String(), "--since", since.String())
+	if err != nil {
+		return nil, fmt.Errorf("%w\n%s", err, out)
+	}
+	return findings(out)
 }
 
 // matched is an error when something planted was not found, or something found was not planted.

@@ -16,6 +16,7 @@ func (d *demo) end(ctx context.Context) error {
 		return err
 	}
 	d.load.halt()
+	d.rested = time.Now()
 	d.watch.mark("", "rest", "the load is over")
 	if err := d.load.fault; err != nil {
 		return err

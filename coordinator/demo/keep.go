@@ -6,8 +6,12 @@ import (
 	"time"
 )
 
-// lookEvery is how often drift is looked for while everything is kept.
-const lookEvery = 2 * time.Second
+// lookEvery is how often drift is looked for while everything is kept, lookBack from how long before the load's end. The
+// books are looked at as they are in any case.
+const (
+	lookEvery = 2 * time.Second
+	lookBack  = 20 * time.Second
+)
 
 // keep leaves everything running until ctx ends: whoever breaks something sees it found and repaired.
 func (d *demo) keep(ctx context.Context) error {
@@ -32,11 +36,7 @@ func (d *demo) keep(ctx context.Context) error {
 
 // lookOnce looks for drift and has it repaired; told are those findings that were printed and could not be repaired.
 func (d *demo) lookOnce(ctx context.Context, told map[string]bool) error {
-	out, err := d.lockstep(ctx, "drift", "run", "--context", d.world.context, "-o", "json")
-	if err != nil {
-		return err
-	}
-	list, err := findings(out)
+	list, err := d.look(ctx, "run", time.Second, time.Since(d.rested)+lookBack)
 	if err != nil {
 		return err
 	}
@@ -55,7 +55,8 @@ func (d *demo) lookOnce(ctx context.Context, told map[string]bool) error {
 	if fresh == 0 {
 		return nil
 	}
-	if out, err = d.lockstep(ctx, "drift", "apply", "--context", d.world.context, "-o", "json"); err != nil {
+	out, err := d.lockstep(ctx, "drift", "apply", "--context", d.world.context, "-o", "json")
+	if err != nil {
 		return err
 	}
 	done, err := findings(out)
@@ -69,8 +70,8 @@ func (d *demo) lookOnce(ctx context.Context, told map[string]bool) error {
 	if len(done) == 0 {
 		return nil
 	}
-	if out, err := d.lockstep(ctx, "drift", "verify", "--context", d.world.context, "-o", "json"); err != nil {
-		return fmt.Errorf("after the repair: %w\n%s", err, out)
+	if _, err := d.look(ctx, "verify", time.Second, time.Since(d.rested)+lookBack); err != nil {
+		return fmt.Errorf("after the repair: %w", err)
 	}
 	d.tell("lockstep drift verify finds nothing any more")
 	return nil

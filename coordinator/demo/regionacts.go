@@ -135,6 +135,7 @@ func (d *demo) cutLink(ctx context.Context) error {
 	if err := d.until(ctx, cutAt); err != nil {
 		return err
 	}
+	d.apartSince = time.Now().Add(-10 * time.Second) // what is planted is in payments that are young
 	d.load.apart.Store(true)
 	if _, err := d.world.chaos.ask(ctx, "cut"); err != nil {
 		return err

@@ -17,7 +17,7 @@ type demoCmd struct {
 	DB       string        `help:"An empty database for the participants: postgres://… or mysql://…; SQLite files without it." name:"db"`
 	Kafka    string        `help:"A Kafka broker for all regions, instead of an embedded one for each." placeholder:"HOST:PORT"`
 	Rate     int           `help:"Payments per second in each region, at the most." default:"40"`
-	Timeline string        `help:"File to write the HTML timeline to." default:"lockstep-demo.html" placeholder:"FILE"`
+	Timeline string        `help:"File to write the HTML timeline to. Defaults to lockstep-demo.html in the directory for temporary files." placeholder:"FILE"`
 }
 
 // Validate refuses what cannot be played.
@@ -51,6 +51,9 @@ func (c *demoCmd) Run(e *env) error {
 	chaos, err := beside("lockstep-chaos")
 	if err != nil {
 		return err
+	}
+	if c.Timeline == "" {
+		c.Timeline = filepath.Join(os.TempDir(), "lockstep-demo.html")
 	}
 	return demo.Run(e.ctx, demo.Config{
 		Out: e.out, Lockstep: self, Participants: participants, Chaos: chaos, Regions: c.Regions, Duration: c.Duration, Keep: c.Keep, DB: c.DB, Kafka: c.Kafka,
