@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -53,6 +54,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench-regions: no Kafka: run it with bin/devctl run --, give --brokers, or --kafka embedded")
 		os.Exit(2)
 	}
+	bin, err := filepath.Abs(o.bin)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench-regions:", err)
+		os.Exit(2)
+	}
+	o.bin = bin
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	b := &bed{o: o}
