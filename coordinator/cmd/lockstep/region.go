@@ -71,7 +71,7 @@ type asker struct {
 }
 
 func (c *contextFile) asker(e *env, o *opened) *asker {
-	return &asker{o: o, client: &http.Client{Timeout: min(c.Timeout, 5*time.Second)}, token: e.getenv("LOCKSTEP_TOKEN")}
+	return &asker{o: o, client: &http.Client{Timeout: min(c.Timeout, 5*time.Second), Transport: &http.Transport{MaxIdleConnsPerHost: conduct.AsksAtOnce}}, token: e.getenv("LOCKSTEP_TOKEN")}
 }
 
 // ask tries a region's coordinators one after the other.

@@ -15,7 +15,10 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lockstep-tx/lockstep/region/arbiter"
 	"github.com/lockstep-tx/lockstep/region/failover"
@@ -39,6 +42,7 @@ var (
 
 // World is what is asked and told beyond the arbiter.
 type World interface {
+	// Both are called for several slots at once.
 	// Reached says whether the region's journal has everything up to the seal of a slot.
 	Reached(ctx context.Context, region string, n int, seal *slot.Seal) bool
 	// Canary begins and aborts a transaction in the slot at the region, and says whether that went well.
@@ -59,6 +63,7 @@ type Conductor struct {
 	After func(step string)
 
 	rev    int64 // of the run that is worked at
+	mu     sync.Mutex
 	served map[int]bool
 }
 
@@ -179,8 +184,10 @@ func (c *Conductor) Drive(ctx context.Context, id string) (failover.Run, error) 
 		_, to := r.Direction()
 		s := failover.Next(r, failover.Observed{
 			AtMillis: time.Now().UnixMilli(), Owners: owners,
-			Reached: func(n int) bool { return c.World.Reached(ctx, to, n, owners[n].Seal) },
-			Serves:  func(n int) bool { return c.serves(ctx, to, n) },
+			Reached: together(r.Current(), func(n int) bool {
+				return owners[n].Status == slot.Sealed && c.World.Reached(ctx, to, n, owners[n].Seal)
+			}),
+			Serves: together(r.Current(), func(n int) bool { return c.serves(ctx, to, n) }),
 		})
 		if s.Why != "" && s.Why != said && c.Tell != nil {
 			c.Tell("%s", s.Why)
@@ -215,15 +222,43 @@ func (c *Conductor) Drive(ctx context.Context, id string) (failover.Run, error) 
 	}
 }
 
+// together asks of all slots side by side as soon as the answer for one of them is wanted: a region may be far away.
+func together(slots []int, ask func(n int) bool) func(n int) bool {
+	answers := sync.OnceValue(func() map[int]bool {
+		out := make([]bool, len(slots))
+		var g errgroup.Group
+		g.SetLimit(AsksAtOnce)
+		for i, n := range slots {
+			g.Go(func() error { out[i] = ask(n); return nil })
+		}
+		_ = g.Wait() // it has only nil errors
+		yes := map[int]bool{}
+		for i, n := range slots {
+			yes[n] = out[i]
+		}
+		return yes
+	})
+	return func(n int) bool { return answers()[n] }
+}
+
+// AsksAtOnce bounds the questions under way to a region.
+const AsksAtOnce = 32
+
 // serves asks once more only where the answer was no.
 func (c *Conductor) serves(ctx context.Context, region string, n int) bool {
-	if c.served[n] {
+	c.mu.Lock()
+	yes := c.served[n]
+	c.mu.Unlock()
+	if yes {
 		return true
 	}
 	cctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	c.served[n] = c.World.Canary(cctx, region, n) == nil
-	return c.served[n]
+	yes = c.World.Canary(cctx, region, n) == nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.served[n] = yes
+	return yes
 }
 
 // changesAtOnce keeps a change under etcd's 128 operations.
@@ -235,6 +270,13 @@ func (c *Conductor) perform(ctx context.Context, s failover.Step, owners *slot.M
 		return s.Run, err
 	}
 	_, to := s.Run.Direction()
+	var dep arbiter.Deployment
+	if s.Act == failover.Give {
+		var err error
+		if dep, err = c.Arbiter.Deployment(ctx); err != nil {
+			return s.Run, err
+		}
+	}
 	var changes []arbiter.Change
 	for _, n := range s.Slots {
 		from := owners[n]
@@ -242,13 +284,12 @@ func (c *Conductor) perform(ctx context.Context, s failover.Step, owners *slot.M
 		var err error
 		switch s.Act {
 		case failover.Drain:
+			c.mu.Lock()
 			c.served[n] = false
+			c.mu.Unlock()
 			next, err = from.Drain(to, s.Run.Plan.ID, time.UnixMilli(s.DeadlineMillis))
 		case failover.Give:
-			var dep arbiter.Deployment
-			if dep, err = c.Arbiter.Deployment(ctx); err == nil {
-				next, err = from.Give(dep.Index(from.To))
-			}
+			next, err = from.Give(dep.Index(from.To))
 		case failover.Undo:
 			next, err = from.Undo()
 		case failover.Wait, failover.Save, failover.Finish:
