@@ -113,6 +113,11 @@ bench-hot: devctl ## every payment goes to one merchant: direct, serial batch, b
 bench-drift: ## what finding one altered record costs, in 10^4 and 10^6 rows and 10^8 fingerprints
 	@$(GO) run ./coordinator/bench/cmd/bench-drift --check
 
+.PHONY: bench-regions
+bench-regions: devctl build chaos ## two regions 40 ms apart, a core and an Apache Kafka each: lag, durabilities, cost of replication, a handover's pause
+	@CGO_ENABLED=0 $(GO) build -o bin/ ./coordinator/bench/cmd/bench-participants ./coordinator/bench/cmd/bench-regions
+	@bin/devctl run -- sh -c 'export EAST="$$LOCKSTEP_TEST_KAFKA_URL"; exec bin/devctl run -- sh -c "exec bin/bench-regions --check --brokers \$$EAST,\$$LOCKSTEP_TEST_KAFKA_URL"'
+
 .PHONY: bench-xa
 bench-xa: devctl build ## what two-phase commit does beside TCC: a slow participant, one that hangs, a killed coordinator
 	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-xa --db postgres
