@@ -144,10 +144,12 @@ const comparedMost = 4000
 // much, the newest first: time goes on meanwhile, so that each overlaps with the one before.
 func (d *demo) compare(ctx context.Context, what string, from time.Time) ([]finding, error) {
 	window := comparedMost * time.Second / time.Duration(d.cfg.Rate*d.cfg.Regions)
+	windows := 1 + int(time.Since(from)/window)
 	var all []finding
 	seen := map[string]bool{}
-	for settle := time.Second; settle < time.Since(from); settle += window {
-		list, err := d.look(ctx, what, settle, min(settle+window, time.Since(from)))
+	for i := range windows {
+		settle := time.Second + time.Duration(i)*window
+		list, err := d.look(ctx, what, settle, max(settle+window, wholeIf(i == windows-1, from)))
 		if err != nil {
 			return nil, err
 		}
@@ -159,6 +161,14 @@ func (d *demo) compare(ctx context.Context, what string, from time.Time) ([]find
 		}
 	}
 	return all, nil
+}
+
+// wholeIf is how long ago from was, for the last window, which has to reach there.
+func wholeIf(last bool, from time.Time) time.Duration {
+	if last {
+		return time.Since(from)
+	}
+	return 0
 }
 
 // look runs `lockstep drift run` or verify once.
