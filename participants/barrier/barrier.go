@@ -154,7 +154,7 @@ func (b *Barrier) Do(ctx context.Context, call *Call, business func(tx *sql.Tx) 
 			return Unknown, fmt.Errorf("barrier %s: %w", call, err)
 		}
 	}
-	if err := b.touch(ctx, tx, []*Call{call}, func(int) Outcome { return outcome }); err != nil {
+	if err := b.touch(ctx, tx, f, []*Call{call}, func(int) Outcome { return outcome }); err != nil {
 		return Unknown, fmt.Errorf("barrier %s: %w", call, err)
 	}
 	// Repeated wrote nothing but, perhaps, a higher epoch: that counts too.

@@ -130,7 +130,7 @@ func (b *Barrier) batch(ctx context.Context, calls []*Call, together []int, resu
 			}
 		}
 	}
-	if err := b.touch(ctx, tx, own, func(n int) Outcome { return results[together[n]].Outcome }); err != nil {
+	if err := b.touch(ctx, tx, f, own, func(n int) Outcome { return results[together[n]].Outcome }); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil {

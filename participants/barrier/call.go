@@ -84,6 +84,9 @@ type Fence struct {
 
 func (f Fence) given() bool { return f.Epoch != 0 }
 
+// Given says whether the call carries the fence.
+func (f Fence) Given() bool { return f.given() }
+
 // Call identifies one branch call. It belongs to one handler run and is not safe for concurrent use: Do counts on it.
 type Call struct {
 	TransType string // tcc, saga, msg, xa, workflow
@@ -97,6 +100,9 @@ type Call struct {
 	// confirm's row; Op is OpConfirm, and it carries no epochs: the journal it comes from is the authority. Account.Slot must
 	// be set.
 	Apply bool
+	// Named: the call carries no epoch (a DTM client makes its tries itself) and Account.Slot is its account's all the same:
+	// the participant has read it from the payload.
+	Named bool
 
 	calls int // the barrier_id last given out
 }

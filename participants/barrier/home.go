@@ -72,12 +72,12 @@ func homeTables(d dialect, kind Dialect) []string {
 }
 
 // touch writes down which accounts' slots the calls have touched; those of a deployment without regions are left out.
-func (b *Barrier) touch(ctx context.Context, tx *sql.Tx, calls []*Call, outcome func(i int) Outcome) error {
+func (b *Barrier) touch(ctx context.Context, tx *sql.Tx, f *facts, calls []*Call, outcome func(i int) Outcome) error {
 	var values []string
 	var args []any
 	for i, c := range calls {
 		o := outcome(i)
-		if n, ok := c.touches(); ok && (o == Empty || o == Done && (c.Apply || undoes(c.Op) == "" && rivalOf(c.Op) == "")) {
+		if n, ok := c.touches(); ok && (!c.Named || f.fences[n].epoch >= RegionsFrom) && (o == Empty || o == Done && (c.Apply || undoes(c.Op) == "" && rivalOf(c.Op) == "")) {
 			k := len(args)
 			values = append(values, "("+b.dialect.arg(k+1)+", "+b.dialect.arg(k+2)+", "+b.dialect.arg(k+3)+")")
 			args = append(args, n, c.Gid, c.BranchID)
@@ -103,7 +103,7 @@ func (b *Barrier) insertNew(into, values string) string {
 // touches gives the slot of the call's account where homes can move.
 func (c *Call) touches() (int, bool) {
 	switch {
-	case c.Account.Epoch >= RegionsFrom, c.Apply:
+	case c.Account.Epoch >= RegionsFrom, c.Apply, c.Named:
 		return c.Account.Slot, true
 	case !c.Account.given() && c.Fence.Epoch >= RegionsFrom:
 		return SlotOf(c.Gid), true
@@ -113,7 +113,7 @@ func (c *Call) touches() (int, bool) {
 
 // account is the slot of the account that the call works on.
 func (c *Call) account() int {
-	if c.Account.given() || c.Apply {
+	if c.Account.given() || c.Apply || c.Named {
 		return c.Account.Slot
 	}
 	return SlotOf(c.Gid)

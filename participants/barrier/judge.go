@@ -40,7 +40,7 @@ func (c *Call) Enter(allowUnfenced bool) (Entry, error) {
 // fences are those that a call is checked against: of its transaction and, where it is another one, of its account.
 func (c *Call) fences() []Fence {
 	own := Fence{Slot: SlotOf(c.Gid), Epoch: c.Fence.Epoch}
-	if c.Apply && c.Account.Slot != own.Slot {
+	if (c.Apply || c.Named) && c.Account.Slot != own.Slot {
 		return []Fence{own, {Slot: c.Account.Slot}}
 	}
 	if c.Account.given() && c.Account != own {
@@ -136,7 +136,7 @@ func (b *Barrier) judgeFences(call *Call, m *member, f *facts, own *found) error
 		row := f.fences[fence.Slot]
 		switch {
 		case call.Apply:
-		case !fence.given() && row.copied:
+		case !fence.given() && row.copied && fence.Slot == call.account():
 			return fmt.Errorf("%w: barrier %s: slot %d has its home elsewhere", ErrStale, call, fence.Slot)
 		case fence.given() && fence.Epoch < row.epoch:
 			return fmt.Errorf("%w: barrier %s: slot %d is at epoch %d, the call has %d", ErrStale, call, fence.Slot, row.epoch, fence.Epoch)

@@ -25,6 +25,7 @@ type executor struct {
 	barrier *barrier.Barrier
 	o       Options
 	alone   chan struct{}
+	account func(payload []byte) string // nil where accounts stay
 
 	mu      sync.Mutex
 	queue   []*job
@@ -63,6 +64,12 @@ func (x *executor) do(ctx context.Context, op operation, call *barrier.Call, pay
 func (x *executor) start(jobs []*job) {
 	x.mu.Lock()
 	for _, j := range jobs {
+		if x.account != nil && !j.call.Fence.Given() && !j.call.Account.Given() && j.op.op != OpApply {
+			// A DTM client's own call: what it works on stands in its payload alone.
+			if id := x.account(j.payload); id != "" {
+				j.call.Account.Slot, j.call.Named = barrier.SlotOf(id), true
+			}
+		}
 		if j.op.op == OpApply {
 			// It shares the confirm's row, and no epoch: the journal it comes from is the authority.
 			j.call.Op, j.call.Apply, j.call.Fence.Epoch, j.call.Account.Epoch = barrier.OpConfirm, true, 0, 0

@@ -28,7 +28,18 @@ type Movable interface {
 }
 
 // Move makes the participant's accounts movable. Call it before serving.
-func (p *Participant) Move(m Movable) { p.movable = m }
+func (p *Participant) Move(m Movable) {
+	p.movable = m
+	if named, ok := m.(Named); ok {
+		p.exec.account = named.AccountOf
+	}
+}
+
+// Named is a Movable that finds the account in a payload: DTM's clients make their tries themselves and know no homes.
+type Named interface {
+	// AccountOf gives the account that a payload names; "" where it names none.
+	AccountOf(payload []byte) string
+}
 
 // Probe is what GET /lockstep/probe answers.
 type Probe struct {

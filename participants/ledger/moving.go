@@ -87,6 +87,17 @@ var errRaced = errors.New("another transaction has entered it; repeat the call")
 // Slots moves a ledger's accounts between regions: it is the kit's Movable.
 type Slots struct{ *Ledger }
 
+// AccountOf is branch.Named's: wallets' payloads name their account.
+func (Slots) AccountOf(payload []byte) string {
+	var p struct {
+		Account string `json:"account"`
+	}
+	if json.Unmarshal(payload, &p) != nil {
+		return ""
+	}
+	return p.Account
+}
+
 // moved is what Take writes down of a slot.
 type moved struct {
 	Accounts []movedAccount `json:"accounts"`

@@ -108,6 +108,9 @@ func (r *regions) call(x *transfer, b int, op string, at int) error {
 	n := slot.Of(account)
 	c := &barrier.Call{TransType: "tcc", Gid: x.gid, BranchID: fmt.Sprintf("0%d", b+1), Op: op,
 		Fence: barrier.Fence{Slot: slot.Of(x.gid), Epoch: int64(r.epoch[slot.Of(x.gid)])}, Account: barrier.Fence{Slot: n, Epoch: int64(r.epoch[n])}}
+	if op == barrier.OpTry && x.amount%2 == 0 {
+		c.Fence, c.Account = barrier.Fence{}, barrier.Fence{} // a DTM client's own try: it knows no epochs
+	}
 	return r.p[at].kit.Call(context.Background(), "/"+name+"/"+op, c, payload)
 }
 
