@@ -40,17 +40,35 @@ func (r *Reconciler) tier3(ctx context.Context, rep *Report, region string, from
 	if len(parts) == 0 {
 		return
 	}
-	var list []Finished
-	if err := r.get(ctx, rep, region, fmt.Sprintf("/v1/drift/finished?from=%d&to=%d", from, to), &list); err != nil {
-		rep.skip("decisions of %s: %v", region, err)
-		return
+	seen := map[string]bool{}
+	for from < to {
+		var page FinishedAnswer
+		if err := r.get(ctx, rep, region, fmt.Sprintf("/v1/drift/finished?from=%d&to=%d", from, to), &page); err != nil {
+			rep.skip("decisions of %s: %v", region, err)
+			return
+		}
+		r.decisions(ctx, rep, region, parts, page.List, seen)
+		if page.Next == 0 {
+			break
+		}
+		from = page.Next
 	}
-	if len(list) == finishedMax {
-		rep.skip("decisions of %s: only the first %d of the window were compared; ask for a shorter one", region, finishedMax)
+	for name, endpoint := range parts {
+		if err := r.check(ctx, rep, region, name, endpoint); err != nil {
+			rep.skip("books of %s in %s: %v", name, region, err)
+		}
 	}
+}
+
+// decisions compares one page of a region's decisions with its participants; seen are those that were.
+func (r *Reconciler) decisions(ctx context.Context, rep *Report, region string, parts map[string]string, list []Finished, seen map[string]bool) {
 	by := map[string][]asked{}
 	for i := range list {
 		tx := &list[i]
+		if seen[tx.Gid] {
+			continue
+		}
+		seen[tx.Gid] = true
 		if !tx.Applied {
 			rep.Open++
 			continue
@@ -67,9 +85,6 @@ func (r *Reconciler) tier3(ctx context.Context, rep *Report, region string, from
 				rep.skip("participant %s in %s: %v", name, region, err)
 				break
 			}
-		}
-		if err := r.check(ctx, rep, region, name, endpoint); err != nil {
-			rep.skip("books of %s in %s: %v", name, region, err)
 		}
 	}
 }

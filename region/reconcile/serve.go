@@ -197,14 +197,22 @@ func (s *Served) heads(ctx context.Context) ([]HeadAnswer, error) {
 	return out, nil
 }
 
+// FinishedAnswer is one page of finished transactions. Next is where the next one begins, 0 where this is the last; those
+// of its first millisecond may come again.
+type FinishedAnswer struct {
+	List []Finished `json:"list"`
+	Next int64      `json:"next"`
+}
+
 // finished lists the TCC transactions that finished in a window, with their branches.
-func (s *Served) finished(ctx context.Context, from, to int64) ([]Finished, error) {
+func (s *Served) finished(ctx context.Context, from, to int64) (out FinishedAnswer, err error) {
 	applied, err := s.Journal.Applied(ctx)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
-	var out []Finished
+	rows, last := 0, int64(0)
 	err = s.Journal.FinishedBetween(ctx, from, to, finishedMax, func(tx *record.Tx, n int) {
+		rows, last = rows+1, tx.State.FinishedAt
 		if tx.State.Mode != txn.ModeTCC || tx.Trimmed {
 			return
 		}
@@ -215,7 +223,10 @@ func (s *Served) finished(ctx context.Context, from, to int64) ([]Finished, erro
 				f.Branches = append(f.Branches, FinishedBranch{ID: string(b.ID), URL: b.Confirm, Account: b.Account, Payload: b.Payload})
 			}
 		}
-		out = append(out, f)
+		out.List = append(out.List, f)
 	})
+	if rows >= finishedMax {
+		out.Next = max(last, from+1)
+	}
 	return out, err
 }
