@@ -122,7 +122,7 @@ const quiet = 5 * time.Second
 
 // inUseWait is how long a store may look as if DTM were using it before it is believed: connections and traces of a
 // server that was killed last a moment.
-const inUseWait = 3 * quiet
+const inUseWait = 4 * quiet
 
 func read(ctx context.Context, u *url.URL, src Source, open func(context.Context, *url.URL, Source) (store, error)) ([]Transaction, error) {
 	st, err := open(ctx, u, src)

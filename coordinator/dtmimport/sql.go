@@ -17,8 +17,9 @@ import (
 // sqlStore is DTM's store on PostgreSQL or MariaDB/MySQL.
 type sqlStore struct {
 	db     *sql.DB
-	prefix string // of the tables: a quoted schema and a dot, or nothing
-	busy   string // counts the sessions of others that use DTM's tables
+	prefix string         // of the tables: a quoted schema and a dot, or nothing
+	busy   string         // gives the sessions of others, and whether they are seen to use DTM's tables
+	users  map[int64]bool // the sessions that were once seen to: their statement is DTM's to change, their owner is not
 	settle time.Duration
 	unseen time.Time // since when there was none
 }
@@ -38,8 +39,8 @@ func openPostgres(_ context.Context, u *url.URL, src Source) (store, error) {
 	}
 	st := newSQL(db, `"`+strings.ReplaceAll(schema, `"`, `""`)+`".`,
 		// An idle session shows its last statement: DTM asks for due transactions every three seconds.
-		`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%trans_global%'`)
-	st.settle = quiet // the end of a transaction may hide it until DTM asks again
+		`SELECT pid, coalesce(query LIKE '%trans_global%', false) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+	st.settle = 2 * quiet // the end of a transaction may hide it until DTM asks again, and a busy machine delays that
 	return st, nil
 }
 
@@ -74,17 +75,16 @@ func openMySQL(_ context.Context, u *url.URL, _ Source) (store, error) {
 		return nil, err
 	}
 	return newSQL(sql.OpenDB(conn), "",
-		`SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()`), nil
+		`SELECT id, true FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()`), nil
 }
 
 func newSQL(db *sql.DB, prefix, busy string) *sqlStore {
 	db.SetMaxOpenConns(1) // the sessions that are counted as somebody else's are not our own
-	return &sqlStore{db: db, prefix: prefix, busy: busy}
+	return &sqlStore{db: db, prefix: prefix, busy: busy, users: map[int64]bool{}}
 }
 
 func (s *sqlStore) inUse(ctx context.Context) (bool, error) {
-	var n int
-	err := s.db.QueryRowContext(ctx, s.busy).Scan(&n)
+	n, err := s.sessions(ctx)
 	if err != nil || n > 0 {
 		s.unseen = time.Time{}
 		return n > 0, err
@@ -93,6 +93,30 @@ func (s *sqlStore) inUse(ctx context.Context) (bool, error) {
 		s.unseen = time.Now()
 	}
 	return time.Since(s.unseen) < s.settle, nil
+}
+
+// sessions counts the open sessions of others that use DTM's tables or were seen to since the store was opened.
+func (s *sqlStore) sessions(ctx context.Context) (int, error) {
+	rows, err := s.db.QueryContext(ctx, s.busy)
+	if err != nil {
+		return 0, err
+	}
+	defer rows.Close()
+	n := 0
+	for rows.Next() {
+		var id int64
+		var uses bool
+		if err := rows.Scan(&id, &uses); err != nil {
+			return 0, err
+		}
+		if uses {
+			s.users[id] = true
+		}
+		if s.users[id] {
+			n++
+		}
+	}
+	return n, rows.Err()
 }
 
 // lossy: without UPDATE_BRANCH_SYNC, DTM writes the results of most branches late and forgets them when it ends.
