@@ -95,6 +95,10 @@ func (p *prepared) Connect(ctx context.Context) (driver.Conn, error) {
 	return c, nil
 }
 
+// flushSetting asks how the server syncs. It is a variable for a test's sake: the setting itself is the whole server's,
+// and others use that server.
+var flushSetting = "SELECT @@innodb_flush_log_at_trx_commit"
+
 func (j *Journal) openMySQL(ctx context.Context, a *address) error {
 	j.d = mysqlDialect
 	c, err := mysql.NewConnector(a.mysql)
@@ -106,7 +110,7 @@ func (j *Journal) openMySQL(ctx context.Context, a *address) error {
 	usual(db)
 	j.write, j.read = db, db
 	var flush int
-	if err := db.QueryRowContext(ctx, "SELECT @@innodb_flush_log_at_trx_commit").Scan(&flush); err != nil {
+	if err := db.QueryRowContext(ctx, flushSetting).Scan(&flush); err != nil {
 		return fmt.Errorf("journal at %s cannot be opened: %w", a.where, err)
 	}
 	if flush != 1 && flush != 3 && !a.asServer {
