@@ -257,6 +257,38 @@ func TestTheBacklogIsKnownWithoutABroker(t *testing.T) {
 	}
 }
 
+// TestTheBacklogIsKnownAlsoWhereItGrowsWhileItIsLookedAt: no process is told twice of what it appends.
+func TestTheBacklogIsKnownAlsoWhereItGrowsWhileItIsLookedAt(t *testing.T) {
+	s := &source{}
+	s.add("tag", 600) // more than one look into the journal gives
+	cfg := s.config(Kafka{Brokers: []string{"127.0.0.1:1"}, Region: "east"})
+	grows := &growing{source: s}
+	cfg.Source = grows
+	p := NewPublisher(cfg)
+	grows.then = func() { p.Appended(s.add("tag", 5)) }
+	run(t, p)
+	for end := time.Now().Add(5 * time.Second); p.Unpublished() != 605; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d unpublished, not 605", p.Unpublished())
+		}
+	}
+}
+
+// growing is a journal to which something is appended once it was seen that there is nothing after event 600.
+type growing struct {
+	*source
+	once sync.Once
+	then func()
+}
+
+func (g *growing) EventsAfter(ctx context.Context, origin, n int, after uint64, limit int) ([]record.Event, error) {
+	list, err := g.source.EventsAfter(ctx, origin, n, after, limit)
+	if n == slot.Of("{tag}") && after == 600 && limit == 1 && len(list) == 0 {
+		defer g.once.Do(g.then)
+	}
+	return list, err
+}
+
 // TestABrokenChainIsNotPublished: it would stop the slot in every region.
 func TestABrokenChainIsNotPublished(t *testing.T) {
 	_, k := cluster(t)

@@ -42,12 +42,12 @@ func (t *part) wake() {
 func (t *part) add(events []record.Event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.active {
-		return // whoever publishes it finds them in the journal
-	}
 	for _, e := range events {
 		n, seq := e.Slot, e.Head.Seq
-		t.known[n] = max(t.known[n], seq)
+		t.known[n] = max(t.known[n], seq) // also while begin looks how far the journal is
+		if !t.active {
+			continue // whoever publishes it finds them in the journal
+		}
 		if seq <= t.heads[n].Seq || t.read[n] {
 			continue
 		}
@@ -121,7 +121,7 @@ func (p *Publisher) begin(ctx context.Context, t *part) error {
 			return err
 		}
 		t.mu.Lock()
-		t.heads[n], t.known[n], t.read[n] = published[n], tail, true
+		t.heads[n], t.known[n], t.read[n] = published[n], max(t.known[n], tail), true
 		t.mu.Unlock()
 	}
 	t.mu.Lock()

@@ -104,13 +104,13 @@ func (p *Publisher) Appended(events []record.Event) {
 	}
 }
 
-// Unpublished is how many events the journal is known to have that Kafka has not acknowledged.
+// Unpublished is how many events of this process's partitions the journal is known to have that Kafka has not acknowledged.
 func (p *Publisher) Unpublished() int {
 	sum := 0
 	for _, t := range p.parts {
 		t.mu.Lock()
 		for n, seq := range t.known {
-			if have := t.heads[n].Seq; seq > have {
+			if have := t.heads[n].Seq; t.active && seq > have {
 				sum += int(seq - have)
 			}
 		}

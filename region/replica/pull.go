@@ -10,6 +10,7 @@ import (
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/region/eventlog"
 	"github.com/lockstep-tx/lockstep/region/journal"
+	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
 // Bounds of a puller.
@@ -24,7 +25,8 @@ const (
 	fillsAtOnce  = 16
 	// waitEvery is how often a lane that waits for a seal is looked at.
 	waitEvery = 50 * time.Millisecond
-	// idleWait: where Kafka has nothing more for so long and the origin says over HTTP that there is more, Kafka lost it.
+	// idleWait: what the origin has told of for so long and what is not among all that Kafka has, Kafka lost; and after so
+	// long without Kafka, its answers are not waited for.
 	idleWait = 3 * time.Second
 )
 
@@ -40,8 +42,9 @@ type puller struct {
 	offset int64
 	repeat []record.Event // come again; they are compared with what is here
 	poison []journal.Poison
-	empty  time.Time // since when Kafka has nothing more, or does not answer
+	atEnd  bool      // all that Kafka has was read
 	away   int       // reads in a row that failed
+	since  time.Time // when the first of them began to fail
 	unsure time.Time // when it was last said that the arbiter does not answer
 }
 
@@ -111,7 +114,7 @@ func (p *puller) begin(ctx context.Context) error {
 func (p *puller) lane(n int) *lane {
 	l := p.lanes[n]
 	if l == nil {
-		l = &lane{events: map[uint64]record.Event{}}
+		l = &lane{applied: p.o.appliedOf(n), events: map[uint64]record.Event{}}
 		p.lanes[n] = l
 	}
 	return l
@@ -148,9 +151,8 @@ func (p *puller) missed(ctx context.Context, err error) {
 		p.s.log.Warn("a partition of another region's events cannot be read", "origin", p.o.peer.Name, "partition", p.part, "attempt", p.away+1, "err", err)
 	}
 	rest(ctx, min(100*time.Millisecond<<min(p.away, 4), time.Second))
-	p.away++
-	if p.empty.IsZero() {
-		p.empty = time.Now()
+	if p.away++; p.away == 1 {
+		p.since = time.Now()
 	}
 }
 
@@ -163,12 +165,7 @@ func (p *puller) took(c *eventlog.Chunk) {
 			"partition", p.part, "what", string(c.Notice), "next", c.Next, "end", c.High)
 		p.offset = c.Next
 	}
-	switch {
-	case len(c.Messages) > 0 || c.Next < c.High:
-		p.empty = time.Time{}
-	case p.empty.IsZero():
-		p.empty = time.Now()
-	}
+	p.atEnd = c.Next >= c.High
 }
 
 // take sorts what was read into the lanes.
@@ -311,11 +308,7 @@ func (p *puller) missing(n int, l *lane, now time.Time) bool {
 	if l.has(l.applied+1) || p.o.stopped(n) {
 		return false
 	}
-	promise := l.promise
-	if !p.empty.IsZero() && now.Sub(p.empty) > idleWait {
-		promise = max(promise, p.o.headOf(n))
-	}
-	if promise <= l.applied {
+	if max(l.promise, p.lost(n, now)) <= l.applied {
 		l.gap = time.Time{}
 		return false
 	}
@@ -325,9 +318,27 @@ func (p *puller) missing(n int, l *lane, now time.Time) bool {
 	return now.Sub(l.gap) >= gapWait && !now.Before(l.again)
 }
 
-// fillAll asks for what is missing and applies it.
+// lost is the number up to which Kafka should have a slot's events, by the origin's word alone: it tells only of what Kafka
+// has acknowledged. 0 while they may still come.
+func (p *puller) lost(n int, now time.Time) uint64 {
+	if p.away == 0 && !p.atEnd || p.away > 0 && now.Sub(p.since) <= idleWait {
+		return 0
+	}
+	head, behind := p.o.headOf(n)
+	if behind.IsZero() || now.Sub(behind) <= idleWait {
+		return 0
+	}
+	return head
+}
+
+// fillAll asks for what is missing and applies it: also of slots of which nothing ever came.
 func (p *puller) fillAll(ctx context.Context) error {
 	now := time.Now()
+	for n := p.part; n < slot.Count; n += p.s.cfg.Partitions {
+		if p.lanes[n] == nil && p.lost(n, now) > 0 {
+			p.lane(n)
+		}
+	}
 	var (
 		mu  sync.Mutex
 		all sync.WaitGroup
@@ -376,7 +387,8 @@ func (p *puller) unfilled(ctx context.Context, n int, l *lane, err error) {
 	}
 	l.fails++
 	l.again = time.Now().Add(min(500*time.Millisecond<<min(l.fails, 6), fillPauseMax))
-	last := max(l.promise, p.o.headOf(n))
+	head, _ := p.o.headOf(n)
+	last := max(l.promise, head)
 	text := fmt.Sprintf("events %d to %d are missing in Kafka, and no region gives them: %v", l.applied+1, last, err)
 	p.o.note(n, false, text)
 	if l.fails == 1 || l.fails%20 == 0 {

@@ -93,10 +93,17 @@ func (o *origin) stopped(n int) bool {
 	return o.slots[n].stopped != ""
 }
 
-func (o *origin) headOf(n int) uint64 {
+// headOf is a chain's highest number that is known of, and since when more is known than is applied.
+func (o *origin) headOf(n int) (head uint64, behind time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.slots[n].head
+	return o.slots[n].head, o.slots[n].behind
+}
+
+func (o *origin) appliedOf(n int) uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.slots[n].applied
 }
 
 // refresh reads the watermarks every second: other processes move them, and an operator lets stopped slots go on.
