@@ -53,8 +53,9 @@ var audits = []struct{ law, query string }{
 		LEFT JOIN {p}entry e ON e.transfer_id = t.id AND e.leg = t.leg AND e.amount = t.amount
 			AND ((e.direction = 'debit' AND e.account = t.debit) OR (e.direction = 'credit' AND e.account = t.credit))
 		GROUP BY t.id, t.leg, t.state, t.amount HAVING count(e.account) <> CASE WHEN t.state = 'posted' AND t.amount > 0 THEN 2 ELSE 0 END`},
-	{"what is refunded is the sum of the refunds and reversals", `SELECT concat(p.id, ' has ', p.refunded) FROM {p}transfer p WHERE p.leg = 0 AND p.kind IN ('hold', 'transfer')
-		AND p.refunded <> (SELECT coalesce(sum(CASE WHEN r.kind = 'reversal' THEN r.amount ELSE r.total END), 0) FROM {p}transfer r
-			WHERE r.of_id = p.id AND r.state <> 'voided' AND (r.leg = 0 OR r.kind = 'reversal'))`},
+	{"what is refunded is the sum of the refunds and reversals", `SELECT concat(p.id, ' has ', p.refunded) FROM {p}transfer p LEFT JOIN (
+		SELECT of_id, sum(CASE WHEN kind = 'reversal' THEN amount ELSE total END) AS back FROM {p}transfer
+			WHERE of_id <> '' AND state <> 'voided' AND (leg = 0 OR kind = 'reversal') GROUP BY of_id
+		) r ON r.of_id = p.id WHERE p.leg = 0 AND p.kind IN ('hold', 'transfer') AND p.refunded <> coalesce(r.back, 0)`},
 	{"no account is overdrawn", `SELECT concat(id, ' shard ', shard) FROM {p}account WHERE overdraft = 'none' AND debits_posted + debits_pending > credits_posted`},
 }

@@ -116,6 +116,22 @@ func (b *book) position(t *testing.T, id string) [4]int64 {
 	return [4]int64{a.DebitsPending, a.CreditsPending, a.DebitsPosted + a.BufferedDebits, a.CreditsPosted + a.BufferedCredits}
 }
 
+// entries are all entries with the balances that they left behind, without their times.
+func (b *book) entries(t *testing.T) (all []string) {
+	t.Helper()
+	rows, err := b.db.QueryContext(ctx, strings.ReplaceAll(`SELECT concat(transfer_id, ' ', leg, ' ', direction, ' ', account, ' ', amount, ' ', currency, ' ', gid, ' ', branch, ' leaves ', coalesce(balance_after, -1))
+		FROM {p}entry ORDER BY transfer_id, leg, direction`, "{p}", b.prefix))
+	b.must(t, err)
+	defer rows.Close()
+	for rows.Next() {
+		var e string
+		b.must(t, rows.Scan(&e))
+		all = append(all, e)
+	}
+	b.must(t, rows.Err())
+	return all
+}
+
 // onTwo runs a test on two books of each kind of database.
 func onTwo(t *testing.T, f func(t *testing.T, a, b *book)) {
 	for name, open := range openers {
@@ -170,6 +186,9 @@ func TestManyAtOnceAreAsInSequence(t *testing.T) {
 					t.Fatalf("round %d, %s: %s stands at %v, in sequence at %v", round, op, id.ID, x, y)
 				}
 			}
+		}
+		if diff := cmp.Diff(b.entries(t), a.entries(t)); diff != "" {
+			t.Errorf("the entries differ (-in sequence, +together):\n%s", diff)
 		}
 		for _, k := range []*book{a, b} {
 			k.audit(t)

@@ -64,7 +64,7 @@ func ways(spread int) []*way {
 type options struct {
 	clients, rounds, spread int
 	round, warmUp           time.Duration
-	server                  string
+	server, only            string
 	check                   bool
 }
 
@@ -75,6 +75,7 @@ func main() {
 	flag.IntVar(&o.spread, "spread", 10_000, "merchants of the spread case")
 	flag.DurationVar(&o.round, "round", 5*time.Second, "measured window of a turn")
 	flag.DurationVar(&o.warmUp, "warm-up", time.Second, "load before each window")
+	flag.StringVar(&o.only, "only", "", "the one way that is run, for a look")
 	flag.BoolVar(&o.check, "check", false, "exit with 1 when a target is missed")
 	flag.Parse()
 	if o.server == "" {
@@ -91,7 +92,10 @@ func main() {
 
 func run(ctx context.Context, o options) error {
 	fmt.Printf("%d cores, %s; one merchant, %d payments at once, PostgreSQL\n", runtime.NumCPU(), runtime.Version(), o.clients)
-	all := ways(o.spread)
+	all := slices.DeleteFunc(ways(o.spread), func(w *way) bool { return o.only != "" && o.only != w.name })
+	if len(all) == 0 {
+		return fmt.Errorf("--only: there is no way %q", o.only)
+	}
 	for round := range o.rounds {
 		for _, w := range all {
 			n, err := measure(ctx, o, w)
@@ -111,7 +115,7 @@ func run(ctx context.Context, o options) error {
 	short := 0
 	for _, w := range all {
 		verdict := ""
-		if len(w.against) > 0 {
+		if len(w.against) > 0 && o.only == "" {
 			best := slices.MaxFunc(w.against, func(a, b string) int { return cmp.Compare(median[a], median[b]) })
 			ratio, word := median[w.name]/median[best], "PASS"
 			if ratio < w.atLeast {
