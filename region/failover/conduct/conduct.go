@@ -14,6 +14,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -59,10 +61,13 @@ type Conductor struct {
 	Tell func(format string, args ...any)
 	// Every is how often the regions are looked at. Defaults to 50 ms.
 	Every time.Duration
-	// After is called after every write, for tests that end the process there; nil otherwise.
+	// After is called after every step's writes, for tests that end the process there; nil otherwise.
 	After func(step string)
 
 	rev    int64 // of the run that is worked at
+	dep    arbiter.Deployment
+	last   *Entry // the audit's last line as far as is known, and its number; nil: to be read
+	lines  int
 	mu     sync.Mutex
 	served map[int]bool
 }
@@ -88,10 +93,8 @@ func (c *Conductor) Start(ctx context.Context, p failover.Plan, at time.Time) er
 	if _, err := c.Load(ctx, p.ID); !errors.Is(err, ErrNone) {
 		return err // it was started before, and goes on from where it is
 	}
-	if err := c.Audit(ctx, "start", fmt.Sprintf("%s of %d slots from %s to %s, plan %s: %s", p.Kind, len(p.Slots), p.From, p.To, p.Hash(), p.Why), p.ID, at); err != nil {
-		return err
-	}
-	return c.save(ctx, failover.Run{Plan: p, Status: failover.Running, BegunMillis: at.UnixMilli()})
+	return c.save(ctx, failover.Run{Plan: p, Status: failover.Running, BegunMillis: at.UnixMilli()},
+		c.line("start", fmt.Sprintf("%s of %d slots from %s to %s, plan %s: %s", p.Kind, len(p.Slots), p.From, p.To, p.Hash(), p.Why), p.ID, at))
 }
 
 // Load reads an operation; "" is the one that holds the lock. ErrNone when there is none.
@@ -133,14 +136,19 @@ func (c *Conductor) Runs(ctx context.Context) ([]failover.Run, error) {
 	return out, nil
 }
 
-func (c *Conductor) save(ctx context.Context, r failover.Run) error {
+// save writes the run, and with it the audit's line of what is about to be done; nil for none.
+func (c *Conductor) save(ctx context.Context, r failover.Run, line *Entry) error {
 	value, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	c.rev, err = c.Arbiter.Put(ctx, opTable, arbiter.Row{Key: "run/" + r.Plan.ID, Value: value, Rev: c.rev})
+	rev, err := c.record(ctx, line, &arbiter.In{Table: opTable, Row: arbiter.Row{Key: "run/" + r.Plan.ID, Value: value, Rev: c.rev}})
+	if err != nil {
+		return err
+	}
+	c.rev = rev
 	c.after("save")
-	return err
+	return nil
 }
 
 // Set changes the status of an operation: pause, resume, abort. An ended one is left as it is, with an error.
@@ -159,10 +167,7 @@ func (c *Conductor) Set(ctx context.Context, id string, to failover.Status, why 
 	if to == failover.Aborting {
 		r.Failure = why
 	}
-	if err := c.Audit(ctx, string(to), why, r.Plan.ID, at); err != nil {
-		return r, err
-	}
-	return r, c.save(ctx, r)
+	return r, c.save(ctx, r, c.line(string(to), why, r.Plan.ID, at))
 }
 
 // Drive works at an operation until it ends, is paused at a boundary, or ctx ends; it may be called again by anybody.
@@ -170,17 +175,14 @@ func (c *Conductor) Drive(ctx context.Context, id string) (failover.Run, error) 
 	if c.Every == 0 {
 		c.Every = 50 * time.Millisecond
 	}
-	r, err := c.Load(ctx, id)
-	if err != nil {
-		return r, err
-	}
 	c.served = map[int]bool{}
 	said := ""
 	for {
-		owners, err := c.Arbiter.Owners(ctx)
+		r, owners, err := c.look(ctx, id)
 		if err != nil {
 			return r, err
 		}
+		id = r.Plan.ID
 		_, to := r.Direction()
 		s := failover.Next(r, failover.Observed{
 			AtMillis: time.Now().UnixMilli(), Owners: owners,
@@ -199,27 +201,28 @@ func (c *Conductor) Drive(ctx context.Context, id string) (failover.Run, error) 
 			}
 			select {
 			case <-time.After(c.Every):
-				if r, err = c.Load(ctx, r.Plan.ID); err != nil { // somebody may have paused or aborted it
-					return r, err
-				}
 				continue
 			case <-ctx.Done():
 				return r, context.Cause(ctx)
 			}
 		}
-		if r, err = c.perform(ctx, s, owners); err != nil {
-			if errors.Is(err, arbiter.ErrChanged) {
-				if r, err = c.Load(ctx, r.Plan.ID); err != nil {
-					return r, err
-				}
-				continue // a region was faster, or an operator; what stands now decides
-			}
+		r, err = c.perform(ctx, s, owners)
+		switch {
+		case errors.Is(err, arbiter.ErrChanged): // a region was faster, or an operator; what stands now decides
+		case err != nil:
 			return r, err
-		}
-		if r.Status.Ended() {
+		case r.Status.Ended():
 			return r, c.end(ctx, r)
 		}
 	}
+}
+
+// look reads the operation, which somebody may have paused or aborted, and the owners.
+func (c *Conductor) look(ctx context.Context, id string) (r failover.Run, owners *slot.Map, err error) {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) { r, err = c.Load(gctx, id); return err })
+	g.Go(func() (err error) { owners, err = c.Arbiter.Owners(gctx); return err })
+	return r, owners, g.Wait()
 }
 
 // together asks of all slots side by side as soon as the answer for one of them is wanted: a region may be far away.
@@ -266,14 +269,17 @@ const changesAtOnce = 20
 
 // perform writes the run, and then what it asks for.
 func (c *Conductor) perform(ctx context.Context, s failover.Step, owners *slot.Map) (failover.Run, error) {
-	if err := c.save(ctx, s.Run); err != nil {
+	var line *Entry
+	if len(s.Slots) > 0 {
+		line = c.line(s.Act.String(), fmt.Sprintf("slots %v", s.Slots), s.Run.Plan.ID, time.Now())
+	}
+	if err := c.save(ctx, s.Run, line); err != nil {
 		return s.Run, err
 	}
 	_, to := s.Run.Direction()
-	var dep arbiter.Deployment
-	if s.Act == failover.Give {
+	if s.Act == failover.Give && c.dep.Index(to) == 0 {
 		var err error
-		if dep, err = c.Arbiter.Deployment(ctx); err != nil {
+		if c.dep, err = c.Arbiter.Deployment(ctx); err != nil {
 			return s.Run, err
 		}
 	}
@@ -289,7 +295,7 @@ func (c *Conductor) perform(ctx context.Context, s failover.Step, owners *slot.M
 			c.mu.Unlock()
 			next, err = from.Drain(to, s.Run.Plan.ID, time.UnixMilli(s.DeadlineMillis))
 		case failover.Give:
-			next, err = from.Give(dep.Index(from.To))
+			next, err = from.Give(c.dep.Index(from.To))
 		case failover.Undo:
 			next, err = from.Undo()
 		case failover.Wait, failover.Save, failover.Finish:
@@ -300,18 +306,15 @@ func (c *Conductor) perform(ctx context.Context, s failover.Step, owners *slot.M
 		}
 		changes = append(changes, arbiter.Change{Slot: n, From: from, To: next})
 	}
-	for len(changes) > 0 {
-		k := min(len(changes), changesAtOnce)
-		if err := c.Arbiter.Change(ctx, changes[:k]...); err != nil {
-			return s.Run, err
-		}
-		changes = changes[k:]
-		c.after(s.Act.String())
+	var g errgroup.Group
+	for part := range slices.Chunk(changes, changesAtOnce) {
+		g.Go(func() error { return c.Arbiter.Change(ctx, part...) })
 	}
-	if len(s.Slots) > 0 {
-		if err := c.Audit(ctx, s.Act.String(), fmt.Sprintf("slots %v", s.Slots), s.Run.Plan.ID, time.Now()); err != nil {
-			return s.Run, err
-		}
+	if err := g.Wait(); err != nil {
+		return s.Run, err
+	}
+	if len(changes) > 0 {
+		c.after(s.Act.String())
 	}
 	return s.Run, nil
 }
@@ -353,31 +356,72 @@ func (e Entry) sum() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
+// line is a line of the audit that is not chained yet.
+func (c *Conductor) line(act, text, op string, at time.Time) *Entry {
+	return &Entry{At: at.UTC().Format(time.RFC3339Nano), Who: c.Who, Act: act, Text: text, Op: op}
+}
+
 // Audit appends a line to the chain; durable on nil.
 func (c *Conductor) Audit(ctx context.Context, act, text, op string, at time.Time) error {
+	_, err := c.record(ctx, c.line(act, text, op, at), nil)
+	return err
+}
+
+// record appends a line to the audit and writes a row, both or neither; either may be nil. arbiter.ErrChanged when the row
+// stands otherwise; where somebody else has appended to the audit, the line is chained to theirs.
+func (c *Conductor) record(ctx context.Context, line *Entry, row *arbiter.In) (rev int64, err error) {
 	for {
-		list, err := c.Arbiter.List(ctx, auditTable, "")
-		if err != nil {
-			return err
+		var rows []arbiter.In
+		if row != nil {
+			rows = append(rows, *row)
 		}
-		e := Entry{At: at.UTC().Format(time.RFC3339Nano), Who: c.Who, Act: act, Text: text, Op: op}
-		if len(list) > 0 {
-			var last Entry
-			if err := json.Unmarshal(list[len(list)-1].Value, &last); err != nil {
-				return fmt.Errorf("the audit's last line: %w", err)
+		if line != nil {
+			audit, err := c.chained(ctx, line)
+			if err != nil {
+				return 0, err
 			}
-			e.Prev = last.Hash
+			rows = append(rows, audit)
 		}
-		e.Hash = e.sum()
-		value, err := json.Marshal(e)
-		if err != nil {
-			return err
+		rev, err = c.Arbiter.PutAll(ctx, rows...)
+		switch {
+		case err == nil && line != nil:
+			c.last = line
+			c.lines++
+			return rev, nil
+		case !errors.Is(err, arbiter.ErrChanged) || line == nil:
+			return rev, err
 		}
-		_, err = c.Arbiter.Put(ctx, auditTable, arbiter.Row{Key: fmt.Sprintf("%012d", len(list)+1), Value: value})
-		if !errors.Is(err, arbiter.ErrChanged) {
-			return err
+		c.last = nil
+		if row != nil {
+			stands, gerr := c.Arbiter.Get(ctx, row.Table, row.Key)
+			if gerr != nil || stands.Rev != row.Rev {
+				return 0, errors.Join(gerr, err)
+			}
 		}
 	}
+}
+
+// chained gives the audit's next row.
+func (c *Conductor) chained(ctx context.Context, line *Entry) (arbiter.In, error) {
+	if c.last == nil {
+		row, err := c.Arbiter.Last(ctx, auditTable)
+		if err != nil {
+			return arbiter.In{}, err
+		}
+		c.last, c.lines = &Entry{}, 0
+		if row.Rev != 0 {
+			if err := json.Unmarshal(row.Value, c.last); err != nil {
+				return arbiter.In{}, fmt.Errorf("the audit's last line: %w", err)
+			}
+			if c.lines, err = strconv.Atoi(row.Key); err != nil {
+				return arbiter.In{}, fmt.Errorf("the audit's last line: %w", err)
+			}
+		}
+	}
+	line.Prev = c.last.Hash
+	line.Hash = line.sum()
+	value, err := json.Marshal(line)
+	return arbiter.In{Table: auditTable, Row: arbiter.Row{Key: fmt.Sprintf("%012d", c.lines+1), Value: value}}, err
 }
 
 // History reads the audit and checks its chain: an error names the first line that does not fit.
