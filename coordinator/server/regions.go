@@ -148,15 +148,15 @@ func (s *Server) buildRegions() error {
 		}
 		cfg.Peers = append(cfg.Peers, replica.Peer{Name: name, Index: index, Brokers: r.file.Regions[name].Kafka, AdminURLs: r.file.Regions[name].Admin})
 	}
-	var err error
-	if r.replica, err = replica.New(cfg); err != nil {
-		return err
-	}
 	r.applier = applier.New(applier.Config{
-		Self: s.cfg.Region, Journal: s.journal, Invoker: s.invoker, Table: r.place.Registry().Table, Owners: r.place.Owners, Ends: r.replica.Ends,
+		Self: s.cfg.Region, Journal: s.journal, Invoker: s.invoker, Table: r.place.Registry().Table, Owners: r.place.Owners,
+		Ends: func(each func(origin, slot int, seq uint64)) { r.replica.Ends(each) },
 		Mine: func(n int) bool { return s.mine(n % r.file.Partitions) }, Log: s.log,
 	})
-	return nil
+	cfg.Durable = r.applier.Told
+	var err error
+	r.replica, err = replica.New(cfg)
+	return err
 }
 
 // mine spreads partitions over the region's coordinators. Two may think the same one theirs for a while: that is harmless.

@@ -31,7 +31,7 @@ type Journal interface {
 	EventsAfter(ctx context.Context, origin, n int, after uint64, limit int) ([]record.Event, error)
 	Get(ctx context.Context, gid txn.Gid) (*record.Tx, error)
 	Applied(ctx context.Context) (map[[2]int]uint64, error)
-	SetApplied(ctx context.Context, origin, slot int, seq uint64) error
+	SetApplied(ctx context.Context, seqs map[[2]int]uint64) error
 }
 
 // Config of an Applier.
@@ -55,11 +55,15 @@ type Config struct {
 // Applier applies. Make it with New, then Run it.
 type Applier struct {
 	cfg     Config
+	told    *told
 	applied sync.Map // [2]int -> uint64
 	busy    sync.Map // [2]int -> bool
 	room    chan struct{}
 	total   atomic.Uint64
 	waiting atomic.Int64
+
+	mu      sync.Mutex
+	unnoted map[[2]int]uint64 // applied, and not noted in the journal
 }
 
 // New makes an Applier.
@@ -73,13 +77,15 @@ func New(cfg Config) *Applier {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Applier{cfg: cfg, room: make(chan struct{}, chainsAtOnce)}
+	return &Applier{cfg: cfg, told: newTold(), room: make(chan struct{}, chainsAtOnce), unnoted: map[[2]int]uint64{}}
 }
 
 const (
 	chainsAtOnce = 64
 	windowEvents = 1000
 	windowMax    = 20_000
+	// noteEvery is how often what is applied is noted. What was applied and not noted is applied again after a crash: a repeat.
+	noteEvery = 250 * time.Millisecond
 )
 
 // Applied counts the effects that were applied, Waiting those that were tried and are not yet.
@@ -116,8 +122,11 @@ func (a *Applier) Run(ctx context.Context) {
 		a.cfg.Log.Warn("what is applied could not be read; trying again", "err", err)
 		a.rest(ctx, time.Second)
 	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
+	var wg, noter sync.WaitGroup
+	chains := make(chan struct{})
+	noter.Go(func() { a.notes(ctx, chains) })
+	defer noter.Wait()
+	defer func() { wg.Wait(); close(chains) }()
 	for ctx.Err() == nil {
 		if a.cfg.Owners() != nil {
 			a.cfg.Ends(func(origin, n int, seq uint64) {
@@ -140,6 +149,37 @@ func (a *Applier) Run(ctx context.Context) {
 			})
 		}
 		a.rest(ctx, a.cfg.Every)
+	}
+}
+
+// notes notes what is applied, until ctx has ended and no chain is worked at any more.
+func (a *Applier) notes(ctx context.Context, ended <-chan struct{}) {
+	tick := time.NewTicker(noteEvery)
+	defer tick.Stop()
+	for last := false; !last; {
+		select {
+		case <-tick.C:
+		case <-ended:
+			last = true
+		}
+		a.mu.Lock()
+		seqs := a.unnoted
+		a.unnoted = map[[2]int]uint64{}
+		a.mu.Unlock()
+		if len(seqs) == 0 {
+			continue
+		}
+		nctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		err := a.cfg.Journal.SetApplied(nctx, seqs)
+		cancel()
+		if err != nil {
+			a.cfg.Log.Warn("what is applied could not be noted; trying again", "chains", len(seqs), "err", err)
+			a.mu.Lock()
+			for at, seq := range seqs {
+				a.unnoted[at] = max(a.unnoted[at], seq)
+			}
+			a.mu.Unlock()
+		}
 	}
 }
 
@@ -178,18 +218,18 @@ func (a *Applier) chain(ctx context.Context, at [2]int) {
 	read, noted := a.have(at), a.have(at)
 	for tries := 0; ctx.Err() == nil; tries++ {
 		if len(window) < windowMax {
-			events, err := a.cfg.Journal.EventsAfter(ctx, at[0], at[1], read, windowEvents)
+			events, err := a.next(ctx, at, read)
 			if err != nil {
 				a.complain(ctx, "the journal's events could not be read", at, err)
 				return
 			}
 			for i := range events {
-				p, err := a.effectsOf(ctx, &events[i])
+				p, err := a.effectsOf(ctx, at, &events[i])
 				if err != nil {
 					a.complain(ctx, "a transaction could not be read", at, err)
 					return
 				}
-				window, read = append(window, p), events[i].Head.Seq
+				window, read = append(window, p), events[i].seq
 			}
 		}
 		a.call(ctx, window)
@@ -198,14 +238,16 @@ func (a *Applier) chain(ctx context.Context, at [2]int) {
 			window = window[1:]
 		}
 		if noted > a.have(at) {
-			if err := a.cfg.Journal.SetApplied(ctx, at[0], at[1], noted); err != nil {
-				a.complain(ctx, "what is applied could not be noted", at, err)
-				return
-			}
+			a.mu.Lock()
+			a.unnoted[at] = noted
+			a.mu.Unlock()
 			a.applied.Store(at, noted)
 			tries = 0
 		}
 		if len(window) == 0 {
+			a.told.mu.Lock()
+			a.told.forget(at, read) // what was read
+			a.told.mu.Unlock()
 			return
 		}
 		if tries == 20 {
@@ -252,24 +294,44 @@ func (a *Applier) call(ctx context.Context, window []*pending) {
 	}
 }
 
+// next gives the events that follow a number without a gap, as they were told, or else from the journal.
+func (a *Applier) next(ctx context.Context, at [2]int, after uint64) ([]toldEvent, error) {
+	if list := a.told.after(at, after); len(list) > 0 {
+		return list, nil
+	}
+	events, err := a.cfg.Journal.EventsAfter(ctx, at[0], at[1], after, windowEvents)
+	list := make([]toldEvent, len(events))
+	for i, e := range events {
+		list[i] = toldEvent{seq: e.Head.Seq, gid: e.Gid, finish: e.Kind == record.KindFinish}
+	}
+	return list, err
+}
+
 // effectsOf gives the calls that an event owes here.
-func (a *Applier) effectsOf(ctx context.Context, ev *record.Event) (*pending, error) {
-	p := &pending{seq: ev.Head.Seq}
-	if ev.Kind != record.KindFinish {
+func (a *Applier) effectsOf(ctx context.Context, at [2]int, ev *toldEvent) (*pending, error) {
+	p := &pending{seq: ev.seq}
+	if !ev.finish {
 		return p, nil
 	}
-	tx, err := a.cfg.Journal.Get(ctx, ev.Gid)
+	tx, err := a.transaction(ctx, ev)
 	if err != nil || tx == nil || tx.Trimmed || tx.State.Phase != txn.PhaseCommitted || tx.State.Mode != txn.ModeTCC {
 		return p, err
 	}
 	table := a.cfg.Table()
 	for i := range tx.State.Branches {
 		b := &tx.State.Branches[i]
-		if c := a.effect(&tx.State, b, ev.Slot, table); c != nil {
+		if c := a.effect(&tx.State, b, at[1], table); c != nil {
 			p.effects = append(p.effects, &effect{call: c})
 		}
 	}
 	return p, nil
+}
+
+func (a *Applier) transaction(ctx context.Context, ev *toldEvent) (*record.Tx, error) {
+	if ev.closed == nil {
+		return a.cfg.Journal.Get(ctx, ev.gid)
+	}
+	return record.FromParts(ev.closed, ev.progress, record.Head{}, record.Head{}, 0, 0)
 }
 
 // effect is the call that a confirmed branch owes here; nil where its participant keeps no copies.

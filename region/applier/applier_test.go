@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,6 +53,23 @@ type rig struct {
 	c     *copies
 	heads map[int]record.Head
 	rows  []engine.Row
+	reads atomic.Int64 // of the journal
+}
+
+// counting is a journal that counts what is read of it.
+type counting struct {
+	*journal.Journal
+	reads *atomic.Int64
+}
+
+func (c *counting) EventsAfter(ctx context.Context, origin, n int, after uint64, limit int) ([]record.Event, error) {
+	c.reads.Add(1)
+	return c.Journal.EventsAfter(ctx, origin, n, after, limit)
+}
+
+func (c *counting) Get(ctx context.Context, gid txn.Gid) (*record.Tx, error) {
+	c.reads.Add(1)
+	return c.Journal.Get(ctx, gid)
 }
 
 func newRig(t *testing.T) *rig {
@@ -94,19 +112,23 @@ func (r *rig) add(gid string, mode txn.Mode, commit bool) {
 	}
 }
 
-func (r *rig) start() (*Applier, func()) {
+func (r *rig) start() (*Applier, func()) { return r.startTold(nil) }
+
+// startTold starts an applier that was told of events before.
+func (r *rig) startTold(events []record.Event) (*Applier, func()) {
 	can := &registry.Capabilities{Fenced: true, Apply: true}
 	table := registry.NewTable([]registry.Participant{
 		{Name: "wallet", Endpoints: map[string]string{"east": "http://east-w:1", "west": "http://west-w:1"}, AccountField: "account", Can: can},
 		{Name: "other", Endpoints: map[string]string{"east": "http://other:1", "west": "http://other:2"}, Can: &registry.Capabilities{}},
 	})
 	var owners slot.Map
-	a := New(Config{Self: "west", Journal: r.j, Invoker: r.c, Table: func() *registry.Table { return table }, Owners: func() *slot.Map { return &owners },
+	a := New(Config{Self: "west", Journal: &counting{Journal: r.j, reads: &r.reads}, Invoker: r.c, Table: func() *registry.Table { return table }, Owners: func() *slot.Map { return &owners },
 		Every: time.Millisecond, Ends: func(each func(origin, slot int, seq uint64)) {
 			for n, h := range r.heads {
 				each(1, n, h.Seq)
 			}
 		}})
+	a.Told(events)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); a.Run(ctx) }()
@@ -187,5 +209,62 @@ func TestAnEffectThatIsRefusedHoldsUpTheNumberAndNotTheOthers(t *testing.T) {
 	}
 	if _, calls := r.count("{s}0/0"); calls != 1 {
 		t.Errorf("what was noted as applied was sent again, %d times", calls)
+	}
+}
+
+// TestWhatWasToldIsNotRead: events told in the order in which they became durable, which is not that of the chain, are
+// applied without a look into the journal; where some are lost, the journal fills in, and each takes effect once.
+func TestWhatWasToldIsNotRead(t *testing.T) {
+	for name, lost := range map[string]func(i int) bool{
+		"all told":       func(int) bool { return false },
+		"some lost":      func(i int) bool { return i%7 == 3 },
+		"decisions lost": func(i int) bool { return i%2 == 1 && i > 20 },
+		"all lost":       func(int) bool { return true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			for i := range 40 {
+				r.add(fmt.Sprintf("{s%d}%d", i%3, i), txn.ModeTCC, i%5 != 4)
+			}
+			var events []record.Event
+			for i := len(r.rows) - 1; i >= 0; i-- { // the latest transaction first
+				row := &r.rows[i]
+				events = append(events, record.Event{Slot: row.Slot, Kind: record.KindDecision, Gid: row.Gid, Epoch: 101, Head: row.Decision, Body: row.Closed},
+					record.Event{Slot: row.Slot, Kind: record.KindFinish, Gid: row.Gid, Epoch: 101, Head: row.Finish, Body: row.Progress})
+			}
+			var kept []record.Event
+			for i, e := range events {
+				if !lost(i) {
+					kept = append(kept, e)
+				}
+			}
+			a, stop := r.startTold(kept)
+			r.until("all of it is applied", func() bool { return a.Lag() == 0 })
+			stop()
+			for i := range 40 {
+				want := 1
+				if i%5 == 4 {
+					want = 0
+				}
+				if n, calls := r.count(fmt.Sprintf("{s%d}%d/0", i%3, i)); n != want || calls != want {
+					t.Errorf("effect %d was applied %d times by %d calls, want %d", i, n, calls, want)
+				}
+			}
+			if reads := r.reads.Load(); (reads == 0) != (len(kept) == len(events)) {
+				t.Errorf("the journal was read %d times, %d of %d events were told", reads, len(kept), len(events))
+			}
+			if a.told.events != 0 || a.told.bytes != 0 && len(kept) == len(events) {
+				t.Errorf("%d events of %d bytes are kept still", a.told.events, a.told.bytes)
+			}
+			applied, err := r.j.Applied(t.Context())
+			if err != nil || len(applied) != 3 {
+				t.Fatal(applied, err)
+			}
+			for at, seq := range applied {
+				if seq != r.heads[at[1]].Seq {
+					t.Errorf("chain %v is noted as applied up to %d of %d", at, seq, r.heads[at[1]].Seq)
+				}
+			}
+		})
 	}
 }

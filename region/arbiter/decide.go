@@ -145,12 +145,17 @@ func conditions(n int, epoch slot.Epoch, generation int64) []clientv3.Cmp {
 	}
 }
 
-// batcher shares transactions between decisions that come while one is under way.
+// underWay bounds the transactions with decisions that are under way at once: what comes is sent at once, and waits for none
+// before it, since the arbiter may be a long round trip away.
+const underWay = 16
+
+// batcher shares transactions between decisions that come while underWay others are on their way. Their order means nothing:
+// each compares what it writes.
 type batcher struct {
 	a       *Arbiter
 	mu      sync.Mutex
 	waiting []*deciding
-	running bool
+	running int
 }
 
 type deciding struct {
@@ -174,8 +179,8 @@ func (b *batcher) do(ctx context.Context, d Decision) ([]byte, error) {
 	w := &deciding{ctx: ctx, d: d, done: make(chan decided, 1)}
 	b.mu.Lock()
 	b.waiting = append(b.waiting, w)
-	if !b.running {
-		b.running = true
+	if b.running < underWay {
+		b.running++
 		go b.run()
 	}
 	b.mu.Unlock()
@@ -191,7 +196,7 @@ func (b *batcher) run() {
 	for {
 		b.mu.Lock()
 		if len(b.waiting) == 0 {
-			b.running = false
+			b.running--
 			b.mu.Unlock()
 			return
 		}

@@ -1,8 +1,10 @@
 package journal
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 )
 
 // Applied gives how far the participants' copies have what the chains say, by origin and slot.
@@ -24,22 +26,15 @@ func (j *Journal) Applied(ctx context.Context) (map[[2]int]uint64, error) {
 	return out, rows.Err()
 }
 
-// SetApplied notes that the copies have a chain up to seq; it never goes back. Durable on nil.
-func (j *Journal) SetApplied(ctx context.Context, origin, slot int, seq uint64) error {
-	err := j.retry(ctx, func(int) error {
-		res, err := j.write.ExecContext(ctx, j.d.bind("UPDATE lockstep_applied SET seq = ? WHERE origin = ? AND slot = ? AND seq < ?"), int64(seq), origin, slot, int64(seq))
-		if n, err := affected(res, err); err != nil || n > 0 {
-			return err
-		}
-		var one int
-		if err := j.write.QueryRowContext(ctx, j.d.bind("SELECT count(*) FROM lockstep_applied WHERE origin = ? AND slot = ?"), origin, slot).Scan(&one); err != nil || one > 0 {
-			return err
-		}
-		_, err = j.write.ExecContext(ctx, j.d.bind("INSERT INTO lockstep_applied (origin, slot, seq) VALUES (?, ?, ?)"), origin, slot, int64(seq))
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("note what is applied in the journal at %s: %w", j.where, err)
+// SetApplied notes that the copies have chains up to their seqs, by origin and slot; none goes back. Durable on nil.
+func (j *Journal) SetApplied(ctx context.Context, seqs map[[2]int]uint64) error {
+	rows := make([][]any, 0, len(seqs))
+	for at, seq := range seqs {
+		rows = append(rows, []any{at[0], at[1], int64(seq)})
 	}
-	return nil
+	slices.SortFunc(rows, func(a, b []any) int {
+		return cmp.Or(cmp.Compare(a[0].(int), b[0].(int)), cmp.Compare(a[1].(int), b[1].(int))) // two coordinators never wait in a circle
+	})
+	return j.note(ctx, "lockstep_applied (origin, slot, seq)", "origin, slot",
+		"seq = CASE WHEN lockstep_applied.seq < new(seq) THEN new(seq) ELSE lockstep_applied.seq END", rows)
 }

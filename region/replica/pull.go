@@ -279,12 +279,13 @@ func (p *puller) apply(ctx context.Context, b journal.Batch) (progress bool, err
 		p.s.log.Warn("slots of another region wait: the arbiter does not say which seals there are", "origin", name, "slots", len(res.Waiting), "err", res.Unsure)
 	}
 	p.o.settled(res.Marks)
-	if p.s.cfg.Applied != nil && res.Applied > 0 {
-		p.s.cfg.Applied(p.o.peer.Index, res.Marks)
-	}
+	var durable []record.Event
 	for _, m := range res.Marks {
 		l := p.lane(m.Slot)
 		if m.Head.Seq > l.applied {
+			for seq := l.applied + 1; seq <= m.Head.Seq && l.has(seq); seq++ {
+				durable = append(durable, l.events[seq])
+			}
 			l.applied, l.gap, l.again, l.fails = m.Head.Seq, time.Time{}, time.Time{}, 0
 			progress = true
 			p.o.note(m.Slot, false, "")
@@ -295,6 +296,9 @@ func (p *puller) apply(ctx context.Context, b journal.Batch) (progress bool, err
 				p.held--
 			}
 		}
+	}
+	if p.s.cfg.Durable != nil && len(durable) > 0 {
+		p.s.cfg.Durable(durable)
 	}
 	for _, n := range res.Waiting {
 		p.lane(n).waits = time.Now().Add(waitEvery)

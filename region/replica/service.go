@@ -68,9 +68,9 @@ type Config struct {
 	Mine func(partition int) bool
 	// Shared: other processes append to the journal too, so that it is asked for their events often (100 ms, else 1 s).
 	Shared bool
-	// Applied, where set, is told of every batch that this process has made durable: how far the slots' chains are now. It
-	// must not wait. What another process applies is not told.
-	Applied func(origin int, marks []journal.Mark)
+	// Durable, where set, is told of all events that this process has made durable in the journal, a transaction's decision
+	// before its finish: the region's own as they are appended, and the others' as they are applied. It must not wait.
+	Durable func(events []record.Event)
 	// Registerer takes the metrics. nil: none.
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
@@ -122,7 +122,13 @@ func New(cfg Config) (*Service, error) {
 			return nil, fmt.Errorf("replication's metrics: %w", err)
 		}
 	}
-	cfg.Journal.OnAppend(func(rows []engine.Row, events []record.Event) { s.pub.Appended(append(eventsOf(rows), events...)) })
+	cfg.Journal.OnAppend(func(rows []engine.Row, events []record.Event) {
+		all := append(eventsOf(rows), events...)
+		s.pub.Appended(all)
+		if cfg.Durable != nil {
+			cfg.Durable(all)
+		}
+	})
 	return s, nil
 }
 
