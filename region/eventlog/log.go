@@ -26,7 +26,7 @@ import (
 )
 
 // Partitions of a topic where nothing else is configured.
-const Partitions = 8
+const Partitions = 4
 
 // Topic is the topic of an origin region.
 func Topic(region string) string { return "lockstep." + region }

@@ -33,12 +33,14 @@ type ApplyConfig struct {
 // an epoch waits until this journal has reached the seal of every earlier epoch of the slot, whoever's it was; so a finish
 // never comes before the decision of another origin that it finishes, and a finish without its decision is a
 // contradiction. What contradicts stops the chain of (origin, slot), with the event kept as a divergence, and no other
-// chain. Rows, watermarks and the offset are one SQL transaction.
+// chain. Rows, watermarks and the offset of a batch are in one SQL transaction.
 //
 // Several processes may apply the same events at once: the watermarks' rows are locked. Safe for concurrent use.
 type Applier struct {
 	j   *Journal
 	cfg ApplyConfig
+
+	turns turns
 
 	mu    sync.Mutex
 	seals [slot.Count]sealsKnown
@@ -103,16 +105,13 @@ type Result struct {
 	DecidedAt []int64
 }
 
-// Apply writes a batch. On nil everything that Result says is durable; on an error nothing of it may be, and all may be
-// repeated. What is in Gaps and Waiting was not kept: the caller brings it again.
+// Apply writes a batch; calls at once share SQL transactions. On nil everything that Result says is durable; on an error
+// nothing or all of it may be, and all may be repeated. What is in Gaps and Waiting was not kept: the caller brings it again.
 func (a *Applier) Apply(ctx context.Context, b Batch) (Result, error) {
 	w := &applying{a: a, b: &b}
 	w.sort()
 	unknown, unsure := a.learn(ctx, w.events)
-	err := a.j.retry(ctx, func(int) error {
-		w.reset(unknown)
-		return a.j.inTx(ctx, func(tx *sql.Tx) error { return w.run(ctx, tx) })
-	})
+	err := a.turns.take(ctx, w, unknown)
 	if err != nil {
 		return Result{}, fmt.Errorf("apply %d events of origin %d to the journal at %s: %w", len(b.Events), b.Origin, a.j.where, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
@@ -414,5 +415,67 @@ func TestABatchIsAppliedAsAWholeOrNotAtAll(t *testing.T) {
 		}
 		apply(t, a, Batch{Origin: 2, Offset: 6, Events: chainOfRows(rows)})
 		mustHave(t, j, rows...)
+	})
+}
+
+// TestBatchesThatComeAtOnceShareATransaction: those that wait are written together, each with its own result; one that
+// cannot be written holds up no other, and one whose caller has left does no harm.
+func TestBatchesThatComeAtOnceShareATransaction(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		j := open(t, url)
+		ctx := context.Background()
+		a := j.Applier(ApplyConfig{Own: 1})
+		hold, err := j.write.BeginTx(ctx, nil) // everybody waits: on SQLite for the connection, elsewhere for the row
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := j.put(ctx, hold, "lockstep_offset (origin, part, next_offset)", "origin, part", "next_offset = new(next_offset)", [][]any{{2, 0, 1}}); err != nil {
+			t.Fatal(err)
+		}
+		left, leave := context.WithCancel(ctx)
+		var all sync.WaitGroup
+		parts := make([][]engine.Row, 8)
+		for part := range parts {
+			parts[part] = inSlot(&sample.Maker{Epoch: 102}, fmt.Sprint("tag", part), 0, 5+part)
+			events := chainOfRows(parts[part])
+			all.Go(func() {
+				actx, b := ctx, Batch{Origin: 2, Part: part, Offset: 7, Events: events}
+				switch part {
+				case 3:
+					b.Events, b.Poison = nil, []Poison{{Slot: 5, Reason: "\x00"}} // a text that PostgreSQL does not take
+				case 4:
+					actx = left
+				}
+				res, err := a.Apply(actx, b)
+				switch {
+				case part == 4 && !errors.Is(err, context.Canceled):
+					t.Errorf("the caller who left got %v", err)
+				case part == 3 && (err != nil) != (j.d.name == "postgres"):
+					t.Errorf("a text that PostgreSQL alone does not take: %v", err)
+				case part != 3 && part != 4 && (err != nil || res.Applied != len(events) || len(res.Marks) != 1):
+					t.Errorf("part %d: %+v, %v", part, res, err)
+				}
+			})
+		}
+		time.Sleep(100 * time.Millisecond) // they wait; nothing fails if they do not yet
+		leave()
+		time.Sleep(20 * time.Millisecond)
+		if err := hold.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		all.Wait()
+		for part, rows := range parts {
+			if part == 3 || part == 4 {
+				continue
+			}
+			mustHave(t, j, rows...)
+			mustRead(t, j, 2, chainOfRows(rows))
+		}
+		apply(t, a, Batch{Origin: 2, Part: 4, Offset: 7, Events: chainOfRows(parts[4])}) // whoever left brings it again
+		mustHave(t, j, parts[4]...)
+		offsets, err := j.Offsets(ctx, 2)
+		if err != nil || len(offsets) < 7 {
+			t.Fatalf("%v, %v", offsets, err)
+		}
 	})
 }

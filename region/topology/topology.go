@@ -40,7 +40,7 @@ type Region struct {
 }
 
 // DefaultPartitions of a region's topic.
-const DefaultPartitions = 8
+const DefaultPartitions = 4
 
 // Load reads and checks a file.
 func Load(path string) (*File, error) {
