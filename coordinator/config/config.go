@@ -38,11 +38,12 @@ type Config struct {
 	KeepFinished time.Duration `help:"How long finished transactions stay visible." default:"24h" group:"Store"`
 	KeepOutcomes time.Duration `help:"How long the outcome of a finished transaction is remembered, so that a late repeat gets its old answer." default:"744h" group:"Store"`
 
-	Region      string `help:"Name of this region." default:"local" group:"General"`
-	RegionsFile string `help:"YAML file with the addresses of the arbiter and of all regions: this coordinator is one of a deployment with several." placeholder:"FILE" group:"Regions"`
-	Durability  string `help:"Where a decision must be durable before it counts, where the client does not say: regional, or global (survives the loss of the region; needs --regions-file)." default:"regional" group:"Regions"`
-	LogLevel    string `help:"debug, info, warn or error." default:"info" group:"General"`
-	LogJson     bool   `name:"log-json" help:"Structured logs as JSON instead of text." group:"General"`
+	Region           string   `help:"Name of this region." default:"local" group:"General"`
+	RegionsFile      string   `help:"YAML file with the addresses of the arbiter and of all regions: this coordinator is one of a deployment with several." placeholder:"FILE" group:"Regions"`
+	ArbiterEndpoints []string `help:"Client addresses of the arbiter's members, in place of those in the regions file." placeholder:"HOST:PORT" group:"Regions"`
+	Durability       string   `help:"Where a decision must be durable before it counts, where the client does not say: regional, or global (survives the loss of the region; needs --regions-file)." default:"regional" group:"Regions"`
+	LogLevel         string   `help:"debug, info, warn or error." default:"info" group:"General"`
+	LogJson          bool     `name:"log-json" help:"Structured logs as JSON instead of text." group:"General"`
 
 	HttpAddr  string `name:"http-addr" help:"DTM's HTTP and JSON-RPC." default:"127.0.0.1:36789" placeholder:"HOST:PORT" group:"Listeners"`
 	GrpcAddr  string `name:"grpc-addr" help:"DTM's gRPC, the native API, and the other coordinators." default:"127.0.0.1:36790" placeholder:"HOST:PORT" group:"Listeners"`

@@ -241,8 +241,9 @@ func TestACoordinatorIsKilledInAHandover(t *testing.T) {
 	l.end(60*time.Second, nil)
 }
 
-// TestGlobalNeedsTheArbiter stops the arbiter: a global payment waits and is not cancelled, also when its time is up; a
-// regional one goes on. When the arbiter is back it is decided, and no decision stays there.
+// TestGlobalNeedsTheArbiter kills one member of the arbiter, which changes nothing, and stops a second, so that it has no
+// majority: a global payment waits and is not cancelled, also when its time is up; a regional one goes on. When the arbiter
+// is back it is decided, and no decision stays there.
 func TestGlobalNeedsTheArbiter(t *testing.T) {
 	d := newDeployment(t)
 	a := d.arbiter()
@@ -255,7 +256,10 @@ func TestGlobalNeedsTheArbiter(t *testing.T) {
 	}
 	more := map[string]int64{}
 	did := func(from, to string, n int64) { more[from] -= n; more[to] += n }
-	for i := range 3 {
+	for i := range 6 {
+		if i == 3 {
+			d.members[2].kill()
+		}
 		s := persist(t, 20*time.Second, func(ctx context.Context) (client.State, error) {
 			return c.Execute(ctx, global(fmt.Sprintf("global-%d", i), from, west), client.Decided)
 		})

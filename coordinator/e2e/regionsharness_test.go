@@ -107,7 +107,7 @@ type deployment struct {
 	dir     string
 	file    string
 	members []*child
-	at      string // the arbiter's address
+	at      []string // the arbiter's addresses
 	coord   map[string]*coordinator
 	wallet  map[string]string // base URLs
 	serial  int
@@ -133,29 +133,45 @@ func newDeployment(t *testing.T) *deployment {
 	}
 	d := &deployment{t: t, dir: t.TempDir(), coord: map[string]*coordinator{}, wallet: map[string]string{}}
 	d.file = filepath.Join(d.dir, "regions.yaml")
-	a := freeAddrs(t, 12)
-	d.at = a[0]
-	text := fmt.Sprintf("arbiter: [%s]\nregions:\n", a[0])
+	const arbiters = 3
+	a := freeAddrs(t, 2*arbiters+10)
+	var cluster []string
+	for i := range arbiters {
+		d.at = append(d.at, a[2*i])
+		cluster = append(cluster, fmt.Sprintf("m%d=%s", i, a[2*i+1]))
+	}
+	text := fmt.Sprintf("arbiter: [%s]\nregions:\n", strings.Join(d.at, ", "))
 	for i, r := range regionNames {
-		p := a[2+5*i:]
+		p := a[2*arbiters+5*i:]
 		text += fmt.Sprintf("  %s: {grpc: [%q], admin: [%q], kafka: [%q]}\n", r, p[0], "http://"+p[1], p[2])
 	}
 	if err := os.WriteFile(d.file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d.members = append(d.members, startChild(t, filepath.Join(d.dir, "arbiter.log"), program, "arbiter", "--name", "a", "--data-dir", filepath.Join(d.dir, "a"), "--client", a[0], "--peer", a[1], "--cluster", "a="+a[1]))
+	for i := range arbiters {
+		name := fmt.Sprint("m", i)
+		d.members = append(d.members, startChild(t, filepath.Join(d.dir, "arbiter-"+name), program, "arbiter", "--name", name, "--data-dir", filepath.Join(d.dir, name),
+			"--client", a[2*i], "--peer", a[2*i+1], "--cluster", strings.Join(cluster, ",")))
+	}
 	for i, r := range regionNames {
-		p := a[2+5*i:]
+		p := a[2*arbiters+5*i:]
 		startChild(t, filepath.Join(d.dir, "broker-"+r), program, "broker", "--data-dir", filepath.Join(d.dir, "b"+r), "--listen", p[2])
 		startChild(t, filepath.Join(d.dir, "wallet-"+r), shopBin, "wallet", "--db", "sqlite:"+filepath.Join(d.dir, r+".db"), "--listen", p[3])
 		d.wallet[r] = "http://" + p[3]
 	}
+	eventually(t, 30*time.Second, "the arbiter answers", func() bool {
+		out, err := exec.Command(program, "region", "init", "--context", d.file, "--dry-run").CombinedOutput()
+		return err == nil && strings.Contains(string(out), "there is no deployment yet")
+	})
 	eventually(t, 30*time.Second, "the deployment is made", func() bool {
 		return exec.Command(program, "region", "init", "--context", d.file).Run() == nil
 	})
 	for i, r := range regionNames {
-		p := a[2+5*i:]
+		p := a[2*arbiters+5*i:]
 		c := &coordinator{t: t, dir: t.TempDir(), args: []string{"--embedded", "--data-dir", t.TempDir(), "--region", r, "--regions-file", d.file}}
+		if r == "west" {
+			c.args = append(c.args, "--arbiter-endpoints", strings.Join(d.at, ","))
+		}
 		c.addr.GRPC, c.addr.Admin, c.addr.HTTP = p[0], strings.TrimPrefix(p[1], "http://"), p[4]
 		t.Cleanup(c.kill)
 		d.coord[r] = c
@@ -163,7 +179,15 @@ func newDeployment(t *testing.T) *deployment {
 	}
 	var last string
 	eventually(t, 30*time.Second, "the wallets are registered", func() bool {
-		out, err := exec.Command(program, "participant", "set", "wallet", "--context", d.file, "--endpoint", "east="+d.wallet["east"]+",west="+d.wallet["west"], "--account-field", "account").CombinedOutput()
+		set := []string{"participant", "set", "wallet", "--context", d.file, "--endpoint", "east=" + d.wallet["east"] + ",west=" + d.wallet["west"], "--account-field", "account"}
+		if last == "" {
+			if out, err := exec.Command(program, append(set, "--dry-run")...).CombinedOutput(); err != nil {
+				return false
+			} else if list, lerr := exec.Command(program, "participant", "list", "--context", d.file).CombinedOutput(); lerr != nil || strings.Contains(string(list), "wallet") {
+				t.Fatalf("a dry run wrote: %s%s%v", out, list, lerr)
+			}
+		}
+		out, err := exec.Command(program, set...).CombinedOutput()
 		last = string(out)
 		return err == nil
 	})
@@ -254,7 +278,7 @@ func (d *deployment) move(kind, from, to string, more ...string) []string {
 // arbiter reads what stands there.
 func (d *deployment) arbiter() *arbiter.Arbiter {
 	d.t.Helper()
-	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{d.at}, DialTimeout: 10 * time.Second})
+	cli, err := clientv3.New(clientv3.Config{Endpoints: d.at, DialTimeout: 10 * time.Second})
 	if err != nil {
 		d.t.Fatal(err)
 	}

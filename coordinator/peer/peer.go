@@ -18,12 +18,20 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/peer/peerpb"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
+)
+
+// A connection that says nothing for silence is asked for a sign, and given up without one after answer: a link that is cut
+// loses packets, and would hold a request until its caller's deadline. gRPC asks no sooner than every 10 s.
+const (
+	silence = 10 * time.Second
+	answer  = 3 * time.Second
 )
 
 // Client forwards requests. Safe for concurrent use.
@@ -63,7 +71,7 @@ func (c *Client) peer(addr string) (peerpb.PeerClient, error) {
 	if conn == nil {
 		var err error
 		if conn, err = grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(c.creds), grpc.WithDisableServiceConfig(),
-			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20))); err != nil {
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)), grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: silence, Timeout: answer})); err != nil {
 			return nil, fmt.Errorf("connect to coordinator at %s: %w", addr, err)
 		}
 		c.conns[addr] = conn

@@ -42,7 +42,7 @@ func (s *Server) openRegions(ctx context.Context) error {
 	if c.RegionsFile == "" {
 		return nil
 	}
-	f, err := topology.Load(c.RegionsFile)
+	f, err := topology.Load(c.RegionsFile, c.ArbiterEndpoints...)
 	if err != nil {
 		return fmt.Errorf("regions-file: %w", err)
 	}

@@ -71,6 +71,14 @@ func (d *Deployment) Name(index int) string {
 	return d.Regions[index-1]
 }
 
+// Grows says what is wrong with regions as the deployment's next; nil when they are its own, with or without new ones behind.
+func (d *Deployment) Grows(regions []string) error {
+	if len(regions) < len(d.Regions) || !slices.Equal(regions[:len(d.Regions)], d.Regions) {
+		return fmt.Errorf("regions: the deployment has %v in this order; new ones go to the end", d.Regions)
+	}
+	return nil
+}
+
 // Arbiter is a client of the arbiter's cluster. It does not own the etcd client. Safe for concurrent use.
 type Arbiter struct {
 	cli *clientv3.Client
@@ -164,8 +172,8 @@ func (a *Arbiter) initDeployment(ctx context.Context, want Deployment) (Deployme
 			return got, err
 		}
 		if err == nil {
-			if len(want.Regions) < len(got.Regions) || !slices.Equal(want.Regions[:len(got.Regions)], got.Regions) {
-				return got, fmt.Errorf("regions: the deployment has %v in this order; new ones go to the end", got.Regions)
+			if err := got.Grows(want.Regions); err != nil {
+				return got, err
 			}
 			if len(want.Regions) == len(got.Regions) {
 				return got, nil

@@ -42,8 +42,8 @@ type Region struct {
 // DefaultPartitions of a region's topic.
 const DefaultPartitions = 4
 
-// Load reads and checks a file.
-func Load(path string) (*File, error) {
+// Load reads and checks a file. Arbiter's members, where given (HOST:PORT), take the place of those in the file.
+func Load(path string, arbiter ...string) (*File, error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("regions file: %w", err)
@@ -53,6 +53,9 @@ func Load(path string) (*File, error) {
 	dec.KnownFields(true)
 	if err := dec.Decode(f); err != nil {
 		return nil, fmt.Errorf("regions file %s: %w", path, err)
+	}
+	if len(arbiter) > 0 {
+		f.Arbiter = arbiter
 	}
 	if f.Partitions == 0 {
 		f.Partitions = DefaultPartitions

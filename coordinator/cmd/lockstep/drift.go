@@ -156,23 +156,29 @@ func (c *driftFlags) summary(e *env, rep *reconcile.Report) {
 	}
 }
 
+// found looks and says what was found.
+func (c *driftFlags) found(e *env, o *opened) (*reconcile.Report, error) {
+	rep, err := c.look(e, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.print(e, rep.Findings); err != nil {
+		return nil, err
+	}
+	c.summary(e, rep)
+	return rep, nil
+}
+
 type driftRunCmd struct{ driftFlags }
 
 // Run looks for drift.
-func (c *driftRunCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
+func (c *driftRunCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *driftRunCmd) run(e *env, o *opened) error {
+	rep, err := c.found(e, o)
 	if err != nil {
 		return err
 	}
-	defer o.close()
-	rep, err := c.look(e, o)
-	if err != nil {
-		return err
-	}
-	if err := c.print(e, rep.Findings); err != nil {
-		return err
-	}
-	c.summary(e, rep)
 	if len(rep.Findings) > 0 && c.Output == "table" {
 		fmt.Fprintln(e.out, "next: lockstep drift plan --context", c.Context)
 	}
@@ -185,12 +191,9 @@ type driftListCmd struct {
 }
 
 // Run lists findings.
-func (c *driftListCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
-	if err != nil {
-		return err
-	}
-	defer o.close()
+func (c *driftListCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *driftListCmd) run(e *env, o *opened) error {
 	all, err := reconcile.List(e.ctx, o.arbiter)
 	if err != nil {
 		return err
@@ -210,12 +213,9 @@ type driftShowCmd struct {
 }
 
 // Run shows a finding.
-func (c *driftShowCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
-	if err != nil {
-		return err
-	}
-	defer o.close()
+func (c *driftShowCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *driftShowCmd) run(e *env, o *opened) error {
 	all, err := reconcile.List(e.ctx, o.arbiter)
 	if err != nil {
 		return err
@@ -233,12 +233,9 @@ func (c *driftShowCmd) Run(e *env) error {
 type driftPlanCmd struct{ driftFlags }
 
 // Run prints what would be repaired.
-func (c *driftPlanCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
-	if err != nil {
-		return err
-	}
-	defer o.close()
+func (c *driftPlanCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *driftPlanCmd) run(e *env, o *opened) error {
 	all, err := reconcile.List(e.ctx, o.arbiter)
 	if err != nil {
 		return err
@@ -268,12 +265,9 @@ type driftApplyCmd struct {
 }
 
 // Run repairs.
-func (c *driftApplyCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
-	if err != nil {
-		return err
-	}
-	defer o.close()
+func (c *driftApplyCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *driftApplyCmd) run(e *env, o *opened) error {
 	r, err := c.reconciler(e, o)
 	if err != nil {
 		return err
@@ -312,20 +306,13 @@ func (c *driftApplyCmd) Run(e *env) error {
 type driftVerifyCmd struct{ driftFlags }
 
 // Run looks again.
-func (c *driftVerifyCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
+func (c *driftVerifyCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *driftVerifyCmd) run(e *env, o *opened) error {
+	rep, err := c.found(e, o)
 	if err != nil {
 		return err
 	}
-	defer o.close()
-	rep, err := c.look(e, o)
-	if err != nil {
-		return err
-	}
-	if err := c.print(e, rep.Findings); err != nil {
-		return err
-	}
-	c.summary(e, rep)
 	if len(rep.Findings) > 0 {
 		return &failure{fmt.Errorf("%d findings", len(rep.Findings)), "lockstep drift plan --context " + c.Context}
 	}

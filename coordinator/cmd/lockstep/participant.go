@@ -25,18 +25,16 @@ type participantCmd struct {
 
 type participantSetCmd struct {
 	contextFile
+	dryRun
 	Name         string            `arg:"" help:"Name of the participant."`
 	Endpoint     map[string]string `help:"Base of its URLs in a region." placeholder:"REGION=URL" mapsep:","`
 	AccountField string            `help:"Field of the JSON payload that names the account, where the branch names none." placeholder:"FIELD"`
 }
 
 // Run registers a participant.
-func (c *participantSetCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
-	if err != nil {
-		return err
-	}
-	defer o.close()
+func (c *participantSetCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *participantSetCmd) run(e *env, o *opened) error {
 	ctx, cancel := c.within(e.ctx)
 	defer cancel()
 	dep, err := o.arbiter.Deployment(ctx)
@@ -64,6 +62,10 @@ func (c *participantSetCmd) Run(e *env) error {
 		return &failure{fmt.Errorf("it was not written: %w", err), fmt.Sprintf("curl %s/lockstep/probe  # from where the coordinators are", firstOf(p.Endpoints))}
 	}
 	p.Can = &can
+	if c.DryRun {
+		fmt.Fprintf(e.out, "would write %s: %s\n", p.Name, describe(p.Can))
+		return nil
+	}
 	if err := registry.Set(ctx, o.arbiter, p); err != nil {
 		if errors.Is(err, arbiter.ErrChanged) {
 			return &failure{err, "lockstep participant list --context " + c.Context}
@@ -121,12 +123,9 @@ type participantListCmd struct {
 }
 
 // Run lists participants.
-func (c *participantListCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
-	if err != nil {
-		return err
-	}
-	defer o.close()
+func (c *participantListCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *participantListCmd) run(e *env, o *opened) error {
 	ctx, cancel := c.within(e.ctx)
 	defer cancel()
 	t, err := registry.Load(ctx, o.arbiter)
@@ -160,26 +159,25 @@ func (c *participantListCmd) Run(e *env) error {
 
 type participantProbeCmd struct {
 	contextFile
+	dryRun
 	Name string `arg:"" help:"Name of the participant."`
 }
 
 // Run probes a participant.
 func (c *participantProbeCmd) Run(e *env) error {
-	return (&participantSetCmd{contextFile: c.contextFile, Name: c.Name}).Run(e)
+	return (&participantSetCmd{contextFile: c.contextFile, dryRun: c.dryRun, Name: c.Name}).Run(e)
 }
 
 type participantRmCmd struct {
 	contextFile
+	dryRun
 	Name string `arg:"" help:"Name of the participant."`
 }
 
 // Run removes a participant.
-func (c *participantRmCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
-	if err != nil {
-		return err
-	}
-	defer o.close()
+func (c *participantRmCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *participantRmCmd) run(e *env, o *opened) error {
 	ctx, cancel := c.within(e.ctx)
 	defer cancel()
 	t, err := registry.Load(ctx, o.arbiter)
@@ -189,6 +187,10 @@ func (c *participantRmCmd) Run(e *env) error {
 	p := t.Named(c.Name)
 	if p == nil {
 		return &failure{fmt.Errorf("no participant %q", c.Name), "lockstep participant list --context " + c.Context}
+	}
+	if c.DryRun {
+		fmt.Fprintf(e.out, "would remove %s: branches that name it would not be called until it is back\n", p.Name)
+		return nil
 	}
 	return registry.Remove(ctx, o.arbiter, *p)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/server"
+	"github.com/lockstep-tx/lockstep/region/arbiter"
 	"github.com/lockstep-tx/lockstep/region/failover/conduct"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -35,16 +36,14 @@ type regionCmd struct {
 
 type regionInitCmd struct {
 	contextFile
+	dryRun
 	Regions []string `help:"Regions in the order of their indexes, which never changes; new ones go to the end. Defaults to those of the file, by name." placeholder:"NAME"`
 }
 
 // Run creates the deployment: the slots are spread evenly over the regions.
-func (c *regionInitCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
-	if err != nil {
-		return err
-	}
-	defer o.close()
+func (c *regionInitCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *regionInitCmd) run(e *env, o *opened) error {
 	names := c.Regions
 	if len(names) == 0 {
 		names = o.file.Names()
@@ -56,6 +55,21 @@ func (c *regionInitCmd) Run(e *env) error {
 	}
 	ctx, cancel := c.within(e.ctx)
 	defer cancel()
+	if c.DryRun {
+		dep, err := o.arbiter.Deployment(ctx)
+		switch {
+		case errors.Is(err, arbiter.ErrNoDeployment):
+			fmt.Fprintf(e.out, "there is no deployment yet; it would have the regions %s and %d slots\n", strings.Join(names, ", "), slot.Count)
+			return nil
+		case err != nil:
+			return err
+		}
+		if err := dep.Grows(names); err != nil {
+			return usageError{err}
+		}
+		fmt.Fprintf(e.out, "the deployment has the regions %s; it would have %s\n", strings.Join(dep.Regions, ", "), strings.Join(names, ", "))
+		return nil
+	}
 	if err := o.arbiter.Init(ctx, names, time.Now(), func(n int) string { return names[n%len(names)] }); err != nil {
 		return err
 	}
@@ -139,12 +153,9 @@ type regionView struct {
 }
 
 // Run shows the regions.
-func (c *regionStatusCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
-	if err != nil {
-		return err
-	}
-	defer o.close()
+func (c *regionStatusCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *regionStatusCmd) run(e *env, o *opened) error {
 	views, owners, err := c.look(e, o)
 	if err != nil {
 		return err
@@ -246,12 +257,9 @@ type regionVerifyCmd struct {
 }
 
 // Run writes to every region and reads what each says of the others.
-func (c *regionVerifyCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
-	if err != nil {
-		return err
-	}
-	defer o.close()
+func (c *regionVerifyCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *regionVerifyCmd) run(e *env, o *opened) error {
 	views, owners, err := c.look(e, o)
 	if err != nil {
 		return err
@@ -287,12 +295,9 @@ type regionHistoryCmd struct {
 }
 
 // Run prints the audit.
-func (c *regionHistoryCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
-	if err != nil {
-		return err
-	}
-	defer o.close()
+func (c *regionHistoryCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *regionHistoryCmd) run(e *env, o *opened) error {
 	ctx, cancel := c.within(e.ctx)
 	defer cancel()
 	con := &conduct.Conductor{Arbiter: o.arbiter}

@@ -158,12 +158,9 @@ type regionPreflightCmd struct {
 }
 
 // Run checks.
-func (c *regionPreflightCmd) Run(e *env) error {
-	o, err := c.open(e.ctx)
-	if err != nil {
-		return err
-	}
-	defer o.close()
+func (c *regionPreflightCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *regionPreflightCmd) run(e *env, o *opened) error {
 	checks, err := c.preflight(e, o, c.From, c.To)
 	if err != nil {
 		return err
@@ -183,11 +180,14 @@ func (c *regionPreflightCmd) Run(e *env) error {
 	return nil
 }
 
-type regionPlanCmd struct {
+// betweenFlags are moveFlags with the regions.
+type betweenFlags struct {
 	moveFlags
 	From string `help:"Region that gives slots." required:""`
 	To   string `help:"Region that takes them." required:""`
 }
+
+type regionPlanCmd struct{ betweenFlags }
 
 // Run prints the plan.
 func (c *regionPlanCmd) Run(e *env) error {
@@ -195,11 +195,7 @@ func (c *regionPlanCmd) Run(e *env) error {
 	return c.move(e, failover.Handover, c.From, c.To, 0)
 }
 
-type regionHandoverCmd struct {
-	moveFlags
-	From string `help:"Region that gives slots." required:""`
-	To   string `help:"Region that takes them." required:""`
-}
+type regionHandoverCmd struct{ betweenFlags }
 
 // Run moves slots.
 func (c *regionHandoverCmd) Run(e *env) error {
@@ -218,9 +214,7 @@ func (c *regionFailbackCmd) Run(e *env) error {
 }
 
 type regionDrillCmd struct {
-	moveFlags
-	From string        `help:"Region that gives slots." required:""`
-	To   string        `help:"Region that takes them." required:""`
+	betweenFlags
 	Hold time.Duration `help:"How long they stay there." default:"30s"`
 }
 

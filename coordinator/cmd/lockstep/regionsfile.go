@@ -13,8 +13,14 @@ import (
 
 // contextFile names the file that says where everything is: it works with a region, its coordinators and Kafka gone.
 type contextFile struct {
-	Context string        `help:"File with the addresses of the arbiter and the regions, the same that coordinators get as --regions-file." required:"" placeholder:"FILE" env:"LOCKSTEP_REGIONS_FILE"`
-	Timeout time.Duration `help:"How long to wait for an answer." default:"10s"`
+	Context          string        `help:"File with the addresses of the arbiter and the regions, the same that coordinators get as --regions-file." required:"" placeholder:"FILE" env:"LOCKSTEP_REGIONS_FILE"`
+	ArbiterEndpoints []string      `help:"Client addresses of the arbiter's members, in place of those in the file." placeholder:"HOST:PORT"`
+	Timeout          time.Duration `help:"How long to wait for an answer." default:"10s"`
+}
+
+// dryRun is for commands that write.
+type dryRun struct {
+	DryRun bool `help:"Do every read and every check, and write nothing."`
 }
 
 // opened is a context file with the arbiter behind it.
@@ -26,7 +32,7 @@ type opened struct {
 
 // open reads the file and asks the arbiter a first time.
 func (c *contextFile) open(ctx context.Context) (*opened, error) {
-	f, err := topology.Load(c.Context)
+	f, err := topology.Load(c.Context, c.ArbiterEndpoints...)
 	if err != nil {
 		return nil, usageError{err}
 	}
@@ -37,6 +43,16 @@ func (c *contextFile) open(ctx context.Context) (*opened, error) {
 		return nil, &failure{fmt.Errorf("arbiter: %w", err), "lockstep arbiter --help  # a majority of its members must run"}
 	}
 	return &opened{file: f, arbiter: arbiter.New(cli, nil), close: func() { cli.Close() }}, nil
+}
+
+// with runs a command's work with the regions file and the arbiter open.
+func (c *contextFile) with(e *env, work func(*env, *opened) error) error {
+	o, err := c.open(e.ctx)
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	return work(e, o)
 }
 
 // within bounds one round of questions.
