@@ -22,7 +22,7 @@ import (
 // spread waits until every coordinator holds its share of the slots.
 func spread(t *testing.T, cs ...*coordinator) {
 	t.Helper()
-	eventually(t, 20*time.Second, "the slots are spread over all coordinators", func() bool {
+	eventually(t, 60*time.Second, "the slots are spread over all coordinators", func() bool {
 		sum := 0.0
 		for _, c := range cs {
 			n := c.metric("lockstep_slots_held")

@@ -119,17 +119,48 @@ func TestForeignDataIsNotTakenOver(t *testing.T) {
 	}
 }
 
-func TestPortsAreFreeAndDistinct(t *testing.T) {
-	ports, err := freePorts(50)
-	if err != nil {
+// A port is one set's own, whether its servers run or not, until its directory is gone.
+func TestPortsAreFreeAndNobodyElses(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	seen := map[int]string{}
+	pick := func(n int, dir string) {
+		t.Helper()
+		ports, err := freePorts(n, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range ports {
+			if owner := seen[p]; (owner != "" && exists(owner)) || p < 20000 || p >= 32000 {
+				t.Errorf("port %d of %s is %s's", p, dir, owner)
+			}
+			seen[p] = dir
+		}
+	}
+	one, two := t.TempDir(), filepath.Join(t.TempDir(), "two")
+	if err := os.Mkdir(two, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	seen := map[int]bool{}
-	for _, p := range ports {
-		if seen[p] || p < 20000 || p >= 32000 {
-			t.Errorf("port %d", p)
+	for range 40 { // 4000 of 12000: hardly one of the next would be new by chance
+		pick(50, one)
+		pick(50, two)
+	}
+	if err := os.Remove(two); err != nil {
+		t.Fatal(err)
+	}
+	again := 0
+	for range 40 {
+		ports, err := freePorts(50, one)
+		if err != nil {
+			t.Fatal(err)
 		}
-		seen[p] = true
+		for _, p := range ports {
+			if seen[p] == two {
+				again++
+			}
+		}
+	}
+	if again == 0 {
+		t.Error("no port of the directory that is gone was given out again")
 	}
 }
 

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math/big"
-	"net"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -253,7 +251,7 @@ func plan(dir string, contained bool) (*serverSet, error) {
 	if len(abs) > 80 || (s.PostgresUID != 0 && !othersMayEnter(abs)) {
 		s.Home = filepath.Join(os.TempDir(), hashOf(abs))
 	}
-	ports, err := freePorts(12)
+	ports, err := freePorts(12, abs)
 	if err != nil {
 		return nil, err
 	}
@@ -290,29 +288,6 @@ func othersMayEnter(dir string) bool {
 			return true
 		}
 	}
-}
-
-// freePorts picks from below the kernel's ephemeral range, where no outgoing connection can take them meanwhile.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	seen := map[int]bool{}
-	for range 1000 {
-		k, err := rand.Int(rand.Reader, big.NewInt(12000))
-		if err != nil {
-			return nil, err
-		}
-		port := 20000 + int(k.Int64())
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil || seen[port] {
-			continue
-		}
-		l.Close()
-		seen[port] = true
-		if ports = append(ports, port); len(ports) == n {
-			return ports, nil
-		}
-	}
-	return nil, errors.New("no free ports between 20000 and 32000")
 }
 
 var serverNames = []string{"postgres", "mariadb", "redis", "redis-aof", "etcd1", "etcd2", "etcd3", "kafka"}
