@@ -317,22 +317,54 @@ func (b *Barrier) been(ctx context.Context, tx *sql.Tx, gid, branch string) (str
 	return was, rows.Err()
 }
 
-// Ops reads the barrier rows of a branch: each op with the op that wrote its row, of the first barrier call alone.
-func (b *Barrier) Ops(ctx context.Context, gid, branch string) (map[string]string, error) {
-	rows, err := b.db.QueryContext(ctx, "SELECT op, reason FROM "+b.dialect.table()+" WHERE gid = "+b.dialect.arg(1)+" AND branch_id = "+b.dialect.arg(2)+" AND barrier_id = '01'", gid, branch)
-	if err != nil {
-		return nil, err
+// BranchKey names a branch.
+type BranchKey struct {
+	Gid    string `json:"gid"`
+	Branch string `json:"branch"`
+}
+
+// opsAtOnce bounds the gids of one statement: SQLite's driver finds n parameters in n² steps.
+const opsAtOnce = 50
+
+// Ops reads the barrier rows of branches: for each that has any, its ops with the op that wrote the row, of the first barrier
+// call alone.
+func (b *Barrier) Ops(ctx context.Context, branches []BranchKey) (map[BranchKey]map[string]string, error) {
+	out := map[BranchKey]map[string]string{}
+	var gids []any
+	for _, k := range branches {
+		if out[k] == nil {
+			gids, out[k] = append(gids, k.Gid), map[string]string{}
+		}
 	}
-	defer rows.Close()
-	out := map[string]string{}
-	for rows.Next() {
-		var op, reason string
-		if err := rows.Scan(&op, &reason); err != nil {
+	for part := range slices.Chunk(gids, opsAtOnce) {
+		in := make([]string, len(part))
+		for i := range part {
+			in[i] = b.dialect.arg(i + 1)
+		}
+		if err := b.ops(ctx, "SELECT gid, branch_id, op, reason FROM "+b.dialect.table()+" WHERE gid IN ("+strings.Join(in, ", ")+") AND barrier_id = '01'", part, out); err != nil {
 			return nil, err
 		}
-		out[op] = reason
 	}
-	return out, rows.Err()
+	return out, nil
+}
+
+func (b *Barrier) ops(ctx context.Context, query string, gids []any, into map[BranchKey]map[string]string) error {
+	rows, err := b.db.QueryContext(ctx, query, gids...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var k BranchKey
+		var op, reason string
+		if err := rows.Scan(&k.Gid, &k.Branch, &op, &reason); err != nil {
+			return err
+		}
+		if ops := into[k]; ops != nil { // of a branch that was asked for
+			ops[op] = reason
+		}
+	}
+	return rows.Err()
 }
 
 // change runs work under the exclusive locks of slots, a few times if it falls to a deadlock.

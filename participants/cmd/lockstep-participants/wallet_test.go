@@ -318,9 +318,53 @@ func TestAnAccountThatWasAlteredIsFoundAndSetRightFromItsEntries(t *testing.T) {
 	if got := find(); len(got) != 0 {
 		t.Fatalf("after the repair: %+v", got)
 	}
-	var seen []branch.Inspected
-	if err := json.Unmarshal(p.must("POST", "/lockstep/inspect", []map[string]string{{"gid": "never", "branch": "01"}}), &seen); err != nil || len(seen) != 1 || len(seen[0].Ops) != 0 {
-		t.Fatalf("%+v, %v", seen, err)
+}
+
+// TestBranchesAreInspectedManyAtOnce: each answer is in its question's place, whatever stands beside it, and a branch of the
+// same transaction that was not asked for is not in it.
+func TestBranchesAreInspectedManyAtOnce(t *testing.T) {
+	p := newPlace(t, "east")
+	p.must("POST", "/accounts", map[string]any{"id": "ann", "balance": 100000})
+	var ask []barrier.BranchKey
+	var want []string
+	for i := range 260 {
+		gid := fmt.Sprintf("g%03d", i)
+		ops := []string{barrier.OpTry, barrier.OpConfirm, barrier.OpCancel}[:i%4%3]
+		state, rows := "", 0
+		if i%4 == 3 {
+			ops = []string{barrier.OpTry, barrier.OpCancel}
+		}
+		for _, branch := range []string{"01", "02"} {
+			for _, op := range ops {
+				c := &barrier.Call{TransType: "tcc", Gid: gid, BranchID: branch, Op: op, Fence: barrier.Fence{Slot: slot.Of(gid), Epoch: 1}}
+				if err := p.kit.Call(t.Context(), "/wallet/pay/"+op, c, []byte(`{"account":"ann","amount":1}`)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		switch i % 4 {
+		case 1:
+			state, rows = "pending", 1
+		case 2:
+			state, rows = "posted", 2
+		case 3:
+			state, rows = "voided", 2
+		}
+		ask, want = append(ask, barrier.BranchKey{Gid: gid, Branch: "02"}), append(want, fmt.Sprint(state, rows))
+	}
+	ask, want = append(ask, ask[7]), append(want, want[7]) // asked twice
+	var got []branch.Inspected
+	if err := json.Unmarshal(p.must("POST", "/lockstep/inspect", ask), &got); err != nil || len(got) != len(ask) {
+		t.Fatalf("%d answers, %v", len(got), err)
+	}
+	for i, g := range got {
+		var books ledger.Branch
+		if err := json.Unmarshal(g.Books, &books); err != nil {
+			t.Fatal(err)
+		}
+		if g.BranchKey != ask[i] || fmt.Sprint(books.State, len(g.Ops)) != want[i] || (books.State != "") != (len(books.Legs) == 1) {
+			t.Errorf("question %d, %+v: %+v with %s, want %s", i, ask[i], g, g.Books, want[i])
+		}
 	}
 }
 
