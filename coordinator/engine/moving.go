@@ -90,11 +90,14 @@ func (r *Runner) moveAway(ctx context.Context, moves []Move) {
 	if r.Ask(ctx, func(c *Core, _ int64) { c.Quiesce(slots) }) != nil {
 		return
 	}
-	if !r.retry(ctx, moves, "release accounts", func() error {
-		err := r.regions.Release(ctx, moves)
+	// What holds a begin up is over by the deadline, also where a participant hangs.
+	rctx, cancel := context.WithDeadline(ctx, time.UnixMilli(moves[0].Owner.DeadlineMillis))
+	defer cancel()
+	if !r.retry(rctx, moves, "release accounts", func() error {
+		err := r.regions.Release(rctx, moves)
 		if err != nil {
 			// What the move before brought may not be adopted yet, and cannot be released before.
-			err = errors.Join(err, r.regions.Adopt(ctx, moves))
+			err = errors.Join(err, r.regions.Adopt(rctx, moves))
 		}
 		return err
 	}) {

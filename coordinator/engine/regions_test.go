@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,6 +41,8 @@ type place struct {
 	journal  *memstore.Journal
 	released map[int]slot.Epoch
 	adopted  map[int]slot.Epoch
+
+	hangs atomic.Bool // a participant does not answer a release
 
 	rmu     sync.Mutex
 	runners []*engine.Runner
@@ -138,7 +141,11 @@ func (p *place) Remove(_ context.Context, n int, _ uint64, generation int64, gid
 	return p.generations[n], nil
 }
 
-func (p *place) Release(_ context.Context, moves []engine.Move) error {
+func (p *place) Release(ctx context.Context, moves []engine.Move) error {
+	if p.hangs.Load() {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, m := range moves {
@@ -508,4 +515,28 @@ func TestHandoverUnderLoadLosesAndAbortsNothing(t *testing.T) {
 		}
 	}
 	t.Logf("%d payments over %d moves", len(committed), moves)
+}
+
+// TestAMoveIsOverByItsDeadlineAlsoWhereAParticipantHangs: what begins in the slot is not held up for longer.
+func TestAMoveIsOverByItsDeadlineAlsoWhereAParticipantHangs(t *testing.T) {
+	const n = 6
+	w := newWorld("east", "west")
+	east, _ := w.places["east"].join(t, newFencing())
+	w.places["east"].hangs.Store(true)
+	from := w.owner(n)
+	d, err := from.Drain("west", "op", time.Now().Add(time.Second))
+	if err == nil {
+		err = w.change(n, from, d)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the move is undone", func() bool {
+		o := w.owner(n)
+		return o.Region == "east" && o.Status == slot.Active && o.Epoch > from.Epoch
+	})
+	rep, err := east.Do(t.Context(), engine.Request{Gid: gidIn(n, 1), Event: txn.Execute{Spec: pay()}, Want: engine.WantFinished})
+	if err != nil || rep.State.Phase != txn.PhaseCommitted {
+		t.Fatalf("a payment behind it: %+v, %v", rep.State, err)
+	}
 }

@@ -10,6 +10,7 @@ package applier
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -40,7 +41,7 @@ type Config struct {
 	Self    string
 	Journal Journal
 	Invoker engine.Invoker
-	// Table gives the participants as they are known now, Owners the slots' owners (nil before the first).
+	// Table gives the participants as they are known now, Owners the slots' owners; nil before either was heard of.
 	Table  func() *registry.Table
 	Owners func() *slot.Map
 	// Ends calls each for every chain that the journal has, with the number of its last event.
@@ -56,13 +57,13 @@ type Config struct {
 type Applier struct {
 	cfg     Config
 	told    *told
-	applied sync.Map // [2]int -> uint64
 	busy    sync.Map // [2]int -> bool
 	room    chan struct{}
 	total   atomic.Uint64
 	waiting atomic.Int64
 
 	mu      sync.Mutex
+	applied map[[2]int]uint64
 	unnoted map[[2]int]uint64 // applied, and not noted in the journal
 }
 
@@ -77,22 +78,27 @@ func New(cfg Config) *Applier {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Applier{cfg: cfg, told: newTold(), room: make(chan struct{}, chainsAtOnce), unnoted: map[[2]int]uint64{}}
+	return &Applier{cfg: cfg, told: newTold(), room: make(chan struct{}, roundsAtOnce), applied: map[[2]int]uint64{}, unnoted: map[[2]int]uint64{}}
 }
 
 const (
-	chainsAtOnce = 64
+	roundsAtOnce = 64
 	windowEvents = 1000
 	windowMax    = 20_000
+	// retriesAtOnce bounds the calls of a round that are made again; backOffMax is how long one waits for its next turn.
+	retriesAtOnce = 200
+	backOffMax    = 2 * time.Second
 	// noteEvery is how often what is applied is noted. What was applied and not noted is applied again after a crash: a repeat.
 	noteEvery = 250 * time.Millisecond
+	// lookEvery is how often it is read what other processes have applied: their chains may become this one's.
+	lookEvery = time.Second
 )
 
-// Applied counts the effects that were applied, Waiting those that were tried and are not yet.
+// Applied counts the effects that were applied, Waiting the chains of which some were tried and are not yet.
 func (a *Applier) Applied() uint64 { return a.total.Load() }
 func (a *Applier) Waiting() int64  { return a.waiting.Load() }
 
-// Lag is how many events of all chains are not applied yet.
+// Lag is how many events of all chains are not applied yet, in whichever process.
 func (a *Applier) Lag() uint64 {
 	lag := uint64(0)
 	a.cfg.Ends(func(origin, n int, seq uint64) {
@@ -104,19 +110,38 @@ func (a *Applier) Lag() uint64 {
 }
 
 func (a *Applier) have(at [2]int) uint64 {
-	v, _ := a.applied.Load(at)
-	seq, _ := v.(uint64)
-	return seq
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.applied[at]
 }
 
-// Run applies until ctx ends.
+// note takes note of how far a chain is applied; it is written down soon.
+func (a *Applier) note(at [2]int, seq uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.applied[at] = max(a.applied[at], seq)
+	a.unnoted[at] = max(a.unnoted[at], seq)
+}
+
+// look reads how far the chains are applied, also by others.
+func (a *Applier) look(ctx context.Context) error {
+	applied, err := a.cfg.Journal.Applied(ctx)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for at, seq := range applied {
+		a.applied[at] = max(a.applied[at], seq)
+	}
+	return nil
+}
+
+// Run applies until ctx ends. It begins when owners and participants are known: nobody is not the same as not known.
 func (a *Applier) Run(ctx context.Context) {
 	for ctx.Err() == nil {
-		applied, err := a.cfg.Journal.Applied(ctx)
+		err := a.look(ctx)
 		if err == nil {
-			for at, seq := range applied {
-				a.applied.Store(at, seq)
-			}
 			break
 		}
 		a.cfg.Log.Warn("what is applied could not be read; trying again", "err", err)
@@ -128,7 +153,7 @@ func (a *Applier) Run(ctx context.Context) {
 	defer noter.Wait()
 	defer func() { wg.Wait(); close(chains) }()
 	for ctx.Err() == nil {
-		if a.cfg.Owners() != nil {
+		if a.cfg.Owners() != nil && a.cfg.Table() != nil {
 			a.cfg.Ends(func(origin, n int, seq uint64) {
 				at := [2]int{origin, n}
 				if seq <= a.have(at) || !a.cfg.Mine(n) {
@@ -139,12 +164,7 @@ func (a *Applier) Run(ctx context.Context) {
 				}
 				wg.Go(func() {
 					defer a.busy.Delete(at)
-					select {
-					case a.room <- struct{}{}:
-						defer func() { <-a.room }()
-						a.chain(ctx, at)
-					case <-ctx.Done():
-					}
+					a.chain(ctx, at)
 				})
 			})
 		}
@@ -152,33 +172,41 @@ func (a *Applier) Run(ctx context.Context) {
 	}
 }
 
-// notes notes what is applied, until ctx has ended and no chain is worked at any more.
+// notes notes what is applied, and reads what others have, until ctx has ended and no chain is worked at any more.
 func (a *Applier) notes(ctx context.Context, ended <-chan struct{}) {
 	tick := time.NewTicker(noteEvery)
 	defer tick.Stop()
+	looked := time.Now()
 	for last := false; !last; {
 		select {
 		case <-tick.C:
 		case <-ended:
 			last = true
 		}
-		a.mu.Lock()
-		seqs := a.unnoted
-		a.unnoted = map[[2]int]uint64{}
-		a.mu.Unlock()
-		if len(seqs) == 0 {
-			continue
-		}
-		nctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		err := a.cfg.Journal.SetApplied(nctx, seqs)
-		cancel()
-		if err != nil {
-			a.cfg.Log.Warn("what is applied could not be noted; trying again", "chains", len(seqs), "err", err)
-			a.mu.Lock()
-			for at, seq := range seqs {
-				a.unnoted[at] = max(a.unnoted[at], seq)
+		a.write(ctx)
+		if !last && time.Since(looked) > lookEvery {
+			looked = time.Now()
+			if err := a.look(ctx); err != nil && ctx.Err() == nil {
+				a.cfg.Log.Warn("what others have applied could not be read; trying again", "err", err)
 			}
-			a.mu.Unlock()
+		}
+	}
+}
+
+func (a *Applier) write(ctx context.Context) {
+	a.mu.Lock()
+	seqs := a.unnoted
+	a.unnoted = map[[2]int]uint64{}
+	a.mu.Unlock()
+	if len(seqs) == 0 {
+		return
+	}
+	nctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := a.cfg.Journal.SetApplied(nctx, seqs); err != nil {
+		a.cfg.Log.Warn("what is applied could not be noted; trying again", "chains", len(seqs), "err", err)
+		for at, seq := range seqs {
+			a.note(at, seq)
 		}
 	}
 }
@@ -190,10 +218,14 @@ func (a *Applier) rest(ctx context.Context, d time.Duration) {
 	}
 }
 
-// effect is one call that is owed for an event.
+// effect is what a branch owes here. call is nil while its participant, which it names, is not registered.
 type effect struct {
-	call *engine.Call
-	done bool
+	tx     *record.Tx
+	branch int
+	call   *engine.Call
+	done   bool
+	tries  int
+	again  time.Time
 }
 
 // pending is one event whose effects are not all applied.
@@ -211,69 +243,107 @@ func (p *pending) done() bool {
 	return true
 }
 
+// work is a chain that is worked at: the events read and not applied whole, oldest first.
+type work struct {
+	at     [2]int
+	window []*pending
+	read   uint64
+}
+
 // chain applies one chain until it has caught up. Effects that are refused wait for others: a debit for the credit that
 // comes behind it; so the window grows while its beginning waits.
 func (a *Applier) chain(ctx context.Context, at [2]int) {
-	var window []*pending
-	read, noted := a.have(at), a.have(at)
+	w := &work{at: at, read: a.have(at)}
+	a.note(at, w.read) // also 0: what is not applied is not trimmed from then on
 	for tries := 0; ctx.Err() == nil; tries++ {
-		if len(window) < windowMax {
-			events, err := a.next(ctx, at, read)
-			if err != nil {
-				a.complain(ctx, "the journal's events could not be read", at, err)
-				return
+		progress, err := a.round(ctx, w)
+		if err != nil {
+			if ctx.Err() == nil {
+				a.cfg.Log.Warn("events could not be applied to the copies; trying again", "origin", at[0], "slot", at[1], "err", err)
+				a.rest(ctx, 500*time.Millisecond)
 			}
-			for i := range events {
-				p, err := a.effectsOf(ctx, at, &events[i])
-				if err != nil {
-					a.complain(ctx, "a transaction could not be read", at, err)
-					return
-				}
-				window, read = append(window, p), events[i].seq
-			}
-		}
-		a.call(ctx, window)
-		for len(window) > 0 && window[0].done() {
-			noted = window[0].seq
-			window = window[1:]
-		}
-		if noted > a.have(at) {
-			a.mu.Lock()
-			a.unnoted[at] = noted
-			a.mu.Unlock()
-			a.applied.Store(at, noted)
-			tries = 0
-		}
-		if len(window) == 0 {
-			a.told.mu.Lock()
-			a.told.forget(at, read) // what was read
-			a.told.mu.Unlock()
 			return
 		}
+		if len(w.window) == 0 {
+			a.told.drop(at, w.read)
+			return
+		}
+		if progress {
+			tries = 0
+		}
 		if tries == 20 {
-			e := window[0].effects[0]
-			a.cfg.Log.Warn("an effect is not applied to the copy; it is tried again", "gid", e.call.Gid, "branch", e.call.Branch, "url", e.call.URL, "origin", at[0], "slot", at[1])
+			a.complain(w)
 		}
 		a.waiting.Add(1)
-		a.rest(ctx, min(time.Duration(1+tries)*50*time.Millisecond, 2*time.Second))
+		a.rest(ctx, min(time.Duration(1+tries)*50*time.Millisecond, backOffMax))
 		a.waiting.Add(-1)
 	}
 }
 
-func (a *Applier) complain(ctx context.Context, what string, at [2]int, err error) {
-	if ctx.Err() == nil {
-		a.cfg.Log.Warn(what+"; trying again", "origin", at[0], "slot", at[1], "err", err)
-		a.rest(ctx, 500*time.Millisecond)
+func (a *Applier) complain(w *work) {
+	for _, e := range w.window[0].effects {
+		if e.done {
+			continue
+		}
+		b := &e.tx.State.Branches[e.branch]
+		a.cfg.Log.Warn("an effect is not applied to the copy; it is tried again", "gid", e.tx.State.Gid, "branch", b.ID, "url", b.Confirm,
+			"registered", e.call != nil, "origin", w.at[0], "slot", w.at[1], "events behind it", len(w.window)-1)
+		return
 	}
 }
 
-// call makes the calls that are owed, all at once, and waits for their answers.
-func (a *Applier) call(ctx context.Context, window []*pending) {
+// round reads what is new of a chain, makes the calls whose turn it is, and notes how far it is. It alone takes room: a
+// chain that waits keeps no other from its turn.
+func (a *Applier) round(ctx context.Context, w *work) (progress bool, err error) {
+	select {
+	case a.room <- struct{}{}:
+		defer func() { <-a.room }()
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	if len(w.window) < windowMax {
+		events, err := a.next(ctx, w.at, w.read)
+		if err != nil {
+			return false, err
+		}
+		for i := range events {
+			p, err := a.effectsOf(ctx, w.at, &events[i])
+			if err != nil {
+				return false, err
+			}
+			w.window, w.read = append(w.window, p), events[i].seq
+		}
+	}
+	a.call(ctx, w)
+	for len(w.window) > 0 && w.window[0].done() {
+		a.note(w.at, w.window[0].seq)
+		w.window, progress = w.window[1:], true
+	}
+	return progress, nil
+}
+
+// call makes the calls whose turn it is, all at once, and waits for their answers.
+func (a *Applier) call(ctx context.Context, w *work) {
 	var wg sync.WaitGroup
-	for _, p := range window {
+	now, retries := time.Now(), 0
+	for _, p := range w.window {
 		for _, e := range p.effects {
-			if e.done {
+			if e.done || now.Before(e.again) || e.tries > 0 && retries >= retriesAtOnce {
 				continue
+			}
+			if e.tries > 0 {
+				retries++
+			}
+			e.again = now.Add(min(50*time.Millisecond<<min(e.tries, 10), backOffMax))
+			e.tries++
+			if e.tries > 1 || e.call == nil { // the participant may be registered otherwise by now
+				if !a.effect(e, w.at[1]) {
+					e.done = true
+					continue
+				}
+				if e.call == nil {
+					continue
+				}
 			}
 			wg.Add(1)
 			a.cfg.Invoker.Start(e.call, func(r engine.CallResult) {
@@ -285,13 +355,7 @@ func (a *Applier) call(ctx context.Context, window []*pending) {
 			})
 		}
 	}
-	done := make(chan struct{})
-	go func() { wg.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-ctx.Done():
-		<-done // the invoker ends its calls with the process
-	}
+	wg.Wait() // the invoker ends its calls with the process
 }
 
 // next gives the events that follow a number without a gap, as they were told, or else from the journal.
@@ -314,14 +378,15 @@ func (a *Applier) effectsOf(ctx context.Context, at [2]int, ev *toldEvent) (*pen
 		return p, nil
 	}
 	tx, err := a.transaction(ctx, ev)
-	if err != nil || tx == nil || tx.Trimmed || tx.State.Phase != txn.PhaseCommitted || tx.State.Mode != txn.ModeTCC {
+	if err != nil || tx == nil || tx.State.Phase != txn.PhaseCommitted || tx.State.Mode != txn.ModeTCC {
 		return p, err
 	}
-	table := a.cfg.Table()
+	if tx.Trimmed {
+		return p, fmt.Errorf("transaction %q: its body was trimmed before its effects were applied", string(ev.gid))
+	}
 	for i := range tx.State.Branches {
-		b := &tx.State.Branches[i]
-		if c := a.effect(&tx.State, b, at[1], table); c != nil {
-			p.effects = append(p.effects, &effect{call: c})
+		if e := (&effect{tx: tx, branch: i}); a.effect(e, at[1]) {
+			p.effects = append(p.effects, e)
 		}
 	}
 	return p, nil
@@ -334,27 +399,34 @@ func (a *Applier) transaction(ctx context.Context, ev *toldEvent) (*record.Tx, e
 	return record.FromParts(ev.closed, ev.progress, record.Head{}, record.Head{}, 0, 0)
 }
 
-// effect is the call that a confirmed branch owes here; nil where its participant keeps no copies.
-func (a *Applier) effect(s *txn.State, b *txn.Branch, n int, table *registry.Table) *engine.Call {
+// effect makes the call that a confirmed branch owes here; false where nothing is owed, since its participant keeps no copies.
+// A participant that the branch names and that is not registered may keep some: the effect is owed, and its call not known.
+func (a *Applier) effect(e *effect, n int) (owed bool) {
+	s, b, table := &e.tx.State, &e.tx.State.Branches[e.branch], a.cfg.Table()
 	if b.Message || b.Confirm == "" || b.Two.Status != txn.OpDone {
-		return nil
+		return false
 	}
 	part, rest := table.Split(b.Confirm)
-	if part == nil || part.Can == nil || !part.Can.Apply || part.Endpoints[a.cfg.Self] == "" {
-		return nil
+	if part == nil {
+		e.call = nil
+		return strings.HasPrefix(b.Confirm, registry.Scheme)
+	}
+	if part.Can == nil || !part.Can.Apply || part.Endpoints[a.cfg.Self] == "" {
+		return false
 	}
 	path, query, asks := strings.Cut(rest, "?")
 	path, ok := strings.CutSuffix(path, "/confirm")
 	if !ok {
-		return nil
+		return false
 	}
 	url := strings.TrimSuffix(part.Endpoints[a.cfg.Self], "/") + path + "/" + OpWord
 	if asks {
 		url += "?" + query
 	}
 	account := table.AccountSlot(b.Confirm, b.Account, b.Payload, n)
-	return &engine.Call{
+	e.call = &engine.Call{
 		Gid: s.Gid, Slot: n, Epoch: 1, Mode: s.Mode, Branch: b.ID, Op: txn.OpConfirm, OpWord: OpWord, URL: url, Protocol: s.Opt.Protocol,
 		Payload: b.Payload, Headers: s.Opt.Headers, Timeout: s.RequestTimeout(), AccountSlot: account, AccountEpoch: 1,
 	}
+	return true
 }

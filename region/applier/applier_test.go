@@ -3,6 +3,7 @@ package applier
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -53,6 +54,7 @@ type rig struct {
 	c     *copies
 	heads map[int]record.Head
 	rows  []engine.Row
+	mu    sync.Mutex   // of heads
 	reads atomic.Int64 // of the journal
 }
 
@@ -105,29 +107,42 @@ func (r *rig) add(gid string, mode txn.Mode, commit bool) {
 	row := engine.Row{Gid: tx.State.Gid, Slot: n, Mode: mode, Phase: phase, BegunAt: 1, DecidedAt: 2, FinishedAt: 3, Closed: tx.Closed, Progress: tx.Progress, DecisionEpoch: 101, FinishEpoch: 101}
 	row.Decision = r.heads[n].Next(n, 101, record.KindDecision, row.Gid, row.Closed)
 	row.Finish = row.Decision.Next(n, 101, record.KindFinish, row.Gid, row.Progress)
-	r.heads[n] = row.Finish
 	r.rows = append(r.rows, row)
 	if err := r.j.Append(r.t.Context(), []engine.Row{row}); err != nil {
 		r.t.Fatal(err)
 	}
+	r.mu.Lock()
+	r.heads[n] = row.Finish
+	r.mu.Unlock()
 }
 
-func (r *rig) start() (*Applier, func()) { return r.startTold(nil) }
+func (r *rig) start() (*Applier, func()) { return r.startWith(nil, nil) }
 
-// startTold starts an applier that was told of events before.
-func (r *rig) startTold(events []record.Event) (*Applier, func()) {
-	can := &registry.Capabilities{Fenced: true, Apply: true}
-	table := registry.NewTable([]registry.Participant{
-		{Name: "wallet", Endpoints: map[string]string{"east": "http://east-w:1", "west": "http://west-w:1"}, AccountField: "account", Can: can},
+// table is the wallets, with copies in both regions, and a participant that keeps none.
+func table() *registry.Table {
+	return registry.NewTable([]registry.Participant{
+		{Name: "wallet", Endpoints: map[string]string{"east": "http://east-w:1", "west": "http://west-w:1"}, AccountField: "account", Can: &registry.Capabilities{Fenced: true, Apply: true}},
 		{Name: "other", Endpoints: map[string]string{"east": "http://other:1", "west": "http://other:2"}, Can: &registry.Capabilities{}},
 	})
+}
+
+// startWith starts an applier that was told of events before; change, where set, changes its configuration.
+func (r *rig) startWith(events []record.Event, change func(*Config)) (*Applier, func()) {
+	t := table()
 	var owners slot.Map
-	a := New(Config{Self: "west", Journal: &counting{Journal: r.j, reads: &r.reads}, Invoker: r.c, Table: func() *registry.Table { return table }, Owners: func() *slot.Map { return &owners },
+	cfg := Config{Self: "west", Journal: &counting{Journal: r.j, reads: &r.reads}, Invoker: r.c, Table: func() *registry.Table { return t }, Owners: func() *slot.Map { return &owners },
 		Every: time.Millisecond, Ends: func(each func(origin, slot int, seq uint64)) {
-			for n, h := range r.heads {
+			r.mu.Lock()
+			heads := maps.Clone(r.heads)
+			r.mu.Unlock()
+			for n, h := range heads {
 				each(1, n, h.Seq)
 			}
-		}})
+		}}
+	if change != nil {
+		change(&cfg)
+	}
+	a := New(cfg)
 	a.Told(events)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -238,7 +253,7 @@ func TestWhatWasToldIsNotRead(t *testing.T) {
 					kept = append(kept, e)
 				}
 			}
-			a, stop := r.startTold(kept)
+			a, stop := r.startWith(kept, nil)
 			r.until("all of it is applied", func() bool { return a.Lag() == 0 })
 			stop()
 			for i := range 40 {
@@ -267,4 +282,99 @@ func TestWhatWasToldIsNotRead(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestNobodyKnownIsNotNobody: before the arbiter was heard of the participants nothing is taken for applied, and what names a
+// participant that is not registered waits for it.
+func TestNobodyKnownIsNotNobody(t *testing.T) {
+	r := newRig(t)
+	r.add("{s}1", txn.ModeTCC, true)
+	var now atomic.Pointer[registry.Table]
+	var asked atomic.Int64
+	a, _ := r.startWith(nil, func(c *Config) { c.Table = func() *registry.Table { asked.Add(1); return now.Load() } })
+	r.until("it looks for the participants", func() bool { return asked.Load() > 20 })
+	if a.Lag() == 0 {
+		t.Fatal("it was taken for applied before anybody was known")
+	}
+	now.Store(registry.NewTable(nil)) // wallet is not registered: branch 0 names it, branch 1 is a URL of nobody's
+	r.until("the effect waits", func() bool { return a.Waiting() == 1 })
+	if a.Lag() == 0 {
+		t.Fatal("an effect of a participant that is not registered was taken for applied")
+	}
+	now.Store(table())
+	r.until("all of it is applied", func() bool { return a.Lag() == 0 })
+	if n, _ := r.count("{s}1/0"); n != 1 {
+		t.Fatalf("applied %d times", n)
+	}
+}
+
+// TestAnEndpointThatChangesIsCalled: what was tried at the old one is tried at the new one.
+func TestAnEndpointThatChangesIsCalled(t *testing.T) {
+	r := newRig(t)
+	r.add("{s}1", txn.ModeTCC, true)
+	r.c.refuse["{s}1/0"] = 3
+	var now atomic.Pointer[registry.Table]
+	now.Store(table())
+	a, _ := r.startWith(nil, func(c *Config) { c.Table = now.Load })
+	r.until("it was tried", func() bool { _, calls := r.count("{s}1/0"); return calls > 0 })
+	now.Store(registry.NewTable([]registry.Participant{{Name: "wallet", Endpoints: map[string]string{"east": "http://east-w:1", "west": "http://new-w:1"}, AccountField: "account", Can: &registry.Capabilities{Apply: true}}}))
+	r.until("all of it is applied", func() bool { return a.Lag() == 0 })
+	r.c.mu.Lock()
+	defer r.c.mu.Unlock()
+	if !r.c.urls["http://new-w:1/pay/apply"] {
+		t.Fatalf("called %v", r.c.urls)
+	}
+}
+
+// TestAChainThatAnotherProcessAppliedGoesOnFromThere: also where what the other has applied was trimmed.
+func TestAChainThatAnotherProcessAppliedGoesOnFromThere(t *testing.T) {
+	r := newRig(t)
+	r.add("{s}1", txn.ModeTCC, true)
+	n := slot.Of("{s}1")
+	var mine atomic.Bool
+	a, _ := r.startWith(nil, func(c *Config) { c.Mine = func(int) bool { return mine.Load() } })
+	if err := r.j.SetApplied(t.Context(), map[[2]int]uint64{{1, n}: 0}); err != nil {
+		t.Fatal(err)
+	}
+	future := time.Now().UnixMilli()
+	if k, err := r.j.Trim(t.Context(), future, 0, 100); err != nil || k != 0 {
+		t.Fatalf("trimmed %d, %v: the copies do not have them", k, err)
+	}
+	if err := r.j.SetApplied(t.Context(), map[[2]int]uint64{{1, n}: r.heads[n].Seq}); err != nil {
+		t.Fatal(err)
+	}
+	if k, err := r.j.Trim(t.Context(), future, 0, 100); err != nil || k != 1 {
+		t.Fatalf("trimmed %d, %v", k, err)
+	}
+	r.until("it is known what the other has applied", func() bool { return a.Lag() == 0 })
+	mine.Store(true) // the other has died
+	r.add("{s}2", txn.ModeTCC, true)
+	r.until("the next is applied", func() bool { k, _ := r.count("{s}2/0"); return k == 1 })
+	if _, calls := r.count("{s}1/0"); calls != 0 {
+		t.Errorf("what the other has applied was sent again, %d times", calls)
+	}
+}
+
+// TestAParticipantThatIsDownHoldsUpItsOwnEffectsAlone: more chains wait for it than are worked at at once.
+func TestAParticipantThatIsDownHoldsUpItsOwnEffectsAlone(t *testing.T) {
+	r := newRig(t)
+	var gids []string
+	seen := map[int]bool{}
+	for i := 0; len(gids) < 2*roundsAtOnce; i++ {
+		if gid := fmt.Sprint("x", i); !seen[slot.Of(gid)] {
+			seen[slot.Of(gid)] = true
+			gids = append(gids, gid)
+			r.add(gid, txn.ModeTCC, true)
+			r.c.refuse[gid+"/0"] = 1 << 30
+		}
+	}
+	r.start()
+	r.until("every other effect is applied", func() bool {
+		for _, gid := range gids {
+			if n, _ := r.count(gid + "/1"); n != 1 {
+				return false
+			}
+		}
+		return true
+	})
 }

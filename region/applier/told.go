@@ -91,7 +91,14 @@ func (t *told) after(at [2]int, seq uint64) (out []toldEvent) {
 	return out
 }
 
-// forget drops the events up to a number. t.mu is held.
+// drop drops the events up to a number: they were read.
+func (t *told) drop(at [2]int, seq uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.forget(at, seq)
+}
+
+// forget is drop with t.mu held.
 func (t *told) forget(at [2]int, seq uint64) {
 	chain := t.chains[at]
 	for n, e := range chain {

@@ -340,9 +340,11 @@ func (j *Journal) Gids(ctx context.Context, each func(txn.Gid)) error {
 // trimChunk is how many rows Trim touches in one SQL transaction: an Append never waits for more.
 const trimChunk = 500
 
-// keepUnread leaves a row with its bodies while a peer's journal has not acknowledged its events (see Acknowledge).
+// keepUnread leaves a row with its bodies while a peer's journal has not acknowledged its events (see Acknowledge), and while
+// its finish is not applied to the copies here (see SetApplied).
 const keepUnread = " AND NOT EXISTS (SELECT 1 FROM lockstep_ack a WHERE a.slot = lockstep_journal.slot AND" +
-	" (decision_epoch % 100 = a.origin AND decision_seq > a.seq OR finish_epoch % 100 = a.origin AND finish_seq > a.seq))"
+	" (decision_epoch % 100 = a.origin AND decision_seq > a.seq OR finish_epoch % 100 = a.origin AND finish_seq > a.seq))" +
+	" AND NOT EXISTS (SELECT 1 FROM lockstep_applied c WHERE c.slot = lockstep_journal.slot AND c.origin = finish_epoch % 100 AND c.seq < finish_seq)"
 
 // Trim is engine.Journal's. What a peer has not acknowledged stays whole, however old it is. It finds its rows by an index, so that it costs nothing where there is nothing to do, and
 // goes in small SQL transactions: on an error the count says what was done before. Coordinators may trim at once.

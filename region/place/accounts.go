@@ -28,15 +28,22 @@ type home struct {
 	Here  bool       `json:"here"`
 }
 
+// errUnknown: nobody may be taken for nobody.
+var errUnknown = errors.New("the participants are not known yet: the arbiter was not heard since the start")
+
 // movable lists the participants of this region whose accounts move, with their endpoints here.
-func (p *Place) movable() []registry.Participant {
+func (p *Place) movable() ([]registry.Participant, error) {
+	t := p.registry.Table()
+	if t == nil {
+		return nil, errUnknown
+	}
 	var out []registry.Participant
-	for _, part := range p.registry.Table().All() {
+	for _, part := range t.All() {
 		if part.Can != nil && part.Can.Movable && isHTTP(part.Endpoints[p.cfg.Self]) {
 			out = append(out, part)
 		}
 	}
-	return out
+	return out, nil
 }
 
 func isHTTP(u string) bool {
@@ -49,7 +56,11 @@ func (p *Place) Release(ctx context.Context, moves []engine.Move) error {
 	for _, m := range moves {
 		homes = append(homes, home{Slot: m.Slot, Epoch: m.Owner.Epoch.Released()})
 	}
-	for _, part := range p.movable() {
+	parts, err := p.movable()
+	if err != nil {
+		return err
+	}
+	for _, part := range parts {
 		if _, err := p.post(ctx, part.Endpoints[p.cfg.Self], "/lockstep/release", homes); err != nil {
 			return fmt.Errorf("participant %s: %w", part.Name, err)
 		}
@@ -59,11 +70,15 @@ func (p *Place) Release(ctx context.Context, moves []engine.Move) error {
 
 // Adopt is engine.Regions's. What was released is at the region that the slot came from, or here where a move was undone.
 func (p *Place) Adopt(ctx context.Context, moves []engine.Move) error {
+	parts, err := p.movable()
+	if err != nil {
+		return err
+	}
 	var mu sync.Mutex
 	var errs []error
 	var g errgroup.Group
 	g.SetLimit(adoptionsAtOnce)
-	for _, part := range p.movable() {
+	for _, part := range parts {
 		for _, m := range moves {
 			g.Go(func() error {
 				if err := p.adopt(ctx, &part, m); err != nil {
@@ -140,7 +155,8 @@ func (p *Place) introduce(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		m := p.owners.Load()
-		for _, part := range p.movable() {
+		parts, _ := p.movable() // soon again
+		for _, part := range parts {
 			endpoint := part.Endpoints[p.cfg.Self]
 			if m == nil || time.Since(told[endpoint]) < time.Minute {
 				continue
@@ -168,8 +184,8 @@ func (p *Place) introduce(ctx context.Context) {
 	}
 }
 
-// Probe asks a participant's endpoint what it can do. One that does not answer the probe is unfenced: the zero Capabilities
-// and no error. An error means that nobody answered at all.
+// Probe asks a participant's endpoint what it can do. One that has no probe (404, 405, 501, or an answer that is none) is
+// unfenced: the zero Capabilities and no error. Anything else is an error, and says nothing of what it can do.
 func Probe(ctx context.Context, client *http.Client, endpoint string) (registry.Capabilities, error) {
 	var can registry.Capabilities
 	if !isHTTP(endpoint) {
@@ -177,10 +193,10 @@ func Probe(ctx context.Context, client *http.Client, endpoint string) (registry.
 	}
 	raw, err := (&Place{cfg: Config{HTTP: client}}).get(ctx, endpoint, "/lockstep/probe")
 	var other *answerError
-	if errors.As(err, &other) && other.status < http.StatusInternalServerError {
+	switch {
+	case errors.As(err, &other) && (other.status == http.StatusNotFound || other.status == http.StatusMethodNotAllowed || other.status == http.StatusNotImplemented):
 		return can, nil
-	}
-	if err != nil {
+	case err != nil:
 		return can, err
 	}
 	if json.Unmarshal(raw, &can) != nil {

@@ -66,3 +66,44 @@ func TestAdoptTakesTheLastReleaseWhereTheMoveMadeNone(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatIsNoAnswerToTheProbeSaysNothing: only an endpoint without a probe is taken for one that can do nothing.
+func TestWhatIsNoAnswerToTheProbeSaysNothing(t *testing.T) {
+	status := http.StatusOK
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		fmt.Fprint(w, `{"fenced":true,"apply":true}`)
+	}))
+	defer srv.Close()
+	for _, c := range []struct {
+		status     int
+		can, fails bool
+	}{
+		{http.StatusOK, true, false},
+		{http.StatusNotFound, false, false}, {http.StatusMethodNotAllowed, false, false}, {http.StatusNotImplemented, false, false},
+		{http.StatusUnauthorized, false, true}, {http.StatusForbidden, false, true}, {http.StatusRequestTimeout, false, true},
+		{http.StatusTooManyRequests, false, true}, {http.StatusBadGateway, false, true},
+	} {
+		status = c.status
+		can, err := Probe(t.Context(), http.DefaultClient, srv.URL)
+		if can.Apply != c.can || (err != nil) != c.fails {
+			t.Errorf("%d: %+v, %v", c.status, can, err)
+		}
+	}
+}
+
+// TestNothingIsReleasedOrAdoptedBeforeTheParticipantsAreKnown: a slot would be sealed with accounts that nobody gave out.
+func TestNothingIsReleasedOrAdoptedBeforeTheParticipantsAreKnown(t *testing.T) {
+	p := &Place{cfg: Config{Self: "west"}, registry: registry.New(nil, nil)}
+	p.owners.Store(&slot.Map{})
+	moves := []engine.Move{{Slot: 7, Owner: slot.Owner{Region: "west", Epoch: 102, Status: slot.Active}}}
+	if err := p.Release(t.Context(), moves); err == nil {
+		t.Error("released")
+	}
+	if err := p.Adopt(t.Context(), moves); err == nil {
+		t.Error("adopted")
+	}
+	if _, err := p.Resolve(&engine.Call{URL: "http://x/confirm"}); err == nil {
+		t.Error("a branch was called where an account's home is not known")
+	}
+}

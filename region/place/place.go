@@ -135,7 +135,10 @@ func (p *Place) Generations(ctx context.Context) (map[int]int64, error) {
 
 // Decide is engine.Regions's.
 func (p *Place) Decide(ctx context.Context, d engine.GlobalDecision) ([]byte, error) {
-	if d.Generation < 0 {
+	if d.Generation < 0 { // the arbiter was not heard when the slot was taken: taking it again helps once it is
+		if _, err := p.cfg.Arbiter.Generation(ctx, d.Slot); err != nil {
+			return nil, err
+		}
 		return nil, fmt.Errorf("%w: the arbiter was not heard when it was", engine.ErrOutdated)
 	}
 	stands, err := p.cfg.Arbiter.Decide(ctx, arbiter.Decision{Slot: d.Slot, Gid: string(d.Gid), Epoch: slot.Epoch(d.Epoch), Generation: d.Generation, Body: d.Body})
@@ -198,7 +201,11 @@ func (p *Place) Resolve(c *engine.Call) (*engine.Call, error) {
 	if m == nil {
 		return nil, errors.New("the slots' owners are not known yet")
 	}
-	t, err := p.registry.Table().Resolve(c.URL, c.Account, c.Payload, c.Slot, m)
+	table := p.registry.Table()
+	if table == nil {
+		return nil, errUnknown
+	}
+	t, err := table.Resolve(c.URL, c.Account, c.Payload, c.Slot, m)
 	if err != nil {
 		return nil, err
 	}

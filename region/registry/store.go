@@ -40,7 +40,8 @@ func Set(ctx context.Context, a *arbiter.Arbiter, p Participant) error {
 	return err
 }
 
-// Remove takes a participant away. Branches that name it are not called until it is back.
+// Remove takes a participant away. Branches that name it are not called until it is back; effects for copies behind absolute
+// URLs of it are not applied meanwhile, and not later.
 func Remove(ctx context.Context, a *arbiter.Arbiter, p Participant) error {
 	return a.Delete(ctx, table, p.Name, p.Rev)
 }
@@ -52,17 +53,15 @@ type Registry struct {
 	now atomic.Pointer[Table]
 }
 
-// New makes a Registry that knows nobody before Run. log may be nil.
+// New makes a Registry. log may be nil.
 func New(a *arbiter.Arbiter, log *slog.Logger) *Registry {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	r := &Registry{a: a, log: log}
-	r.now.Store(NewTable(nil))
-	return r
+	return &Registry{a: a, log: log}
 }
 
-// Table is what is known now.
+// Table is what is known now; nil until the arbiter was heard for the first time: that is not the same as no participants.
 func (r *Registry) Table() *Table { return r.now.Load() }
 
 // Run follows the arbiter until ctx ends. What was known stays while the arbiter does not answer.

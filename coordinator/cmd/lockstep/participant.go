@@ -28,6 +28,7 @@ type participantSetCmd struct {
 	dryRun
 	Name         string            `arg:"" help:"Name of the participant."`
 	Endpoint     map[string]string `help:"Base of its URLs in a region." placeholder:"REGION=URL" mapsep:","`
+	Force        bool              `help:"Also where it cannot do any more what it could: its copies are no longer kept, or nothing is fenced."`
 	AccountField string            `help:"Field of the JSON payload that names the account, where the branch names none." placeholder:"FIELD"`
 }
 
@@ -61,6 +62,9 @@ func (c *participantSetCmd) run(e *env, o *opened) error {
 	if err != nil {
 		return &failure{fmt.Errorf("it was not written: %w", err), fmt.Sprintf("curl %s/lockstep/probe  # from where the coordinators are", firstOf(p.Endpoints))}
 	}
+	if lost := lostBy(p.Can, &can); lost != "" && !c.Force {
+		return &failure{fmt.Errorf("it was not written: %s could %s, and now says that it cannot", p.Name, lost), "look at the participant; with --force it is written all the same"}
+	}
 	p.Can = &can
 	if c.DryRun {
 		fmt.Fprintf(e.out, "would write %s: %s\n", p.Name, describe(p.Can))
@@ -74,6 +78,18 @@ func (c *participantSetCmd) run(e *env, o *opened) error {
 	}
 	fmt.Fprintf(e.out, "%s: %s\n", p.Name, describe(p.Can))
 	return nil
+}
+
+// lostBy names what a participant could do and cannot any more; "" for nothing.
+func lostBy(had, can *registry.Capabilities) string {
+	var lost []string
+	for what, pair := range map[string][2]bool{"keep copies (apply)": {had != nil && had.Apply, can.Apply}, "refuse old epochs (fenced)": {had != nil && had.Fenced, can.Fenced}, "move accounts": {had != nil && had.Movable, can.Movable}} {
+		if pair[0] && !pair[1] {
+			lost = append(lost, what)
+		}
+	}
+	slices.Sort(lost)
+	return strings.Join(lost, ", ")
 }
 
 // probeAll asks every endpoint; what not all of them can do the participant cannot.
