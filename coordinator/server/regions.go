@@ -130,8 +130,12 @@ func (s *Server) buildRegions() error {
 	}
 	r, dep := s.regions, s.regions.place.Deployment()
 	own := r.file.Regions[s.cfg.Region]
+	secure, err := own.KafkaTLS()
+	if err != nil {
+		return fmt.Errorf("regions-file: regions.%s: %w", s.cfg.Region, err)
+	}
 	cfg := replica.Config{
-		Region: s.cfg.Region, Index: r.place.Index(), Journal: s.journal, Brokers: own.Kafka, Partitions: r.file.Partitions, HTTP: r.admin,
+		TLS: secure, Region: s.cfg.Region, Index: r.place.Index(), Journal: s.journal, Brokers: own.Kafka, Partitions: r.file.Partitions, HTTP: r.admin,
 		Seals: r.arbiter.Seals, Live: func() eventlog.Live {
 			open, backlog := s.runner.Counts()
 			return eventlog.Live{Open: open, Unpublished: backlog}
@@ -146,7 +150,11 @@ func (s *Server) buildRegions() error {
 		if index == 0 {
 			return fmt.Errorf("regions-file: region %q is not one of the deployment's %v; next: lockstep region init --context %s", name, dep.Regions, s.cfg.RegionsFile)
 		}
-		cfg.Peers = append(cfg.Peers, replica.Peer{Name: name, Index: index, Brokers: r.file.Regions[name].Kafka, AdminURLs: r.file.Regions[name].Admin})
+		theirs, err := r.file.Regions[name].KafkaTLS()
+		if err != nil {
+			return fmt.Errorf("regions-file: regions.%s: %w", name, err)
+		}
+		cfg.Peers = append(cfg.Peers, replica.Peer{TLS: theirs, Name: name, Index: index, Brokers: r.file.Regions[name].Kafka, AdminURLs: r.file.Regions[name].Admin})
 	}
 	r.applier = applier.New(applier.Config{
 		Self: s.cfg.Region, Journal: s.journal, Invoker: s.invoker, Table: r.place.Registry().Table, Owners: r.place.Owners,
@@ -154,7 +162,6 @@ func (s *Server) buildRegions() error {
 		Mine: func(n int) bool { return s.mine(n % r.file.Partitions) }, Log: s.log,
 	})
 	cfg.Durable = r.applier.Told
-	var err error
 	r.replica, err = replica.New(cfg)
 	return err
 }

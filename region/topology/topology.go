@@ -37,6 +37,10 @@ type Region struct {
 	Admin []string `yaml:"admin"`
 	// Kafka lists its brokers, HOST:PORT.
 	Kafka []string `yaml:"kafka"`
+	// KafkaCa, KafkaCert and KafkaKey (PEM files) turn TLS on towards them; the certificate is for brokers that ask for one.
+	KafkaCa   string `yaml:"kafka-ca,omitempty"`
+	KafkaCert string `yaml:"kafka-cert,omitempty"`
+	KafkaKey  string `yaml:"kafka-key,omitempty"`
 }
 
 // DefaultPartitions of a region's topic.
@@ -98,6 +102,9 @@ func (f *File) check() error {
 			for _, a := range list {
 				address("regions."+name+"."+key, a)
 			}
+		}
+		if (r.KafkaCert == "") != (r.KafkaKey == "") || r.KafkaCert != "" && r.KafkaCa == "" {
+			bad("regions.%s.kafka-cert: kafka-cert and kafka-key belong together, and with kafka-ca", name)
 		}
 		if len(r.Admin) == 0 {
 			bad("regions.%s.admin: no address", name)
