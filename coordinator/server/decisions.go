@@ -43,21 +43,35 @@ func (s *Server) forgetDecisions(ctx context.Context) {
 	}
 }
 
+// everywhere says that every region's journal has the event of a chain, which is in this one: its origin may be the region
+// that had the slot before.
+func (s *Server) everywhere(n, origin int, seq uint64, acks map[int]map[int]uint64) bool {
+	own := s.regions.place.Index()
+	for i := range s.regions.place.Deployment().Regions {
+		peer := i + 1
+		if peer == own || peer == origin {
+			continue
+		}
+		have := s.regions.replica.Has(peer, origin, n)
+		if origin == own {
+			have = max(have, acks[peer][n])
+		}
+		if have < seq {
+			return false
+		}
+	}
+	return true
+}
+
 // forgetSlot removes those of a slot's decisions that nobody needs any more.
 func (s *Server) forgetSlot(ctx context.Context, n int, gids []string, acks map[int]map[int]uint64) {
 	var done []txn.Gid
 	for _, gid := range gids {
 		tx, err := s.journal.Get(ctx, txn.Gid(gid))
-		if err != nil || tx == nil || !tx.State.Phase.Finished() || slot.Epoch(tx.FinishEpoch).Region() != s.regions.place.Index() {
+		if err != nil || tx == nil || !tx.State.Phase.Finished() {
 			continue
 		}
-		everywhere := true
-		for i := range s.regions.place.Deployment().Regions {
-			if peer := i + 1; peer != s.regions.place.Index() && acks[peer][n] < tx.Finish.Seq {
-				everywhere = false
-			}
-		}
-		if everywhere && len(done) < 100 {
+		if s.everywhere(n, slot.Epoch(tx.FinishEpoch).Region(), tx.Finish.Seq, acks) && len(done) < 100 {
 			done = append(done, txn.Gid(gid))
 		}
 	}

@@ -253,6 +253,7 @@ func (s *Service) ask(ctx context.Context, o *origin) {
 			continue
 		}
 		o.learn(a.heads[o.peer.Index], &a.live)
+		o.told(a.heads)
 		if err := s.acknowledged(ctx, o.peer.Index, a.heads[s.cfg.Index]); err != nil && ctx.Err() == nil {
 			s.log.Warn("what a peer has could not be noted", "region", o.peer.Name, "err", err)
 		}

@@ -394,3 +394,29 @@ func BenchmarkReplication(b *testing.B) {
 	})
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
 }
+
+// TestARegionKnowsWhatAnotherHasOfAThird: whoever takes a slot over removes what the region before has finished only when
+// everybody has it.
+func TestARegionKnowsWhatAnotherHasOfAThird(t *testing.T) {
+	onEach(t, func(t *testing.T, d *deployment) {
+		east, west, north := d.region("east"), d.region("west"), d.region("north")
+		d.start()
+		rows := east.pay("a", 20)
+		west.has(rows)
+		last := map[int]uint64{}
+		for _, r := range rows {
+			last[r.Slot] = max(last[r.Slot], r.Finish.Seq, r.Decision.Seq)
+		}
+		eventually(t, "north hears what west has of east", func() string {
+			for n, seq := range last {
+				if got := north.service.Has(west.index, east.index, n); got != seq {
+					return fmt.Sprintf("slot %d: %d of %d", n, got, seq)
+				}
+			}
+			return ""
+		})
+		if north.service.Has(9, east.index, 1) != 0 {
+			t.Error("a region that is not there has something")
+		}
+	})
+}

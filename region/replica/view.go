@@ -21,7 +21,8 @@ type origin struct {
 	slots [slot.Count]view
 	heard time.Time // the last heartbeat or answer
 	live  eventlog.Live
-	trust int // which of AdminURLs answered last
+	trust int               // which of AdminURLs answered last
+	marks map[[2]int]uint64 // by origin and slot: how far its journal is
 }
 
 // view is how one chain of an origin stands.
@@ -67,6 +68,30 @@ func (o *origin) settled(marks []journal.Mark) {
 		v.applied, v.stopped = max(v.applied, m.Head.Seq), m.Stopped
 		v.settle(now)
 	}
+}
+
+// told takes how far a region's journal is with every origin's chains.
+func (o *origin) told(heads map[int][]eventlog.Head) {
+	marks := map[[2]int]uint64{}
+	for index, list := range heads {
+		for _, h := range list {
+			marks[[2]int{index, h.Slot}] = h.Head.Seq
+		}
+	}
+	o.mu.Lock()
+	o.marks = marks
+	o.mu.Unlock()
+}
+
+// Has is how far a peer's journal has a chain of any origin, as the peer said last; 0 where it has said nothing.
+func (s *Service) Has(peer, index, n int) uint64 {
+	o := s.origins[peer]
+	if o == nil {
+		return 0
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.marks[[2]int{index, n}]
 }
 
 func (o *origin) note(n int, waiting bool, missing string) {
