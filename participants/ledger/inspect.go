@@ -21,14 +21,19 @@ type Branch struct {
 	Legs  []Leg  `json:"legs,omitempty"`
 }
 
-// AccountFault is an account whose counters are not what its entries and open holds say.
+// AccountFault is an account whose counters are not what its entries and open holds say, or whose entries are not what its
+// transfers say.
 type AccountFault struct {
 	Account  string `json:"account"`
 	Currency string `json:"currency"`
-	// Have are the counters, with what is buffered; Fold what entries and holds come to: debits pending and posted, credits
-	// pending and posted.
-	Have [4]int64 `json:"have"`
-	Fold [4]int64 `json:"fold"`
+	// Have are the counters, with what is buffered; Fold what entries and holds come to, and Transfers what the transfers' legs
+	// and holds come to: debits pending and posted, credits pending and posted.
+	Have      [4]int64 `json:"have"`
+	Fold      [4]int64 `json:"fold"`
+	Transfers [4]int64 `json:"transfers"`
+	// EntriesDiffer are the first and the last transfer whose entries on the account are not its legs: missing, altered, or
+	// entries of no transfer. Where there are any the entries are no authority for the counters.
+	EntriesDiffer []string `json:"entries_differ,omitempty"`
 }
 
 // inspectAtOnce bounds the ids of one statement: SQLite's driver finds n parameters in n² steps.
@@ -82,7 +87,7 @@ func (s Slots) branches(ctx context.Context, db *sql.DB, ids []any, into map[str
 	return rows.Err()
 }
 
-// Check is branch.Inspectable's: every account whose counters are not the fold, in one snapshot.
+// Check is branch.Inspectable's: every account with a fault, in one snapshot.
 func (s Slots) Check(ctx context.Context, db *sql.DB) (json.RawMessage, error) {
 	tx, err := Wallets{s.Ledger}.beginRead(ctx, db)
 	if err != nil {
@@ -96,14 +101,26 @@ func (s Slots) Check(ctx context.Context, db *sql.DB) (json.RawMessage, error) {
 	return json.Marshal(faults)
 }
 
-// foldQuery sums counters against entries and holds, account by account; {only} may name one.
-const foldQuery = `SELECT f.account, max(f.currency), sum(f.hdp), sum(f.hd), sum(f.hcp), sum(f.hc), sum(f.fdp), sum(f.fd), sum(f.fcp), sum(f.fc) FROM (
-	SELECT id AS account, currency, debits_pending AS hdp, debits_posted AS hd, credits_pending AS hcp, credits_posted AS hc, 0 AS fdp, 0 AS fd, 0 AS fcp, 0 AS fc FROM {p}account
-	UNION ALL SELECT account, '', 0, debit, 0, credit, 0, 0, 0, 0 FROM {p}buffer
-	UNION ALL SELECT account, '', 0, 0, 0, 0, 0, CASE WHEN direction = 'debit' THEN amount ELSE 0 END, 0, CASE WHEN direction = 'credit' THEN amount ELSE 0 END FROM {p}entry
-	UNION ALL SELECT debit, '', 0, 0, 0, 0, amount, 0, 0, 0 FROM {p}transfer WHERE state = 'pending' AND debit_shard >= 0
-	UNION ALL SELECT credit, '', 0, 0, 0, 0, 0, 0, amount, 0 FROM {p}transfer WHERE state = 'pending' AND credit_shard >= 0
-	) f {only} GROUP BY f.account HAVING sum(f.hdp) <> sum(f.fdp) OR sum(f.hd) <> sum(f.fd) OR sum(f.hcp) <> sum(f.fcp) OR sum(f.hc) <> sum(f.fc) ORDER BY f.account`
+// foldQuery sums counters against entries and holds, account by account, and finds the entries and the transfers' legs that
+// have no partner: by the primary keys of both, so that the whole book is read once. {only} may name one account.
+const foldQuery = `SELECT f.account, max(f.currency), sum(f.hdp), sum(f.hd), sum(f.hcp), sum(f.hc), sum(f.fdp), sum(f.fd), sum(f.fcp), sum(f.fc), sum(f.td), sum(f.tc),
+	coalesce(min(f.id), ''), coalesce(max(f.id), '') FROM (
+	SELECT id AS account, currency, debits_pending AS hdp, debits_posted AS hd, credits_pending AS hcp, credits_posted AS hc, 0 AS fdp, 0 AS fd, 0 AS fcp, 0 AS fc,
+		0 AS td, 0 AS tc, NULL AS id FROM {p}account
+	UNION ALL SELECT account, '', 0, debit, 0, credit, 0, 0, 0, 0, 0, 0, NULL FROM {p}buffer
+	UNION ALL SELECT account, '', 0, 0, 0, 0, 0, CASE WHEN direction = 'debit' THEN amount ELSE 0 END, 0, CASE WHEN direction = 'credit' THEN amount ELSE 0 END, 0, 0, NULL FROM {p}entry
+	UNION ALL SELECT debit, '', 0, 0, 0, 0, amount, 0, 0, 0, 0, 0, NULL FROM {p}transfer WHERE state = 'pending' AND debit_shard >= 0
+	UNION ALL SELECT credit, '', 0, 0, 0, 0, 0, 0, amount, 0, 0, 0, NULL FROM {p}transfer WHERE state = 'pending' AND credit_shard >= 0
+	UNION ALL SELECT e.account, '', 0, 0, 0, 0, 0, 0, 0, 0, CASE WHEN e.direction = 'debit' THEN -e.amount ELSE 0 END, CASE WHEN e.direction = 'credit' THEN -e.amount ELSE 0 END, e.transfer_id
+		FROM {p}entry e LEFT JOIN {p}transfer t ON t.id = e.transfer_id AND t.leg = e.leg AND t.state = 'posted' AND t.amount = e.amount AND t.currency = e.currency
+			AND CASE WHEN e.direction = 'debit' THEN t.debit ELSE t.credit END = e.account WHERE t.id IS NULL
+	UNION ALL SELECT t.debit, '', 0, 0, 0, 0, 0, 0, 0, 0, t.amount, 0, t.id ` + legsWithout + `'debit' AND e.account = t.debit AND e.amount = t.amount AND e.currency = t.currency
+		WHERE t.state = 'posted' AND t.amount > 0 AND e.account IS NULL
+	UNION ALL SELECT t.credit, '', 0, 0, 0, 0, 0, 0, 0, 0, 0, t.amount, t.id ` + legsWithout + `'credit' AND e.account = t.credit AND e.amount = t.amount AND e.currency = t.currency
+		WHERE t.state = 'posted' AND t.amount > 0 AND e.account IS NULL
+	) f {only} GROUP BY f.account HAVING sum(f.hdp) <> sum(f.fdp) OR sum(f.hd) <> sum(f.fd) OR sum(f.hcp) <> sum(f.fcp) OR sum(f.hc) <> sum(f.fc) OR count(f.id) > 0 ORDER BY f.account`
+
+const legsWithout = `FROM {p}transfer t LEFT JOIN {p}entry e ON e.transfer_id = t.id AND e.leg = t.leg AND e.direction = `
 
 func (l *Ledger) faults(ctx context.Context, q Querier, account string) ([]AccountFault, error) {
 	only, args := "", []any(nil)
@@ -118,8 +135,15 @@ func (l *Ledger) faults(ctx context.Context, q Querier, account string) ([]Accou
 	out := []AccountFault{}
 	for rows.Next() {
 		var f AccountFault
-		if err := rows.Scan(&f.Account, &f.Currency, &f.Have[0], &f.Have[1], &f.Have[2], &f.Have[3], &f.Fold[0], &f.Fold[1], &f.Fold[2], &f.Fold[3]); err != nil {
+		var debits, credits int64 // that the transfers have more than the entries
+		var first, last string
+		if err := rows.Scan(&f.Account, &f.Currency, &f.Have[0], &f.Have[1], &f.Have[2], &f.Have[3], &f.Fold[0], &f.Fold[1], &f.Fold[2], &f.Fold[3],
+			&debits, &credits, &first, &last); err != nil {
 			return nil, err
+		}
+		f.Transfers = [4]int64{f.Fold[0], f.Fold[1] + debits, f.Fold[2], f.Fold[3] + credits}
+		if first != "" {
+			f.EntriesDiffer = slices.Compact([]string{first, last})
 		}
 		out = append(out, f)
 	}
@@ -127,12 +151,17 @@ func (l *Ledger) faults(ctx context.Context, q Querier, account string) ([]Accou
 }
 
 // Mend is branch.Inspectable's: it sets an account's counters to what its entries and holds say, if the fault is still the
-// one that was found. Only accounts of one row of counters are set; barrier.ErrRefused says why another is not. What was and
-// what is stands in the answer.
+// one that was found. Only accounts of one row of counters are set, and only where the entries are what the transfers say;
+// barrier.ErrRefused says why another is not. What was and what is stands in the answer.
 func (s Slots) Mend(ctx context.Context, tx *sql.Tx, raw json.RawMessage) (json.RawMessage, error) {
 	var want AccountFault
 	if err := json.Unmarshal(raw, &want); err != nil {
 		return nil, fmt.Errorf("%w: the fault: %w", barrier.ErrInvalid, err)
+	}
+	// The row's lock comes before anything is read: nobody moves money on it between the look and the change, and where a
+	// transaction sees what was there at its first read, that is after the lock.
+	if _, err := tx.ExecContext(ctx, s.q("UPDATE {p}account SET state = state WHERE id = ? AND shard = 0"), want.Account); err != nil {
+		return nil, err
 	}
 	a, err := s.definition(ctx, tx, want.Account)
 	if err != nil {
@@ -141,10 +170,6 @@ func (s Slots) Mend(ctx context.Context, tx *sql.Tx, raw json.RawMessage) (json.
 	if a.Mode != Direct && a.Mode != Serial {
 		return nil, fmt.Errorf("%w: account %q is %s: its counters are in several places; an operator must look", barrier.ErrRefused, a.ID, a.Mode)
 	}
-	// The row's lock comes first: nobody moves money on it between the look and the change.
-	if _, err := tx.ExecContext(ctx, s.q("UPDATE {p}account SET state = state WHERE id = ? AND shard = 0"), a.ID); err != nil {
-		return nil, err
-	}
 	now, err := s.faults(ctx, tx, a.ID)
 	if err != nil {
 		return nil, err
@@ -152,6 +177,9 @@ func (s Slots) Mend(ctx context.Context, tx *sql.Tx, raw json.RawMessage) (json.
 	switch {
 	case len(now) == 0:
 		return json.Marshal(map[string]any{"account": a.ID, "mended": false, "why": "it is right already"})
+	case now[0].EntriesDiffer != nil:
+		return nil, fmt.Errorf("%w: account %q: its entries are not what the transfers %v say, so that they prove no counter: compare both with the callers' records, and restore the one that was altered",
+			barrier.ErrRefused, a.ID, now[0].EntriesDiffer)
 	case now[0].Have[1]-now[0].Fold[1] != want.Have[1]-want.Fold[1] || now[0].Have[3]-now[0].Fold[3] != want.Have[3]-want.Fold[3]:
 		return nil, fmt.Errorf("%w: account %q differs otherwise than it was found: %v, not %v; run the reconciliation again", barrier.ErrRefused, a.ID, now[0], want)
 	}

@@ -165,17 +165,21 @@ func word(commit bool) string {
 	return "abort"
 }
 
-// accountFault is what a participant's books say of an account that does not fold.
+// accountFault is what a participant's books say of an account that does not fold, or whose entries are not its transfers'.
 type accountFault struct {
-	Account  string   `json:"account"`
-	Currency string   `json:"currency"`
-	Have     [4]int64 `json:"have"`
-	Fold     [4]int64 `json:"fold"`
+	Account   string   `json:"account"`
+	Currency  string   `json:"currency"`
+	Have      [4]int64 `json:"have"`
+	Fold      [4]int64 `json:"fold"`
+	Transfers [4]int64 `json:"transfers"`
+	// EntriesDiffer are transfers whose entries are not their legs.
+	EntriesDiffer []string `json:"entries_differ,omitempty"`
 }
 
 func (f *accountFault) balance() int64 { return (f.Have[3] - f.Have[1]) - (f.Fold[3] - f.Fold[1]) }
 
-// check asks a participant's books for accounts that are not what their entries say.
+// check asks a participant's books for accounts that are not what their entries say, and entries that are not what their
+// transfers say.
 func (r *Reconciler) check(ctx context.Context, rep *Report, region, name, endpoint string) error {
 	raw, status, err := r.call(ctx, rep, http.MethodGet, endpoint+"/lockstep/check", nil, nil)
 	if status == http.StatusBadRequest {
@@ -203,9 +207,19 @@ func (r *Reconciler) check(ctx context.Context, rep *Report, region, name, endpo
 		if len(faults) > 1 && sum[f.Currency] == 0 && f.balance() != 0 {
 			class = Compensating
 		}
-		rep.Findings = append(rep.Findings, Finding{Class: class, Region: region, Participant: name, Account: f.Account, Slot: slot.Of(f.Account), Evidence: evidence,
-			Text:   fmt.Sprintf("account %s in %s is %+d %s from what its entries and holds come to", f.Account, region, f.balance(), strings.TrimSpace(f.Currency)),
-			Repair: "set the counters to what the entries and holds come to"})
+		out := Finding{Class: class, Region: region, Participant: name, Account: f.Account, Slot: slot.Of(f.Account), Evidence: evidence}
+		out.Text, out.Repair = f.say(region)
+		rep.Findings = append(rep.Findings, out)
 	}
 	return nil
+}
+
+// say says what is wrong and what may be done. Entries that their transfers contradict prove nothing: a person must decide.
+func (f *accountFault) say(region string) (text, repair string) {
+	text = fmt.Sprintf("account %s in %s is %+d %s from what its entries and holds come to", f.Account, region, f.balance(), strings.TrimSpace(f.Currency))
+	if len(f.EntriesDiffer) == 0 {
+		return text, "set the counters to what the entries and holds come to"
+	}
+	return fmt.Sprintf("%s, and its entries are not the legs of its transfers (%s): posted debits and credits are %d and %d by the counters, %d and %d by the entries, %d and %d by the transfers",
+		text, strings.Join(f.EntriesDiffer, ", "), f.Have[1], f.Have[3], f.Fold[1], f.Fold[3], f.Transfers[1], f.Transfers[3]), ""
 }

@@ -2,8 +2,9 @@
 //
 // The law it keeps (G9): a finding is made only of what is closed: a record whose events this journal has applied, an
 // effect that was applied here; lag is no drift. A repair follows authority (the record that its chain proves, the decision
-// for the effect, the entries and the other region's account for the counters) and never the later clock; where there is
-// none, or two, the finding is quarantined for a person. Every repair can be repeated.
+// for the effect, the entries for the counters where they are what the transfers of the same book say; no other region's
+// account is asked) and never the later clock; where there is none, or two, the finding is quarantined for a person. Every
+// repair can be repeated.
 //
 // Tier 1 compares the heads of chains, tier 2 sums of fingerprints over the journals' rows, tier 3 decisions with barrier
 // rows and books. It is tested with regions whose databases are changed behind their backs, and under lag. Source: DESIGN
@@ -30,7 +31,7 @@ const (
 	LostConfirm Class = "D01"
 	// LostCancel (D02): the decision is abort, and a branch still holds.
 	LostCancel Class = "D02"
-	// AmountAltered (D06): an account is not what its entries say.
+	// AmountAltered (D06): an account is not what its entries say, or its entries are not what its transfers say.
 	AmountAltered Class = "D06"
 	// RecordAltered (D14): two journals have different records of a transaction.
 	RecordAltered Class = "D14"
