@@ -364,6 +364,46 @@ func TestAReaderSaysWhatItSkipped(t *testing.T) {
 	}
 }
 
+// TestAnEndThatGoesBackForAMomentIsNoRewind: a leader that has just been elected may tell a lower high watermark.
+func TestAnEndThatGoesBackForAMomentIsNoRewind(t *testing.T) {
+	c, k := cluster(t)
+	s := &source{}
+	s.add("a", 50)
+	p := NewPublisher(s.config(k))
+	run(t, p)
+	n := slot.Of("{a}")
+	r := NewReader(ReaderConfig{Kafka: k, Index: 1, Partition: n % 2, Partitions: 2})
+	defer r.Close()
+	until(t, r, func(all []Message, _ Chunk) bool { return len(numbers(all, n)) == 50 })
+	answered := make(chan struct{})
+	c.ControlKey(int16(kmsg.Fetch), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		f := req.(*kmsg.FetchRequest)
+		if len(f.Topics) == 0 || len(f.Topics[0].Partitions) == 0 {
+			c.KeepControl()
+			return nil, nil, false
+		}
+		defer close(answered)
+		res := f.ResponseKind().(*kmsg.FetchResponse)
+		topic, part := kmsg.NewFetchResponseTopic(), kmsg.NewFetchResponseTopicPartition()
+		topic.Topic, topic.TopicID = f.Topics[0].Topic, f.Topics[0].TopicID
+		part.Partition, part.HighWatermark, part.LastStableOffset, part.RecordBatches = f.Topics[0].Partitions[0].Partition, 9, 9, []byte{}
+		topic.Partitions = append(topic.Partitions, part)
+		res.Topics = append(res.Topics, topic)
+		return res, nil, true
+	})
+	p.Appended(s.add("a", 5))
+	more := until(t, r, func(all []Message, c Chunk) bool {
+		if c.Notice != "" {
+			t.Errorf("notice %q at %d", c.Notice, c.Next)
+		}
+		return len(numbers(all, n)) >= 5
+	})
+	<-answered
+	if got := numbers(more, n); fmt.Sprint(got) != "[51 52 53 54 55]" {
+		t.Fatalf("read after it: %v", got)
+	}
+}
+
 func TestWhatIsNoEventIsPoisonOfItsSlot(t *testing.T) {
 	e := (&source{}).add("a", 1)[0]
 	n := e.Slot

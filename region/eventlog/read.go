@@ -137,7 +137,7 @@ func (r *Reader) watch(c *Chunk, from int64) {
 	}
 }
 
-// outOfRange finds where a partition begins now.
+// outOfRange finds where to go on where the offset or the partition's end is not what was expected.
 func (r *Reader) outOfRange(ctx context.Context) (Chunk, error) {
 	res, err := r.link.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{
 		r.link.topic: {kafka.FirstOffsetOf(r.cfg.Partition), kafka.LastOffsetOf(r.cfg.Partition)},
@@ -151,6 +151,11 @@ func (r *Reader) outOfRange(ctx context.Context) (Chunk, error) {
 		}
 		if p.Error != nil {
 			return Chunk{}, fmt.Errorf("ask for the offsets of %s/%d: %w", r.link.topic, r.cfg.Partition, p.Error)
+		}
+		// A new leader may tell a lower end for a moment, until it has heard of its followers: nothing was lost.
+		if p.FirstOffset <= r.next && r.next <= p.LastOffset && p.LastOffset >= r.high {
+			r.high = p.LastOffset
+			return Chunk{Next: r.next, High: r.high}, nil
 		}
 		notice := NoticeRewound
 		if r.next < p.FirstOffset && p.LastOffset >= r.high {
