@@ -105,8 +105,10 @@ func (j *Journal) openMySQL(ctx context.Context, a *address) error {
 	if err != nil {
 		return fmt.Errorf("journal at %s: %w", a.where, err)
 	}
-	// Fewer gaps are locked, so that batches of two coordinators seldom meet.
-	db := sql.OpenDB(&prepared{c, []string{"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"}})
+	// Fewer gaps are locked, so that batches of two coordinators seldom meet. Where a client gives up, the server goes on
+	// waiting for a lock, with all that the transaction has locked: not longer than the client.
+	db := sql.OpenDB(&prepared{c, []string{"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+		fmt.Sprintf("SET SESSION innodb_lock_wait_timeout = %d", int(turnShared.Seconds()))}})
 	usual(db)
 	j.write, j.read = db, db
 	var flush int

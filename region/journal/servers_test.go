@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/region/journal/sample"
 )
 
 func init() {
@@ -344,4 +346,73 @@ func deadlock(t *testing.T, j *Journal) error {
 		}()
 	}
 	return errors.Join(<-errs, <-errs)
+}
+
+// TestABatchThatCannotBeWrittenHoldsUpNoOther: another process holds the watermark of one slot. The batches that came with it
+// are written when the shared transaction has been given up, and those that come later at once.
+func TestABatchThatCannotBeWrittenHoldsUpNoOther(t *testing.T) {
+	onServers(t, func(t *testing.T, url string) {
+		t.Parallel()
+		j := open(t, url)
+		ctx := t.Context()
+		a := j.Applier(ApplyConfig{Own: 1})
+		makers := make([]sample.Maker, 6)
+		next := func(part, from int) Batch {
+			makers[part].Epoch = 102
+			rows := inSlot(&makers[part], fmt.Sprint("tag", part), from, 5)
+			return Batch{Origin: 2, Part: part, Offset: int64(from + 5), Events: chainOfRows(rows)}
+		}
+		const held = 3
+		var all []record.Event // of the slot that is held
+		for part := range makers {
+			b := next(part, 0)
+			apply(t, a, b)
+			if part == held {
+				all = b.Events
+			}
+		}
+		stuck := next(held, 5)
+		hold, err := j.write.BeginTx(ctx, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = hold.Rollback() }()
+		if _, err := hold.ExecContext(ctx, j.d.bind("UPDATE lockstep_watermark SET updated_at = 1 WHERE origin = 2 AND slot = ?"), stuck.Events[0].Slot); err != nil {
+			t.Fatal(err)
+		}
+		var others sync.WaitGroup
+		done := make(chan error, 1)
+		go func() { _, err := a.Apply(ctx, stuck); done <- err }() // it may be alone, or in the others' company
+		for round := range 2 {
+			limit := turnShared + 3*time.Second
+			if round == 1 {
+				limit = 2 * time.Second // by now it is by itself
+			}
+			start := time.Now()
+			for part := range makers {
+				if part == held {
+					continue
+				}
+				b := next(part, 5+5*round)
+				others.Go(func() {
+					if res, err := a.Apply(ctx, b); err != nil || res.Applied != len(b.Events) || time.Since(start) > limit {
+						t.Errorf("round %d, part %d: %d events after %v, %v", round, b.Part, res.Applied, time.Since(start), err)
+					}
+				})
+			}
+			others.Wait()
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("its watermark is held, and it was answered: %v", err)
+		default:
+		}
+		if err := hold.Rollback(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		mustRead(t, j, 2, append(all, stuck.Events...))
+	})
 }

@@ -4,13 +4,15 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"errors"
 	"slices"
 	"sync"
 	"time"
 )
 
 // turns shares SQL transactions between batches that come while one is being written: what a batch costs is mostly the
-// transaction's end, and a partition's batch is small. Batches have slots of their own, so that they do not meet.
+// transaction's end, and a partition's batch is small. Batches have slots of their own, so that they do not meet. One that
+// cannot be written, as another process holds its watermarks, holds up the others for turnShared, and then no more.
 type turns struct {
 	mu      sync.Mutex
 	waiting []*turn
@@ -28,7 +30,9 @@ type turn struct {
 const (
 	turnsAtOnce = 16
 	turnEvents  = 2000
-	turnTime    = time.Minute
+	// turnShared bounds what the others wait for, turnAlone the try of a batch that held them up.
+	turnShared = 5 * time.Second
+	turnAlone  = time.Minute
 )
 
 // take writes a batch, in company or alone. After ctx has ended it may be written all the same.
@@ -65,35 +69,61 @@ func (t *turns) run() {
 		some := slices.Clone(t.waiting[:n])
 		t.waiting = slices.Delete(t.waiting, 0, n)
 		t.mu.Unlock()
-		if n == 1 || !together(some) {
-			for _, one := range some {
-				one.done <- write(one.ctx, []*turn{one})
-			}
+		if !together(some) {
+			apart(some)
 		}
 	}
 }
 
-// together writes several batches in one transaction; false: nothing was written, and each is to be written alone, so that
-// one that cannot be written holds up no other.
+// together writes several batches in one transaction, or a single one; false: nothing was written, and each is to be written
+// alone.
 func together(some []*turn) bool {
 	// Two processes that lock the same watermarks do so in one order.
-	slices.SortFunc(some, func(x, y *turn) int {
+	slices.SortStableFunc(some, func(x, y *turn) int {
 		return cmp.Or(cmp.Compare(x.w.b.Origin, y.w.b.Origin), cmp.Compare(x.w.b.Part, y.w.b.Part))
 	})
 	for i := range some[1:] {
-		if x, y := some[i].w.b, some[i+1].w.b; x.Origin == y.Origin && x.Part == y.Part {
+		if some[i].samePart(some[i+1]) {
 			return false // the second is to see what the first has written
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(some[0].ctx), turnTime)
+	parent := some[0].ctx
+	if len(some) > 1 {
+		parent = context.WithoutCancel(parent) // it is not the others' caller that has left
+	}
+	ctx, cancel := context.WithTimeout(parent, turnShared)
 	defer cancel()
-	if write(ctx, some) != nil {
+	err := write(ctx, some)
+	if err != nil && (len(some) > 1 || errors.Is(ctx.Err(), context.DeadlineExceeded) && parent.Err() == nil) {
 		return false
 	}
 	for _, one := range some {
-		one.done <- nil
+		one.done <- err
 	}
 	return true
+}
+
+func (t *turn) samePart(o *turn) bool {
+	return t.w.b.Origin == o.w.b.Origin && t.w.b.Part == o.w.b.Part
+}
+
+// apart writes each batch by itself, side by side but for those of one partition, and waits for none.
+func apart(some []*turn) {
+	for len(some) > 0 {
+		n := 1
+		for n < len(some) && some[n].samePart(some[0]) {
+			n++
+		}
+		part := some[:n]
+		some = some[n:]
+		go func() {
+			for _, one := range part {
+				ctx, cancel := context.WithTimeout(one.ctx, turnAlone)
+				one.done <- write(ctx, []*turn{one})
+				cancel()
+			}
+		}()
+	}
 }
 
 func write(ctx context.Context, some []*turn) error {
