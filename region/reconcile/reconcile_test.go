@@ -173,6 +173,9 @@ func TestNothingIsFoundWhereNothingIsWrongAlsoUnderLag(t *testing.T) {
 		if len(rep.Findings) != 0 {
 			t.Fatalf("lag of %d: false findings %+v", lag, rep.Findings)
 		}
+		if moving := min(lag, 5); rep.Chains != 5-moving || rep.ChainsMoving != moving { // of five slots, by turns
+			t.Fatalf("lag of %d: %d chains said to be compared, %d on their way", lag, rep.Chains, rep.ChainsMoving)
+		}
 		if rep.Transactions == 0 || (lag > 0) != (rep.Open > 0) || lag == 0 && rep.Chains == 0 {
 			t.Fatalf("lag of %d: %+v", lag, rep)
 		}

@@ -149,8 +149,8 @@ func (c *driftFlags) summary(e *env, rep *reconcile.Report) {
 	if c.Output == "json" {
 		w = e.err // the output is findings alone
 	}
-	fmt.Fprintf(w, "compared %d chains, %d transactions, %d branches and %d participants' books; %d on their way; %d bytes exchanged; %d findings\n",
-		rep.Chains, rep.Transactions, rep.Branches, rep.Books, rep.Open, rep.Bytes, len(rep.Findings))
+	fmt.Fprintf(w, "compared %d chains (%d on their way), %d transactions, %d branches and %d participants' books; %d on their way; %d bytes exchanged; %d findings\n",
+		rep.Chains, rep.ChainsMoving, rep.Transactions, rep.Branches, rep.Books, rep.Open, rep.Bytes, len(rep.Findings))
 	for _, s := range rep.Skipped {
 		fmt.Fprintln(w, "NOT COMPARED:", shown(s))
 	}
