@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 
@@ -146,7 +147,7 @@ type regionStatusCmd struct {
 // regionView is one region as status shows it.
 type regionView struct {
 	Region string               `json:"region"`
-	State  string               `json:"state"` // up, unreachable
+	State  string               `json:"state"` // up, up 1/2 where one of two coordinators answers, unreachable
 	Error  string               `json:"error,omitempty"`
 	Slots  map[slot.Status]int  `json:"slots"`
 	Status *server.RegionStatus `json:"status,omitempty"`
@@ -175,8 +176,13 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 		}
 		if v.Status == nil {
 			fmt.Fprintf(w, "%s\t%s\t%s\t?\t?\t?\t?\t?\t?\n", v.Region, v.State, slots)
-			next = fmt.Sprintf("curl %s/readyz  # %s", o.file.Regions[v.Region].Admin[0], v.Error)
+			if admin := o.file.Regions[v.Region].Admin; len(admin) > 0 {
+				next = fmt.Sprintf("curl %s/readyz  # %s", admin[0], v.Error)
+			}
 			continue
+		}
+		if v.Error != "" {
+			next = fmt.Sprintf("lockstep region status --context %s --output json  # %s in %s: %s", c.Context, v.State, v.Region, cut(v.Error, 200))
 		}
 		lag, heard := "", ""
 		for _, or := range v.Status.Origins {
@@ -232,23 +238,66 @@ func (c *contextFile) look(e *env, o *opened) ([]regionView, *slot.Map, error) {
 		return nil, nil, err
 	}
 	a := c.asker(e, o)
-	var out []regionView
-	for _, name := range dep.Regions {
-		v := regionView{Region: name, State: "up", Slots: map[slot.Status]int{}}
-		for _, w := range owners {
-			if w.Region == name {
-				v.Slots[w.Status]++
-			}
-		}
-		st := &server.RegionStatus{}
-		if err := a.ask(ctx, name, http.MethodGet, "/v1/region/status", st); err != nil {
-			v.State, v.Error = "unreachable", err.Error()
-		} else {
-			v.Status = st
-		}
-		out = append(out, v)
+	out := make([]regionView, len(dep.Regions))
+	var all sync.WaitGroup
+	for i, name := range dep.Regions {
+		all.Go(func() { out[i] = a.view(ctx, name, owners) })
 	}
+	all.Wait()
 	return out, owners, nil
+}
+
+// view asks all of a region's coordinators: each knows its own open transactions and the events of its own partitions.
+func (a *asker) view(ctx context.Context, region string, owners *slot.Map) regionView {
+	v := regionView{Region: region, State: "unreachable", Slots: map[slot.Status]int{}}
+	for _, w := range owners {
+		if w.Region == region {
+			v.Slots[w.Status]++
+		}
+	}
+	bases := a.o.file.Regions[region].Admin
+	answers, errs := make([]server.RegionStatus, len(bases)), make([]error, len(bases))
+	var all sync.WaitGroup
+	for i, base := range bases {
+		all.Go(func() { errs[i] = a.askOne(ctx, base, http.MethodGet, "/v1/region/status", &answers[i]) })
+	}
+	all.Wait()
+	up := 0
+	for i := range bases {
+		if errs[i] == nil {
+			up++
+			v.add(&answers[i])
+		}
+	}
+	switch {
+	case len(bases) == 0:
+		v.Error = fmt.Sprintf("the regions file has no admin address of region %s", region)
+	case up == len(bases):
+		v.State = "up"
+	case up > 0:
+		v.State = fmt.Sprintf("up %d/%d", up, len(bases))
+	}
+	if err := errors.Join(errs...); err != nil {
+		v.Error = err.Error()
+	}
+	return v
+}
+
+// add takes one more coordinator's answer. What they all know of the whole region is the first one's.
+func (v *regionView) add(st *server.RegionStatus) {
+	if v.Status == nil {
+		v.Status = st
+		return
+	}
+	v.Status.Open += st.Open
+	v.Status.Unpublished += st.Unpublished
+	v.Status.Held += st.Held
+	for peer, n := range st.Unacknowledged {
+		if v.Status.Unacknowledged == nil {
+			v.Status.Unacknowledged = map[string]uint64{}
+		}
+		v.Status.Unacknowledged[peer] += n
+	}
 }
 
 type regionVerifyCmd struct {
