@@ -24,7 +24,7 @@ type File struct {
 	ArbiterCa   string `yaml:"arbiter-ca,omitempty"`
 	ArbiterCert string `yaml:"arbiter-cert,omitempty"`
 	ArbiterKey  string `yaml:"arbiter-key,omitempty"`
-	// Partitions of each region's topic in Kafka; fixed for ever once events were published. Defaults to 8.
+	// Partitions of each region's topic in Kafka; fixed for ever once events were published. Defaults to 4.
 	Partitions int `yaml:"partitions,omitempty"`
 	// Regions by name.
 	Regions map[string]Region `yaml:"regions"`
