@@ -178,6 +178,9 @@ func TestPoisonStopsOneSlotUntilItIsLetGoOn(t *testing.T) {
 		if list, err := west.journal.Divergences(context.Background(), 5); err != nil || len(list) != 1 || string(list[0].Event) != "rubbish" {
 			t.Fatal(list, err)
 		}
+		if got := series(t, west.service, "lockstep_replication_slot_lag_events"); len(got) != 1 || got[fmt.Sprintf("%s %d ", east.name, st.Slot)] == 0 {
+			t.Fatalf("series of slots: %v", got)
+		}
 		if was, err := west.service.Unstop(context.Background(), east.index, st.Slot); !was || err != nil {
 			t.Fatal(was, err)
 		}

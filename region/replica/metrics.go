@@ -1,6 +1,10 @@
 package replica
 
 import (
+	"cmp"
+	"slices"
+	"strconv"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -33,6 +37,12 @@ func newMetrics(s *Service) *metrics {
 		"heard_seconds": "Since the origin was last heard of.", "stopped_slots": "Slots that do not go on.", "waiting_slots": "Slots that wait for the seal of another region.",
 	} {
 		m.gauges[name] = prometheus.NewDesc("lockstep_replication_"+name, help, []string{"origin"}, nil)
+	}
+	for name, help := range map[string]string{
+		"slot_lag_events":  "Events of one slot known and not applied; only of slots that are stopped or behind, the worst of each origin.",
+		"slot_lag_seconds": "Since when the slot is behind.",
+	} {
+		m.gauges[name] = prometheus.NewDesc("lockstep_replication_"+name, help, []string{"origin", "slot"}, nil)
 	}
 	m.gauges["unacknowledged_events"] = prometheus.NewDesc("lockstep_replication_unacknowledged_events", "Events published that the peer's journal is not known to have.", []string{"peer"}, nil)
 	m.gauges["unpublished_events"] = prometheus.NewDesc("lockstep_replication_unpublished_events", "Events decided or finished here that Kafka does not have.", nil, nil)
@@ -77,5 +87,34 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 		gauge("heard_seconds", float64(o.HeardMillis)/1000, o.Region)
 		gauge("stopped_slots", float64(len(o.Stopped)), o.Region)
 		gauge("waiting_slots", float64(o.Waiting), o.Region)
+		for _, sl := range worst(&o) {
+			gauge("slot_lag_events", float64(sl.Head-sl.Applied), o.Region, strconv.Itoa(sl.Slot))
+			gauge("slot_lag_seconds", float64(sl.LagMillis)/1000, o.Region, strconv.Itoa(sl.Slot))
+		}
 	}
+}
+
+const (
+	// worstSlots bounds the series of an origin: behind a cut link every slot is behind.
+	worstSlots = 50
+	// worstFrom is for how long a slot is behind before it has a series: under load many are, for a moment.
+	worstFrom = 1000
+)
+
+// worst are the slots of an origin that do not go on, and then those that are behind for the longest.
+func worst(o *OriginStatus) []SlotStatus {
+	stopped := map[int]int{}
+	for _, s := range o.Stopped {
+		stopped[s.Slot] = 1
+	}
+	var out []SlotStatus
+	for _, s := range o.Slots {
+		if stopped[s.Slot] == 1 || s.LagMillis >= worstFrom {
+			out = append(out, s)
+		}
+	}
+	slices.SortFunc(out, func(a, b SlotStatus) int {
+		return cmp.Or(cmp.Compare(stopped[b.Slot], stopped[a.Slot]), cmp.Compare(b.LagMillis, a.LagMillis), cmp.Compare(a.Slot, b.Slot))
+	})
+	return out[:min(len(out), worstSlots)]
 }
