@@ -214,11 +214,11 @@ func TestOneProcessPublishesWhatAnotherAppends(t *testing.T) {
 	onEach(t, func(t *testing.T, d *deployment) {
 		east, west := d.region("east"), d.region("west")
 		var mu sync.Mutex
-		turn := 0
+		turn, none := 0, false
 		half := func(k int) func(*Config) {
 			return func(c *Config) {
 				c.Shared = true
-				c.Mine = func(p int) bool { mu.Lock(); defer mu.Unlock(); return (p+turn)%2 == k }
+				c.Mine = func(p int) bool { mu.Lock(); defer mu.Unlock(); return !none && (p+turn)%2 == k }
 			}
 		}
 		east.shape = half(0)
@@ -233,5 +233,18 @@ func TestOneProcessPublishesWhatAnotherAppends(t *testing.T) {
 		mu.Unlock()
 		west.has(east.pay("b", 100))
 		west.quietly()
+		if len(east.service.pub.Heads()) == 0 {
+			t.Fatal("the first has published nothing: the test shows nothing")
+		}
+		mu.Lock()
+		none = true // by now others publish all partitions
+		mu.Unlock()
+		s := east.service
+		s.mu.Lock()
+		clear(s.acks[west.index]) // as if west had not answered since
+		s.mu.Unlock()
+		if st := s.Status(); st.Unacknowledged[west.name] != 0 {
+			t.Errorf("%d events of partitions that another publishes", st.Unacknowledged[west.name])
+		}
 	})
 }

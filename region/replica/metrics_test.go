@@ -43,8 +43,11 @@ func TestTheWorstSlotsHaveSeriesAndNoMore(t *testing.T) {
 		o.Slots = append(o.Slots, one)
 	}
 	got := worst(&o)
-	if len(got) != worstSlots || got[0].Slot != 900 || got[1].Slot != 999 || got[2].Slot != 997 {
-		t.Errorf("%d slots, first %+v", len(got), got[:3])
+	if len(got) != worstSlots {
+		t.Fatalf("%d slots", len(got))
+	}
+	if got[0].Slot != 900 || got[1].Slot != 999 || got[2].Slot != 997 {
+		t.Errorf("first %+v", got[:3])
 	}
 	o.Stopped, o.Slots = nil, o.Slots[:102]
 	if got := worst(&o); len(got) != 1 || got[0].Slot != 101 { // 99 is behind for less than a second

@@ -160,7 +160,8 @@ type Status struct {
 	// Unpublished events: decided or finished here, and not in Kafka.
 	Unpublished int `json:"unpublished"`
 	// Unacknowledged events by peer: published, and not yet in its journal as far as is known. With Unpublished it is the
-	// exposure: what a loss of this region would leave unknown to the peer.
+	// exposure: what a loss of this region would leave unknown to the peer. Both, and Open, are this process's part of the
+	// region: of its transactions, and of the partitions that it publishes.
 	Unacknowledged map[string]uint64 `json:"unacknowledged"`
 	// Unpublishable slots, whose next event in the journal does not continue its chain.
 	Unpublishable map[int]string `json:"unpublishable,omitempty"`
@@ -221,6 +222,9 @@ func (s *Service) Status() Status {
 	for index, o := range s.origins {
 		sum := uint64(0)
 		for _, h := range heads {
+			if !s.cfg.Mine(h.Slot % s.cfg.Partitions) {
+				continue // whoever publishes it now counts it
+			}
 			if have := s.acks[index][h.Slot]; h.Head.Seq > have {
 				sum += h.Head.Seq - have
 			}
