@@ -72,30 +72,43 @@ type Conductor struct {
 	served map[int]bool
 }
 
-// Start writes a new operation and takes the lock; ErrBusy names the one that has it. Durable on nil; nothing moves before
-// Drive.
+// Start writes a new operation, its lock and its first line of the audit, all of it or nothing; ErrBusy names the operation
+// that has the lock. One that was started before goes on from where it is. Durable on nil; nothing moves before Drive.
 func (c *Conductor) Start(ctx context.Context, p failover.Plan, at time.Time) error {
 	if err := p.Check(); err != nil {
 		return err
 	}
-	if _, err := c.Arbiter.Put(ctx, opTable, arbiter.Row{Key: lockKey, Value: []byte(p.ID)}); errors.Is(err, arbiter.ErrChanged) {
-		holder, gerr := c.Arbiter.Get(ctx, opTable, lockKey)
-		if gerr != nil {
-			return gerr
-		}
-		if string(holder.Value) != p.ID {
-			return fmt.Errorf("%w: %s", ErrBusy, holder.Value)
-		}
-	} else if err != nil {
+	value, err := json.Marshal(failover.Run{Plan: p, Status: failover.Running, BegunMillis: at.UnixMilli()})
+	if err != nil {
 		return err
 	}
-	c.after("lock")
-	if _, err := c.Load(ctx, p.ID); !errors.Is(err, ErrNone) {
-		return err // it was started before, and goes on from where it is
+	line := c.line("start", fmt.Sprintf("%s of %d slots from %s to %s, plan %s: %s", p.Kind, len(p.Slots), p.From, p.To, p.Hash(), p.Why), p.ID, at)
+	for {
+		rev, err := c.record(ctx, line,
+			arbiter.In{Table: opTable, Row: arbiter.Row{Key: lockKey, Value: []byte(p.ID)}}, arbiter.In{Table: opTable, Row: arbiter.Row{Key: runKey(p.ID), Value: value}})
+		if err == nil {
+			c.rev = rev
+			c.after("start")
+			return nil
+		}
+		if !errors.Is(err, arbiter.ErrChanged) {
+			return err
+		}
+		holder, err := c.Arbiter.Get(ctx, opTable, lockKey)
+		if err != nil {
+			return err
+		}
+		if holder.Rev != 0 && string(holder.Value) != p.ID {
+			return fmt.Errorf("%w: %s", ErrBusy, holder.Value)
+		}
+		// Without a run the other operation has ended just now.
+		if _, err := c.Load(ctx, p.ID); !errors.Is(err, ErrNone) {
+			return err
+		}
 	}
-	return c.save(ctx, failover.Run{Plan: p, Status: failover.Running, BegunMillis: at.UnixMilli()},
-		c.line("start", fmt.Sprintf("%s of %d slots from %s to %s, plan %s: %s", p.Kind, len(p.Slots), p.From, p.To, p.Hash(), p.Why), p.ID, at))
 }
+
+func runKey(id string) string { return "run/" + id }
 
 // Load reads an operation; "" is the one that holds the lock. ErrNone when there is none.
 func (c *Conductor) Load(ctx context.Context, id string) (failover.Run, error) {
@@ -110,7 +123,7 @@ func (c *Conductor) Load(ctx context.Context, id string) (failover.Run, error) {
 		}
 		id = string(row.Value)
 	}
-	row, err := c.Arbiter.Get(ctx, opTable, "run/"+id)
+	row, err := c.Arbiter.Get(ctx, opTable, runKey(id))
 	if err != nil {
 		return r, err
 	}
@@ -142,7 +155,7 @@ func (c *Conductor) save(ctx context.Context, r failover.Run, line *Entry) error
 	if err != nil {
 		return err
 	}
-	rev, err := c.record(ctx, line, &arbiter.In{Table: opTable, Row: arbiter.Row{Key: "run/" + r.Plan.ID, Value: value, Rev: c.rev}})
+	rev, err := c.record(ctx, line, arbiter.In{Table: opTable, Row: arbiter.Row{Key: runKey(r.Plan.ID), Value: value, Rev: c.rev}})
 	if err != nil {
 		return err
 	}
@@ -363,36 +376,32 @@ func (c *Conductor) line(act, text, op string, at time.Time) *Entry {
 
 // Audit appends a line to the chain; durable on nil.
 func (c *Conductor) Audit(ctx context.Context, act, text, op string, at time.Time) error {
-	_, err := c.record(ctx, c.line(act, text, op, at), nil)
+	_, err := c.record(ctx, c.line(act, text, op, at))
 	return err
 }
 
-// record appends a line to the audit and writes a row, both or neither; either may be nil. arbiter.ErrChanged when the row
-// stands otherwise; where somebody else has appended to the audit, the line is chained to theirs.
-func (c *Conductor) record(ctx context.Context, line *Entry, row *arbiter.In) (rev int64, err error) {
+// record appends a line to the audit (nil for none) and writes rows, all or nothing. arbiter.ErrChanged when a row stands
+// otherwise; where only somebody else has appended to the audit, the line is chained to theirs.
+func (c *Conductor) record(ctx context.Context, line *Entry, rows ...arbiter.In) (rev int64, err error) {
+	if line == nil {
+		return c.Arbiter.PutAll(ctx, rows...)
+	}
 	for {
-		var rows []arbiter.In
-		if row != nil {
-			rows = append(rows, *row)
+		audit, err := c.chained(ctx, line)
+		if err != nil {
+			return 0, err
 		}
-		if line != nil {
-			audit, err := c.chained(ctx, line)
-			if err != nil {
-				return 0, err
-			}
-			rows = append(rows, audit)
-		}
-		rev, err = c.Arbiter.PutAll(ctx, rows...)
-		switch {
-		case err == nil && line != nil:
+		rev, err = c.Arbiter.PutAll(ctx, append(slices.Clone(rows), audit)...)
+		if err == nil {
 			c.last = line
 			c.lines++
 			return rev, nil
-		case !errors.Is(err, arbiter.ErrChanged) || line == nil:
-			return rev, err
+		}
+		if !errors.Is(err, arbiter.ErrChanged) {
+			return 0, err
 		}
 		c.last = nil
-		if row != nil {
+		for _, row := range rows {
 			stands, gerr := c.Arbiter.Get(ctx, row.Table, row.Key)
 			if gerr != nil || stands.Rev != row.Rev {
 				return 0, errors.Join(gerr, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -167,11 +168,7 @@ func TestTheToolKilledAfterEachOfItsWritesCanGoOnOrBeAborted(t *testing.T) {
 			if errors.Is(err, ErrNone) && k > 1 {
 				continue // killed behind its last write: nothing is left to do
 			}
-			if k == 1 { // the lock alone was written: the same start goes on
-				if err := next.Start(ctx, p, time.Now()); err != nil {
-					t.Fatal(err)
-				}
-			} else if err != nil {
+			if err != nil {
 				t.Fatalf("killed after write %d, and it cannot be found: %v", k, err)
 			}
 			if then == "abort" && !r.Status.Ended() {
@@ -233,8 +230,14 @@ func TestOneOperationAtATime(t *testing.T) {
 	if err := c.Start(ctx, plan("first"), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	if err := conductor(a, world{}).Start(ctx, plan("second"), time.Now()); !errors.Is(err, ErrBusy) {
+	if err := conductor(a, world{}).Start(ctx, plan("second"), time.Now()); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "first") {
 		t.Fatalf("%v", err)
+	}
+	if err := conductor(a, world{}).Start(ctx, plan("first"), time.Now()); err != nil {
+		t.Fatalf("the same plan does not go on: %v", err)
+	}
+	if lines, err := c.History(ctx); err != nil || len(lines) != 1 {
+		t.Fatalf("%v, %v", lines, err)
 	}
 }
 
