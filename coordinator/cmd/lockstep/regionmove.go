@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/lockstep-tx/lockstep/region/arbiter"
 	"github.com/lockstep-tx/lockstep/region/failover"
 	"github.com/lockstep-tx/lockstep/region/failover/conduct"
 	"github.com/lockstep-tx/lockstep/region/registry"
@@ -324,9 +323,14 @@ func (m *moveFlags) set(e *env, to failover.Status) error {
 		fmt.Fprintf(e.out, "operation %s is %s and would be %s; nothing was written\n", r.Plan.ID, r.Status, to)
 		return nil
 	}
-	if !r.Status.Ended() && !(r.Status == failover.Aborting && to == failover.Running) {
-		if _, err := c.Set(e.ctx, r.Plan.ID, to, m.Why, time.Now()); err != nil && !errors.Is(err, arbiter.ErrChanged) {
-			return err
+	if r.Status != failover.Aborting || to != failover.Running {
+		set, err := c.Set(e.ctx, r.Plan.ID, to, m.Why, time.Now())
+		switch {
+		case errors.Is(err, conduct.ErrEnded) && to != failover.Running:
+			// Its tool may have been killed before it let the lock go.
+			return errors.Join(&failure{fmt.Errorf("operation %s was %s before it could be %s", r.Plan.ID, set.Status, to), "lockstep region history --context " + m.Context}, m.drive(e, c, r.Plan.ID))
+		case err != nil && !errors.Is(err, conduct.ErrEnded):
+			return &failure{err, "lockstep region resume --context " + m.Context}
 		}
 	}
 	if to == failover.Paused {

@@ -40,6 +40,8 @@ var (
 	ErrBusy = errors.New("another operation is under way")
 	// ErrNone: there is no such operation.
 	ErrNone = errors.New("there is no such operation")
+	// ErrEnded: the operation has ended, and takes no change of status any more.
+	ErrEnded = errors.New("the operation has ended")
 )
 
 // World is what is asked and told beyond the arbiter.
@@ -164,23 +166,28 @@ func (c *Conductor) save(ctx context.Context, r failover.Run, line *Entry) error
 	return nil
 }
 
-// Set changes the status of an operation: pause, resume, abort. An ended one is left as it is, with an error.
+// Set changes the status of an operation: pause, resume, abort. Where whoever drives it is faster it is read again, until
+// the change is written. An ended one is left as it is: ErrEnded.
 func (c *Conductor) Set(ctx context.Context, id string, to failover.Status, why string, at time.Time) (failover.Run, error) {
-	r, err := c.Load(ctx, id)
-	if err != nil {
-		return r, err
+	for {
+		r, err := c.Load(ctx, id)
+		if err != nil {
+			return r, err
+		}
+		if r.Status.Ended() {
+			return r, fmt.Errorf("operation %s is %s already: %w", r.Plan.ID, r.Status, ErrEnded)
+		}
+		if r.Status == failover.Aborting && to != failover.Aborting {
+			return r, fmt.Errorf("operation %s is being aborted; let it end", r.Plan.ID)
+		}
+		r.Status = to
+		if to == failover.Aborting {
+			r.Failure = why
+		}
+		if err := c.save(ctx, r, c.line(string(to), why, r.Plan.ID, at)); !errors.Is(err, arbiter.ErrChanged) {
+			return r, err
+		}
 	}
-	if r.Status.Ended() {
-		return r, fmt.Errorf("operation %s is %s already", r.Plan.ID, r.Status)
-	}
-	if r.Status == failover.Aborting && to != failover.Aborting {
-		return r, fmt.Errorf("operation %s is being aborted; let it end", r.Plan.ID)
-	}
-	r.Status = to
-	if to == failover.Aborting {
-		r.Failure = why
-	}
-	return r, c.save(ctx, r, c.line(string(to), why, r.Plan.ID, at))
 }
 
 // Drive works at an operation until it ends, is paused at a boundary, or ctx ends; it may be called again by anybody.

@@ -241,6 +241,67 @@ func TestOneOperationAtATime(t *testing.T) {
 	}
 }
 
+// TestAnOperatorsWordIsWrittenWhileTheToolSaves: the tool writes the run again and again, and every change of status is there.
+func TestAnOperatorsWordIsWrittenWhileTheToolSaves(t *testing.T) {
+	a := newArbiter(t)
+	ctx := t.Context()
+	if err := conductor(a, world{}).Start(ctx, plan("raced"), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	tool := make(chan error, 1)
+	stop := make(chan struct{})
+	go func() {
+		c := conductor(a, world{})
+		for {
+			r, err := c.Load(ctx, "raced")
+			if err == nil {
+				err = c.save(ctx, r, nil)
+			}
+			if err != nil && !errors.Is(err, arbiter.ErrChanged) {
+				tool <- err
+				return
+			}
+			select {
+			case <-stop:
+				tool <- nil
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	for i := range 60 {
+		to := []failover.Status{failover.Paused, failover.Running}[i%2]
+		if _, err := conductor(a, world{}).Set(ctx, "raced", to, "why", time.Now()); err != nil {
+			t.Fatalf("the %d. change: %v", i+1, err)
+		}
+		if r, err := conductor(a, world{}).Load(ctx, "raced"); err != nil || r.Status != to {
+			t.Fatalf("the %d. change: %s, %v", i+1, r.Status, err)
+		}
+	}
+	close(stop)
+	if err := <-tool; err != nil {
+		t.Fatal(err)
+	}
+	if lines, err := conductor(a, world{}).History(ctx); err != nil || len(lines) != 61 {
+		t.Fatalf("%d lines, %v", len(lines), err)
+	}
+}
+
+func TestAnEndedOperationTakesNoWord(t *testing.T) {
+	a := newArbiter(t)
+	source(t, a)
+	c := conductor(a, world{})
+	if err := c.Start(t.Context(), plan("over"), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Drive(t.Context(), "over"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Set(t.Context(), "over", failover.Aborting, "late", time.Now()); !errors.Is(err, ErrEnded) {
+		t.Fatal(err)
+	}
+}
+
 func TestABatchThatNeverArrivesIsUndoneAndTheOperationGivesUp(t *testing.T) {
 	a := newArbiter(t)
 	source(t, a)
