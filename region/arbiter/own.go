@@ -133,6 +133,32 @@ func (a *Arbiter) AllSeals(ctx context.Context) (map[int][]slot.Seal, error) {
 	return out, nil
 }
 
+// FirstOwners gives the region that had each slot first: by the seal of its oldest epoch, or where nothing ever sealed it, the
+// one that has it.
+func (a *Arbiter) FirstOwners(ctx context.Context) (*[slot.Count]string, error) {
+	d, err := a.Deployment(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// The owners come before the seals: what moves in between has a seal by then.
+	owners, err := a.Owners(ctx)
+	if err != nil {
+		return nil, err
+	}
+	seals, err := a.AllSeals(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out [slot.Count]string
+	for n, o := range owners {
+		out[n] = o.Region
+		if len(seals[n]) > 0 {
+			out[n] = d.Name(seals[n][0].Epoch.Region())
+		}
+	}
+	return &out, nil
+}
+
 // Follow calls each with the owners now and after every change, until ctx ends; maps may be skipped, the latest never is.
 // The map belongs to the callee. heard, which may be nil, is called about once a second while the arbiter answers. It
 // returns when ctx ends.

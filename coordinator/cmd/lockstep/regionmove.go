@@ -21,7 +21,7 @@ import (
 // moveFlags are those of every command that moves slots.
 type moveFlags struct {
 	contextFile
-	Slots    string        `help:"Slots to move: 0-31,40. Defaults to all that --from owns." placeholder:"LIST"`
+	Slots    string        `help:"Slots to move: 0-31,40. Defaults to all that --from owns; for failback, to those of them that --to had first." placeholder:"LIST"`
 	Batch    int           `help:"Slots that move together." default:"32"`
 	Deadline time.Duration `help:"How long a batch may take until it undoes itself." default:"10s"`
 	Pause    time.Duration `help:"Rest between batches." default:"1s"`
@@ -45,8 +45,8 @@ func (m *moveFlags) who() string {
 	return name
 }
 
-// plan makes the plan of a move of the region's slots.
-func (m *moveFlags) plan(owners *slot.Map, kind failover.Kind, from, to string, hold time.Duration) (failover.Plan, error) {
+// plan makes the plan of a move of the region's slots. first says who had each slot first, for a failback.
+func (m *moveFlags) plan(owners *slot.Map, first *[slot.Count]string, kind failover.Kind, from, to string, hold time.Duration) (failover.Plan, error) {
 	p := failover.Plan{
 		ID: uuid.NewString()[:13], Kind: kind, From: from, To: to, Batch: m.Batch, DeadlineMillis: m.Deadline.Milliseconds(), PauseMillis: m.Pause.Milliseconds(),
 		HoldMillis: hold.Milliseconds(), Who: m.who(), Why: m.Why,
@@ -55,10 +55,22 @@ func (m *moveFlags) plan(owners *slot.Map, kind failover.Kind, from, to string, 
 	if err != nil {
 		return p, usageError{err}
 	}
+	var foreign []int
 	for n, o := range owners {
-		if o.Region == from && (want == nil || want[n]) {
+		switch {
+		case o.Region != from || want != nil && !want[n]:
+		case kind == failover.Failback && first[n] != to:
+			foreign = append(foreign, n)
+		default:
 			p.Slots = append(p.Slots, n)
 		}
+	}
+	if want != nil && len(foreign) > 0 {
+		return p, &failure{usageError{fmt.Errorf("--slots: %s were not %s's first; leave them out, or hand them over", slotList(foreign), to)},
+			fmt.Sprintf("lockstep region handover --from %s --to %s --slots %s --context %s", from, to, slotList(foreign), m.Context)}
+	}
+	if len(foreign) > 0 && len(p.Slots) == 0 {
+		return p, usageError{fmt.Errorf("slots: none of those that %s has were %s's first", from, to)}
 	}
 	if err := p.Check(); err != nil {
 		return p, usageError{err}
@@ -87,6 +99,24 @@ func parseSlots(text string) (map[int]bool, error) {
 		}
 	}
 	return out, nil
+}
+
+// slotList writes slots, in order, as parseSlots reads them.
+func slotList(slots []int) string {
+	var parts []string
+	for i := 0; i < len(slots); {
+		j := i
+		for j+1 < len(slots) && slots[j+1] == slots[j]+1 {
+			j++
+		}
+		part := strconv.Itoa(slots[i])
+		if j > i {
+			part += "-" + strconv.Itoa(slots[j])
+		}
+		parts = append(parts, part)
+		i = j + 1
+	}
+	return strings.Join(parts, ",")
 }
 
 // check is one preflight check.
@@ -229,13 +259,7 @@ func (m *moveFlags) move(e *env, kind failover.Kind, from, to string, hold time.
 		return err
 	}
 	defer o.close()
-	ctx, cancel := m.within(e.ctx)
-	owners, err := o.arbiter.Owners(ctx)
-	cancel()
-	if err != nil {
-		return err
-	}
-	p, err := m.plan(owners, kind, from, to, hold)
+	p, err := m.planned(e, o, kind, from, to, hold)
 	if err != nil {
 		return err
 	}
@@ -258,6 +282,23 @@ func (m *moveFlags) move(e *env, kind failover.Kind, from, to string, hold time.
 		return &failure{err, "lockstep region resume --context " + m.Context + "  # or abort it"}
 	}
 	return m.drive(e, c, p.ID)
+}
+
+// planned reads what a plan is made of, and makes it.
+func (m *moveFlags) planned(e *env, o *opened, kind failover.Kind, from, to string, hold time.Duration) (failover.Plan, error) {
+	ctx, cancel := m.within(e.ctx)
+	defer cancel()
+	owners, err := o.arbiter.Owners(ctx)
+	if err != nil {
+		return failover.Plan{}, err
+	}
+	var first *[slot.Count]string
+	if kind == failover.Failback {
+		if first, err = o.arbiter.FirstOwners(ctx); err != nil {
+			return failover.Plan{}, err
+		}
+	}
+	return m.plan(owners, first, kind, from, to, hold)
 }
 
 func (m *moveFlags) conductor(e *env, o *opened) *conduct.Conductor {
