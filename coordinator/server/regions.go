@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
+	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -210,6 +212,7 @@ func (s *Server) mountRegions(mux *http.ServeMux) {
 	(&reconcile.Served{Journal: s.journal, Index: r.place.Index(), Audited: func(ctx context.Context, act string, err error, args ...any) {
 		admin.AuditOf(ctx, s.log, act, err, args...)
 	}}).Mount(mux)
+	mux.HandleFunc("POST /v1/region/unstop", serveUnstop(r.place.Deployment(), r.replica.Unstop, s.log))
 	mux.HandleFunc("GET /v1/region/status", func(w http.ResponseWriter, _ *http.Request) {
 		st := RegionStatus{Status: r.replica.Status(), Member: s.member.ID, Slots: map[slot.Status]int{}, ArbiterMillis: -1, Applied: r.applier.Applied(), ApplyLag: r.applier.Lag()}
 		if m := r.place.Owners(); m != nil {
@@ -237,4 +240,29 @@ func (s *Server) mountRegions(mux *http.ServeMux) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})
+}
+
+// serveUnstop lets the chain of another region's slot go on, after what stopped it was repaired.
+func serveUnstop(dep arbiter.Deployment, unstop func(ctx context.Context, origin, n int) (bool, error), log *slog.Logger) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		origin := dep.Index(q.Get("origin"))
+		if origin == 0 {
+			http.Error(w, fmt.Sprintf("origin: %q is not one of %v", q.Get("origin"), dep.Regions), http.StatusBadRequest)
+			return
+		}
+		n, err := strconv.Atoi(q.Get("slot"))
+		if err != nil || n < 0 || n >= slot.Count {
+			http.Error(w, fmt.Sprintf("slot: %q is not 0 to %d", q.Get("slot"), slot.Count-1), http.StatusBadRequest)
+			return
+		}
+		was, err := unstop(r.Context(), origin, n)
+		admin.AuditOf(r.Context(), log, "unstop", err, "origin", q.Get("origin"), "slot", n, "was_stopped", was)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(map[string]bool{"was_stopped": was}) // the caller has left, then
+	}
 }
