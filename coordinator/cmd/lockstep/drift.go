@@ -276,17 +276,21 @@ func (c *driftApplyCmd) run(e *env, o *opened) error {
 	if err != nil {
 		return err
 	}
-	con := &conduct.Conductor{Arbiter: o.arbiter, Who: (&moveFlags{Who: c.Who}).who()}
+	con := &conduct.Conductor{Arbiter: o.arbiter, Who: whoOr(c.Who)}
 	var failed []error
 	var done []reconcile.Finding
 	for _, f := range reconcile.Plan(all) {
-		err := r.Apply(e.ctx, o.arbiter, &f, time.Now())
-		text := f.Repair
-		if err != nil {
+		// A tool that is killed during the repair leaves the first of the two lines.
+		what := fmt.Sprintf("%s %s in %s: ", f.Class, f.ID, f.Region)
+		if err := con.Audit(e.ctx, "drift apply", what+cut(f.Repair, 300), f.ID, time.Now()); err != nil {
+			return errors.Join(append(failed, err)...)
+		}
+		text := "done"
+		if err := r.Apply(e.ctx, o.arbiter, &f, time.Now()); err != nil {
 			failed, text = append(failed, err), "not done: "+err.Error()
 		}
-		if aerr := con.Audit(e.ctx, "drift apply", fmt.Sprintf("%s %s in %s: %s", f.Class, f.ID, f.Region, cut(text, 300)), f.ID, time.Now()); aerr != nil {
-			return errors.Join(append(failed, aerr)...)
+		if err := con.Audit(e.ctx, "drift applied", what+cut(text, 300), f.ID, time.Now()); err != nil {
+			return errors.Join(append(failed, err)...)
 		}
 		done = append(done, f)
 		time.Sleep(c.Pause)

@@ -70,7 +70,10 @@ func (c *participantSetCmd) run(e *env, o *opened) error {
 		fmt.Fprintf(e.out, "would write %s: %s\n", p.Name, describe(p.Can))
 		return nil
 	}
-	if err := registry.Set(ctx, o.arbiter, p); err != nil {
+	err = o.audited(ctx, c.Who, "participant set", fmt.Sprintf("%s: %v, account field %q, %s", p.Name, p.Endpoints, p.AccountField, describe(p.Can)), func() error {
+		return registry.Set(ctx, o.arbiter, p)
+	})
+	if err != nil {
 		if errors.Is(err, arbiter.ErrChanged) {
 			return &failure{err, "lockstep participant list --context " + c.Context}
 		}
@@ -208,5 +211,5 @@ func (c *participantRmCmd) run(e *env, o *opened) error {
 		fmt.Fprintf(e.out, "would remove %s: branches that name it would not be called until it is back\n", p.Name)
 		return nil
 	}
-	return registry.Remove(ctx, o.arbiter, *p)
+	return o.audited(ctx, c.Who, "participant rm", p.Name, func() error { return registry.Remove(ctx, o.arbiter, *p) })
 }

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/user"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/store/etcdstore"
 	"github.com/lockstep-tx/lockstep/region/arbiter"
+	"github.com/lockstep-tx/lockstep/region/failover/conduct"
 	"github.com/lockstep-tx/lockstep/region/topology"
 )
 
@@ -20,7 +23,36 @@ type contextFile struct {
 
 // dryRun is for commands that write.
 type dryRun struct {
-	DryRun bool `help:"Do every read and every check, and write nothing."`
+	DryRun bool   `help:"Do every read and every check, and write nothing."`
+	Who    string `help:"Who does it, for the audit. Defaults to the user."`
+}
+
+// whoOr is who does it, for the audit: the user where nobody was named.
+func whoOr(name string) string {
+	if name != "" {
+		return name
+	}
+	name = "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if host, err := os.Hostname(); err == nil {
+		name += "@" + host
+	}
+	return name
+}
+
+// audited writes into the audit what is about to be done, and does it; where that fails, a second line says so.
+func (o *opened) audited(ctx context.Context, who, act, text string, work func() error) error {
+	c := &conduct.Conductor{Arbiter: o.arbiter, Who: whoOr(who)}
+	if err := c.Audit(ctx, act, text, "", time.Now()); err != nil {
+		return err
+	}
+	err := work()
+	if err != nil {
+		return errors.Join(err, c.Audit(ctx, act, text+": not done: "+cut(err.Error(), 300), "", time.Now()))
+	}
+	return nil
 }
 
 // opened is a context file with the arbiter behind it.
