@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,7 +17,9 @@ import (
 
 	"github.com/lockstep-tx/lockstep/coordinator/server"
 	"github.com/lockstep-tx/lockstep/region/arbiter"
+	"github.com/lockstep-tx/lockstep/region/failover"
 	"github.com/lockstep-tx/lockstep/region/failover/conduct"
+	"github.com/lockstep-tx/lockstep/region/replica"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
@@ -31,6 +34,7 @@ type regionCmd struct {
 	Pause     regionPauseCmd     `cmd:"" help:"Let the operation stop at its next batch."`
 	Resume    regionResumeCmd    `cmd:"" help:"Go on with the operation, also after the tool was killed."`
 	Abort     regionAbortCmd     `cmd:"" help:"End the operation: what is on its way goes back, what has moved stays."`
+	Unstop    regionUnstopCmd    `cmd:"" help:"Let a stopped slot of another region go on, after what stopped it was repaired. Nothing of it is skipped."`
 	Verify    regionVerifyCmd    `cmd:"" help:"Write to slots of every region and read what it says of the others; exit code 1 when something is wrong."`
 	History   regionHistoryCmd   `cmd:"" help:"Print every operation and the audit, whose chain is checked."`
 }
@@ -71,7 +75,10 @@ func (c *regionInitCmd) run(e *env, o *opened) error {
 		fmt.Fprintf(e.out, "the deployment has the regions %s; it would have %s\n", strings.Join(dep.Regions, ", "), strings.Join(names, ", "))
 		return nil
 	}
-	if err := o.arbiter.Init(ctx, names, time.Now(), func(n int) string { return names[n%len(names)] }); err != nil {
+	err := o.audited(ctx, c.Who, "init", "regions "+strings.Join(names, ", "), func() error {
+		return o.arbiter.Init(ctx, names, time.Now(), func(n int) string { return names[n%len(names)] })
+	})
+	if err != nil {
 		return err
 	}
 	fmt.Fprintf(e.out, "the deployment has the regions %s and %d slots\n", strings.Join(names, ", "), slot.Count)
@@ -189,7 +196,7 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 			lag += fmt.Sprintf("%s %d events %d ms ", or.Region, or.LagEvents, or.LagMillis)
 			heard += fmt.Sprintf("%s %d ms ", or.Region, or.HeardMillis)
 			if len(or.Stopped) > 0 {
-				next = fmt.Sprintf("lockstep drift run --context %s  # slot %d of %s stopped: %s", c.Context, or.Stopped[0].Slot, or.Region, or.Stopped[0].Reason)
+				next = c.stoppedNext(o, v.Region, or.Region, &or.Stopped[max(0, slices.IndexFunc(or.Stopped, func(s replica.SlotStop) bool { return !s.Missing }))])
 			}
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%d\t%d ms\n", v.Region, v.State, slots, v.Status.Open, exposed(v.Status), strings.TrimSpace(lag), strings.TrimSpace(heard), v.Status.ApplyLag, v.Status.ArbiterMillis)
@@ -197,13 +204,33 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if op := moving(owners); op != "" && next == "" {
-		next = "lockstep region resume --context " + c.Context + "  # operation " + op + " is on its way, or its tool was killed"
+	under, err := c.underWay(e, o, owners)
+	if err != nil {
+		return err
+	}
+	if under != "" && next == "" {
+		next = "lockstep region resume --context " + c.Context + "  # " + under
 	}
 	if next != "" {
 		fmt.Fprintln(e.out, "next:", next)
 	}
 	return nil
+}
+
+// stoppedNext is what to do about a slot that does not go on.
+func (c *contextFile) stoppedNext(o *opened, region, origin string, st *replica.SlotStop) string {
+	if st.Missing { // it goes on when its origin answers
+		return fmt.Sprintf("curl %s/readyz  # slot %d of %s does not go on in %s: %s", firstAdmin(o, origin), st.Slot, origin, region, shown(st.Reason))
+	}
+	return fmt.Sprintf("lockstep region unstop --region %s --origin %s --slot %d --why REASON --context %s  # first docs/runbooks/slot-stopped.md; it is stopped: %s",
+		region, origin, st.Slot, c.Context, shown(st.Reason))
+}
+
+func firstAdmin(o *opened, region string) string {
+	if all := o.file.Regions[region].Admin; len(all) > 0 {
+		return all[0]
+	}
+	return "http://" + region
 }
 
 // exposed is how many events another region would not have if this one were lost now: those not in Kafka, and those that the
@@ -214,6 +241,26 @@ func exposed(st *server.RegionStatus) uint64 {
 		worst = max(worst, n)
 	}
 	return uint64(st.Unpublished) + worst
+}
+
+// underWay says which operation holds the lock, or has slots on their way; "" for none. Between its batches, and while it is
+// paused, the lock alone shows it.
+func (c *contextFile) underWay(e *env, o *opened, owners *slot.Map) (string, error) {
+	ctx, cancel := c.within(e.ctx)
+	defer cancel()
+	r, err := (&conduct.Conductor{Arbiter: o.arbiter}).Load(ctx, "")
+	switch {
+	case err == nil && r.Status == failover.Running:
+		return fmt.Sprintf("%s %s is on its way, or its tool was killed", r.Plan.Kind, r.Plan.ID), nil
+	case err == nil:
+		return fmt.Sprintf("%s %s is %s", r.Plan.Kind, r.Plan.ID, r.Status), nil
+	case !errors.Is(err, conduct.ErrNone):
+		return "", err
+	}
+	if op := moving(owners); op != "" {
+		return "operation " + op + " has slots on their way", nil
+	}
+	return "", nil
 }
 
 func moving(m *slot.Map) string {

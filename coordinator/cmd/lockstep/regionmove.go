@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,25 +29,11 @@ type moveFlags struct {
 	DryRun   bool          `help:"Do every read and every check, and write nothing."`
 }
 
-func (m *moveFlags) who() string {
-	if m.Who != "" {
-		return m.Who
-	}
-	name := "unknown"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
-	}
-	if host, err := os.Hostname(); err == nil {
-		name += "@" + host
-	}
-	return name
-}
-
 // plan makes the plan of a move of the region's slots. first says who had each slot first, for a failback.
 func (m *moveFlags) plan(owners *slot.Map, first *[slot.Count]string, kind failover.Kind, from, to string, hold time.Duration) (failover.Plan, error) {
 	p := failover.Plan{
 		ID: uuid.NewString()[:13], Kind: kind, From: from, To: to, Batch: m.Batch, DeadlineMillis: m.Deadline.Milliseconds(), PauseMillis: m.Pause.Milliseconds(),
-		HoldMillis: hold.Milliseconds(), Who: m.who(), Why: m.Why,
+		HoldMillis: hold.Milliseconds(), Who: whoOr(m.Who), Why: m.Why,
 	}
 	want, err := parseSlots(m.Slots)
 	if err != nil {
@@ -137,7 +121,15 @@ func (m *moveFlags) preflight(e *env, o *opened, from, to string) ([]check, erro
 		out = append(out, check{name, ok, fmt.Sprintf(format, args...)})
 	}
 	add("arbiter", true, "it answers, %d slots have owners", slot.Count)
-	add("operation", moving(owners) == "", "no other operation is under way (%q)", moving(owners))
+	under, err := m.underWay(e, o, owners)
+	if err != nil {
+		return nil, err
+	}
+	if under == "" {
+		add("operation", true, "no other one is under way")
+	} else {
+		add("operation", false, "%s; resume or abort it", under)
+	}
 	for _, v := range views {
 		if v.Region != from && v.Region != to {
 			continue
@@ -302,7 +294,7 @@ func (m *moveFlags) planned(e *env, o *opened, kind failover.Kind, from, to stri
 }
 
 func (m *moveFlags) conductor(e *env, o *opened) *conduct.Conductor {
-	return &conduct.Conductor{Arbiter: o.arbiter, World: m.asker(e, o), Who: m.who(), Tell: func(format string, args ...any) {
+	return &conduct.Conductor{Arbiter: o.arbiter, World: m.asker(e, o), Who: whoOr(m.Who), Tell: func(format string, args ...any) {
 		fmt.Fprintf(e.out, "  "+format+"\n", args...)
 	}}
 }
