@@ -46,6 +46,7 @@ func newMetrics(s *Service) *metrics {
 	}
 	m.gauges["unacknowledged_events"] = prometheus.NewDesc("lockstep_replication_unacknowledged_events", "Events published that the peer's journal is not known to have.", []string{"peer"}, nil)
 	m.gauges["unpublished_events"] = prometheus.NewDesc("lockstep_replication_unpublished_events", "Events decided or finished here that Kafka does not have.", nil, nil)
+	m.gauges["unpublishable_slots"] = prometheus.NewDesc("lockstep_replication_unpublishable_slots", "Slots of this region whose next event in the journal does not continue its chain: the peers get nothing more of them.", nil, nil)
 	for _, p := range s.cfg.Peers {
 		for _, c := range []*prometheus.CounterVec{m.applied, m.duplicates, m.dropped, m.filled} {
 			c.WithLabelValues(p.Name)
@@ -78,6 +79,7 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	}
 	st := m.s.Status()
 	gauge("unpublished_events", float64(st.Unpublished))
+	gauge("unpublishable_slots", float64(len(st.Unpublishable)))
 	for peer, n := range st.Unacknowledged {
 		gauge("unacknowledged_events", float64(n), peer)
 	}

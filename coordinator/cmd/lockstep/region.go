@@ -191,6 +191,9 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 		if v.Error != "" {
 			next = fmt.Sprintf("lockstep region status --context %s --output json  # %s in %s: %s", c.Context, v.State, v.Region, cut(v.Error, 200))
 		}
+		if n := unpublishable(v.Status); n >= 0 {
+			next = fmt.Sprintf("lockstep drift run --context %s  # slot %d of %s goes to no other region, docs/runbooks/slot-stopped.md: %s", c.Context, n, v.Region, v.Status.Unpublishable[n])
+		}
 		lag, heard := "", ""
 		for _, or := range v.Status.Origins {
 			lag += fmt.Sprintf("%s %d events %d ms ", or.Region, or.LagEvents, or.LagMillis)
@@ -231,6 +234,17 @@ func firstAdmin(o *opened, region string) string {
 		return all[0]
 	}
 	return "http://" + region
+}
+
+// unpublishable is the first slot whose own chain is broken in the region's journal; -1: none.
+func unpublishable(st *server.RegionStatus) int {
+	first := -1
+	for n := range st.Unpublishable {
+		if first < 0 || n < first {
+			first = n
+		}
+	}
+	return first
 }
 
 // exposed is how many events another region would not have if this one were lost now: those not in Kafka, and those that the
@@ -339,6 +353,12 @@ func (v *regionView) add(st *server.RegionStatus) {
 	v.Status.Open += st.Open
 	v.Status.Unpublished += st.Unpublished
 	v.Status.Held += st.Held
+	for n, why := range st.Unpublishable {
+		if v.Status.Unpublishable == nil {
+			v.Status.Unpublishable = map[int]string{}
+		}
+		v.Status.Unpublishable[n] = why
+	}
 	for peer, n := range st.Unacknowledged {
 		if v.Status.Unacknowledged == nil {
 			v.Status.Unacknowledged = map[string]uint64{}

@@ -25,7 +25,7 @@ func TestARegionIsWhatAllItsCoordinatorsSay(t *testing.T) {
 		return s.URL
 	}
 	one := serve(`{"region":"east","open":3,"unpublished":2,"unacknowledged":{"west":5,"south":1},"held":10,"arbiter_ms":7}`)
-	two := serve(`{"region":"east","open":4,"unpublished":1,"unacknowledged":{"west":6},"held":20,"arbiter_ms":8}`)
+	two := serve(`{"region":"east","open":4,"unpublished":1,"unacknowledged":{"west":6},"held":20,"arbiter_ms":8,"unpublishable":{"9":"broken","4":"broken too"}}`)
 	a := &asker{client: http.DefaultClient, o: &opened{file: &topology.File{Regions: map[string]topology.Region{
 		"east": {Admin: []string{one, two}}, "west": {Admin: []string{serve(""), two}}, "south": {Admin: []string{serve("")}}, "north": {},
 	}}}}
@@ -33,7 +33,7 @@ func TestARegionIsWhatAllItsCoordinatorsSay(t *testing.T) {
 	owners[1] = slot.Owner{Region: "east", Status: slot.Active}
 	v := a.view(t.Context(), "east", owners)
 	if v.State != "up" || v.Error != "" || v.Slots[slot.Active] != 1 || v.Status.Open != 7 || v.Status.Unpublished != 3 || v.Status.Held != 30 ||
-		v.Status.Unacknowledged["west"] != 11 || v.Status.Unacknowledged["south"] != 1 || exposed(v.Status) != 14 || v.Status.ArbiterMillis != 7 {
+		v.Status.Unacknowledged["west"] != 11 || v.Status.Unacknowledged["south"] != 1 || exposed(v.Status) != 14 || unpublishable(v.Status) != 4 || v.Status.ArbiterMillis != 7 {
 		t.Errorf("%+v %+v", v, v.Status)
 	}
 	if v := a.view(t.Context(), "west", owners); v.State != "up 1/2" || !strings.Contains(v.Error, "it is starting") || v.Status == nil || v.Status.Open != 4 {
