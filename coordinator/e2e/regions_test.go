@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -39,8 +40,10 @@ func TestHandoverUnderLoad(t *testing.T) {
 	l := d.pay(4)
 	var mu sync.Mutex
 	ends := time.Now().Add(*openFor)
+	var opened atomic.Int32
 	gate := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("op") == "try" {
+			opened.Add(1)
 			select {
 			case <-time.After(time.Until(ends)):
 			case <-r.Context().Done():
@@ -53,7 +56,8 @@ func TestHandoverUnderLoad(t *testing.T) {
 	var open []string
 	var long sync.WaitGroup
 	c := d.coord["east"].client()
-	for i := range 24 {
+	const count = 24
+	for i := range count {
 		at, from, to := d.accounts.moving[i%perKind], d.accounts.moving[(i+1)%perKind], d.accounts.staying[i%perKind]
 		if i%4 >= 2 {
 			at, from, to = d.accounts.staying[i%perKind], d.accounts.west[i%perKind], d.accounts.moving[i%perKind]
@@ -70,7 +74,7 @@ func TestHandoverUnderLoad(t *testing.T) {
 				tx.Branches = append(tx.Branches, client.Branch{ID: "gate", Try: gate.URL, Confirm: gate.URL, Cancel: gate.URL, Payload: []byte(`{}`)})
 				s, err = stubborn(func(ctx context.Context) (client.State, error) { return c.Execute(ctx, tx, client.Decided) })
 			} else {
-				s, err = d.own(c, tx, before, ends)
+				s, err = d.own(c, tx, before, func() { opened.Add(1) }, ends)
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -79,7 +83,7 @@ func TestHandoverUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(500 * time.Millisecond)
+	eventually(t, 20*time.Second, "all of them are open", func() bool { return opened.Load() >= count })
 	tool := d.tool(d.move("handover", "east", "west", "--batch", "16", "--pause", "200ms")...)
 	if code := tool.ended(60 * time.Second); code != 0 {
 		t.Fatalf("the handover ended with %d:\n%s", code, tool.text())
@@ -106,9 +110,9 @@ func stubborn(f func(context.Context) (client.State, error)) (s client.State, er
 	return s, err
 }
 
-// own begins a transaction, makes its tries at the accounts' homes as one who knows their epochs, and commits it when it is
-// time.
-func (d *deployment) own(c *client.Client, tx client.Tx, owners *slot.Map, ends time.Time) (client.State, error) {
+// own begins a transaction, makes its tries at the accounts' homes as one who knows their epochs, says so, and commits it when
+// it is time.
+func (d *deployment) own(c *client.Client, tx client.Tx, owners *slot.Map, tried func(), ends time.Time) (client.State, error) {
 	tx.Branches = slices.Clone(tx.Branches)
 	for i := range tx.Branches {
 		tx.Branches[i].Try = ""
@@ -123,6 +127,7 @@ func (d *deployment) own(c *client.Client, tx client.Tx, owners *slot.Map, ends 
 			return client.State{}, fmt.Errorf("the client's own try of %s: %d %s %v", b.ID, status, text, err)
 		}
 	}
+	tried()
 	time.Sleep(time.Until(ends))
 	return stubborn(func(ctx context.Context) (client.State, error) { return c.Commit(ctx, tx.Gid, client.Decided) })
 }

@@ -75,8 +75,8 @@ func (t *turns) run() {
 	}
 }
 
-// together writes several batches in one transaction, or a single one; false: nothing was written, and each is to be written
-// alone.
+// together writes several batches in one transaction, or a single one; false: each is to be written alone. Nothing was
+// written, or the answer to the end of all was lost: a repeat finds them applied.
 func together(some []*turn) bool {
 	// Two processes that lock the same watermarks do so in one order.
 	slices.SortStableFunc(some, func(x, y *turn) int {

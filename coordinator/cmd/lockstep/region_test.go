@@ -2,9 +2,7 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,10 +11,8 @@ import (
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-
 	"github.com/lockstep-tx/lockstep/region/arbiter"
+	"github.com/lockstep-tx/lockstep/region/arbiter/arbitertest"
 	"github.com/lockstep-tx/lockstep/region/failover"
 	"github.com/lockstep-tx/lockstep/region/failover/conduct"
 	"github.com/lockstep-tx/lockstep/region/reconcile"
@@ -31,39 +27,16 @@ type world struct {
 	admin   map[string]*http.ServeMux
 }
 
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	m := arbiter.Member{Name: "a", Dir: t.TempDir(), Client: freeAddr(t), Peer: freeAddr(t), TickMillis: 20}
-	m.Cluster = []string{"a=" + m.Peer}
-	running, err := arbiter.Start(ctx, m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(running.Close)
-	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{m.Client}, Logger: zap.NewNop()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cli.Close() })
-	w := &world{t: t, arbiter: arbiter.New(cli, nil), file: filepath.Join(t.TempDir(), "regions.yaml"), admin: map[string]*http.ServeMux{}}
-	text := fmt.Sprintf("arbiter: [%q]\nregions:\n", m.Client)
+	a, addr := arbitertest.Start(t)
+	w := &world{t: t, arbiter: a, file: filepath.Join(t.TempDir(), "regions.yaml"), admin: map[string]*http.ServeMux{}}
+	text := fmt.Sprintf("arbiter: [%q]\nregions:\n", addr)
 	for _, region := range []string{"east", "west"} {
 		w.admin[region] = http.NewServeMux()
 		srv := httptest.NewServer(w.admin[region])
 		t.Cleanup(srv.Close)
-		text += fmt.Sprintf("  %s: {grpc: [%q], admin: [%q], kafka: [%q]}\n", region, freeAddr(t), srv.URL, freeAddr(t))
+		text += fmt.Sprintf("  %s: {grpc: [%q], admin: [%q], kafka: [%q]}\n", region, arbitertest.FreeAddr(t), srv.URL, arbitertest.FreeAddr(t))
 	}
 	if err := os.WriteFile(w.file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

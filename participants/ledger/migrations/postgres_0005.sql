@@ -1,7 +1,7 @@
 -- Many transfers as sets: the legs are one insert, what moves one counter is one update by the sum, entries are one insert. A
 -- limit that the sum keeps each hold would have kept in its turn, since holds only add to what is pending. Counters are
--- updated in their order, so that two calls do not wait for each other in a circle. The arrays ending in _to are not looked
--- at any more: they say where each transfer's part of the flattened arrays ends.
+-- updated in their order, so that two calls do not wait for each other in a circle. leg_to says where each transfer's part of
+-- the legs ends; gate_to and move_to are not looked at any more.
 CREATE OR REPLACE FUNCTION {p}enter_all(p_id text[], p_kind text, p_post boolean, p_gid text[], p_branch text[], p_digest text[], p_of text[], p_total bigint[], p_now bigint, p_day int,
 	leg_to int[], gate_to int[], move_to int[],
 	l_leg int[], l_debit text[], l_dshard int[], l_credit text[], l_cshard int[], l_amount bigint[], l_currency text[],

@@ -85,9 +85,10 @@ func (c *Conductor) Start(ctx context.Context, p failover.Plan, at time.Time) er
 		return err
 	}
 	line := c.line("start", fmt.Sprintf("%s of %d slots from %s to %s, plan %s: %s", p.Kind, len(p.Slots), p.From, p.To, p.Hash(), p.Why), p.ID, at)
+	lock := arbiter.Row{Key: lockKey, Value: []byte(p.ID)}
 	for {
 		rev, err := c.record(ctx, line,
-			arbiter.In{Table: opTable, Row: arbiter.Row{Key: lockKey, Value: []byte(p.ID)}}, arbiter.In{Table: opTable, Row: arbiter.Row{Key: runKey(p.ID), Value: value}})
+			arbiter.In{Table: opTable, Row: lock}, arbiter.In{Table: opTable, Row: arbiter.Row{Key: runKey(p.ID), Value: value}})
 		if err == nil {
 			c.rev = rev
 			c.after("start")
@@ -103,7 +104,8 @@ func (c *Conductor) Start(ctx context.Context, p failover.Plan, at time.Time) er
 		if holder.Rev != 0 && string(holder.Value) != p.ID {
 			return fmt.Errorf("%w: %s", ErrBusy, holder.Value)
 		}
-		// Without a run the other operation has ended just now.
+		// Without a run the other operation has ended just now, or the lock alone is ours.
+		lock.Rev = holder.Rev
 		if _, err := c.Load(ctx, p.ID); !errors.Is(err, ErrNone) {
 			return err
 		}

@@ -3,46 +3,21 @@ package conduct
 import (
 	"context"
 	"errors"
-	"net"
 	"strings"
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-
 	"github.com/lockstep-tx/lockstep/region/arbiter"
+	"github.com/lockstep-tx/lockstep/region/arbiter/arbitertest"
 	"github.com/lockstep-tx/lockstep/region/failover"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
 
 func newArbiter(t *testing.T) *arbiter.Arbiter {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	m := arbiter.Member{Name: "a", Dir: t.TempDir(), Client: freeAddr(t), Peer: freeAddr(t), TickMillis: 20}
-	m.Cluster = []string{"a=" + m.Peer}
-	run, err := arbiter.Start(ctx, m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(run.Close)
-	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{m.Client}, Logger: zap.NewNop()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cli.Close() })
-	a := arbiter.New(cli, nil)
+	a, _ := arbitertest.Start(t)
 	if err := a.Init(ctx, []string{"east", "west"}, time.Now(), func(int) string { return "east" }); err != nil {
 		t.Fatal(err)
 	}
@@ -341,5 +316,22 @@ func TestAnAuditThatWasChangedIsFound(t *testing.T) {
 	}
 	if _, err := c.History(ctx); err == nil {
 		t.Fatal("a line that was taken out was not missed")
+	}
+}
+
+// TestALockWithoutItsOperationIsTakenByTheSameOne: nothing here leaves one, and nobody waits for it for ever.
+func TestALockWithoutItsOperationIsTakenByTheSameOne(t *testing.T) {
+	a := newArbiter(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if _, err := a.Put(ctx, opTable, arbiter.Row{Key: lockKey, Value: []byte("left")}); err != nil {
+		t.Fatal(err)
+	}
+	c := conductor(a, world{})
+	if err := c.Start(ctx, plan("left"), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := c.Load(ctx, ""); err != nil || r.Plan.ID != "left" {
+		t.Fatalf("%+v, %v", r, err)
 	}
 }
