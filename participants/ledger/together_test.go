@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -215,6 +216,7 @@ type members struct {
 	r       *rand.Rand
 	held    []ledger.Transfer // all that was ever tried
 	pending map[string]bool
+	posted  []ledger.Transfer // what may be refunded, and refunds, which may not
 	n       int
 }
 
@@ -224,6 +226,9 @@ func (m *members) note(op, said string, p ledger.Transfer) {
 		m.held = append(m.held, p)
 		m.pending[p.Gid] = true
 	} else if op != "hold" && said == "done" {
+		if op == "post" && m.pending[p.Gid] {
+			m.posted = append(m.posted, p)
+		}
 		m.pending[p.Gid] = false
 	}
 }
@@ -253,9 +258,30 @@ func (m *members) set(op string, harmless bool) (set []ledger.Transfer) {
 		for range 1 + m.r.IntN(3) {
 			p.Legs = append(p.Legs, m.leg(harmless))
 		}
+		if m.r.IntN(3) == 0 {
+			m.refund(&p, harmless)
+		}
 		set = append(set, p)
 	}
 	return set
+}
+
+// refund makes a hold one of a posted payment. A harmless one gives back the least there is, of a payment of its own.
+func (m *members) refund(p *ledger.Transfer, harmless bool) {
+	of := ledger.Transfer{Gid: "nobody", Branch: "01"}
+	if len(m.posted) > 0 && (harmless || m.r.IntN(5) > 0) {
+		i := m.r.IntN(len(m.posted))
+		if of = m.posted[i]; harmless {
+			m.posted = slices.Delete(m.posted, i, i+1)
+		}
+	}
+	if harmless && (len(of.Legs) == 0 || of.RefundOf != "") {
+		return
+	}
+	p.RefundOf = ledger.HoldID(of.Gid, of.Branch)
+	if harmless {
+		p.Legs = []ledger.Leg{leg("world", "bob", 1)}
+	}
 }
 
 func (m *members) leg(harmless bool) ledger.Leg {

@@ -96,7 +96,7 @@ func pidInFile(file string) int {
 	return pid
 }
 
-// usersOf lists the processes of a program that work in dir: a server's and its children's directory is its data.
+// usersOf lists the processes of a program that work in dir, as a server and its children do in its data.
 func usersOf(dir, program string) []int {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -104,35 +104,42 @@ func usersOf(dir, program string) []int {
 	}
 	var pids []int
 	for _, e := range entries {
-		if pid, err := strconv.Atoi(e.Name()); err == nil && uses(pid, dir, program) {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if is, ending := runs(pid, program); (is || ending) && worksIn(pid, dir) {
 			pids = append(pids, pid)
 		}
 	}
 	return pids
 }
 
-// uses is false for a zombie, which has no directory and no program any more.
-func uses(pid int, dir, program string) bool {
+// runs says whether a process runs a program, or has none any more: one that is ending loses its program first, then its
+// memory with what it shares, and its directory last.
+func runs(pid int, program string) (is, ending bool) {
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return err == nil && filepath.Base(strings.TrimSuffix(exe, " (deleted)")) == program, errors.Is(err, fs.ErrNotExist)
+}
+
+// worksIn is false for a zombie, which has no directory any more.
+func worksIn(pid int, dir string) bool {
 	cwd, err := os.Stat(fmt.Sprintf("/proc/%d/cwd/.", pid))
 	if err != nil {
 		return false
 	}
 	here, err := os.Stat(dir)
-	if err != nil || !os.SameFile(cwd, here) {
-		return false
-	}
-	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-	return err == nil && filepath.Base(strings.TrimSuffix(exe, " (deleted)")) == program
+	return err == nil && os.SameFile(cwd, here)
 }
 
-// endUser kills a process if it is still what usersOf has found.
+// endUser kills a process of a program that still works in dir.
 func endUser(pid int, dir, program string) {
 	p, err := os.FindProcess(pid) // from here on the handle cannot come to mean another process
 	if err != nil {
 		return
 	}
 	defer p.Release()
-	if uses(pid, dir, program) {
+	if is, _ := runs(pid, program); is && worksIn(pid, dir) {
 		_ = p.Kill() // it has ended meanwhile: the better
 	}
 }
