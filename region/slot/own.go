@@ -37,6 +37,9 @@ const (
 	Draining Status = "draining"
 	// Sealed: the owner has written the last event of the epoch; Seal says which.
 	Sealed Status = "sealed"
+	// Taken: the slot was taken from Lost's region by force, and is not served yet; Seal, once it is there, says where Lost
+	// ends (ADR 9).
+	Taken Status = "taken"
 )
 
 // Seal is the last event of an epoch of a slot. Chain is the event's, in lower-case hexadecimal.
@@ -44,6 +47,9 @@ type Seal struct {
 	Epoch Epoch  `json:"epoch"`
 	Seq   uint64 `json:"seq"`
 	Chain string `json:"chain"`
+	// Forced: the owner did not write it; the event may be of any kind, and Seq 0 where there was none. What the owner
+	// numbered above it does not count (ADR 9).
+	Forced bool `json:"forced,omitempty"`
 }
 
 // Reached says that a journal whose last event of the seal's origin has the number seq has everything up to the seal.
@@ -64,6 +70,8 @@ type Owner struct {
 	To             string `json:"to,omitempty"`
 	DeadlineMillis int64  `json:"deadline,omitempty"`
 	Op             string `json:"op,omitempty"`
+	// Lost is the epoch that the slot was taken from by force; 0 where its last move was none.
+	Lost Epoch `json:"lost,omitempty"`
 	// Seal: in Sealed the end of Epoch; in Active the end of the epoch before, nil for the first owner. Its epoch's region
 	// is where the slot came from.
 	Seal *Seal `json:"seal,omitempty"`
@@ -112,6 +120,36 @@ func (o Owner) Give(index int) (Owner, error) {
 		return o, fmt.Errorf("it is %s, not sealed", o.Status)
 	}
 	return Owner{Region: o.To, Epoch: o.Epoch.Next(index), Status: Active, Seal: o.Seal}, nil
+}
+
+// Take is a slot in another region's hands by force, whatever its state; index is the region's. Error when it has it.
+func (o Owner) Take(to, op string, index int) (Owner, error) {
+	if o.Region == to {
+		return o, fmt.Errorf("%s owns it already", to)
+	}
+	return Owner{Region: to, Epoch: o.Epoch.Next(index), Status: Taken, Op: op, Lost: o.Epoch}, nil
+}
+
+// Bound says where the epoch ends that a taken slot was taken from: by a forced seal, or by the one that its owner had
+// written already. Error when it is not taken, or the seal is not of that epoch.
+func (o Owner) Bound(seal *Seal) (Owner, error) {
+	if o.Status != Taken {
+		return o, fmt.Errorf("it is %s, not taken", o.Status)
+	}
+	if seal == nil || seal.Epoch != o.Lost {
+		return o, fmt.Errorf("the seal is not of epoch %d", o.Lost)
+	}
+	o.Seal = seal
+	return o, nil
+}
+
+// Serve is a taken slot whose owner has everything up to the seal. Error when it has no seal.
+func (o Owner) Serve() (Owner, error) {
+	if o.Status != Taken || o.Seal == nil {
+		return o, fmt.Errorf("it is %s, seal %v", o.Status, o.Seal)
+	}
+	o.Status, o.Op = Active, ""
+	return o, nil
 }
 
 // Undo gives a slot that is draining or sealed back to its owner, at a higher epoch. Error when it is active.

@@ -67,3 +67,34 @@ func TestASlotTakesNoStepThatItsStatusDoesNotAllow(t *testing.T) {
 		t.Error("an active slot was closed")
 	}
 }
+
+func TestASlotTakenByForceIsServedOnlyUnderASealOfItsLostEpoch(t *testing.T) {
+	active := Owner{Region: "east", Epoch: 101, Status: Active}
+	draining, _ := active.Drain("west", "move", time.UnixMilli(1))
+	for _, from := range []Owner{active, draining} {
+		o, err := from.Take("west", "op", 2)
+		if err != nil || o.Region != "west" || o.Epoch != 202 || o.Status != Taken || o.Lost != 101 || o.Op != "op" || o.To != "" {
+			t.Fatalf("taken from %s: %+v, %v", from.Status, o, err)
+		}
+		if _, err := o.Serve(); err == nil {
+			t.Error("served without a seal")
+		}
+		if _, err := o.Bound(&Seal{Epoch: 202, Forced: true}); err == nil {
+			t.Error("bound by a seal of another epoch")
+		}
+		o, err = o.Bound(&Seal{Epoch: 101, Seq: 7, Chain: "ab", Forced: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err = o.Serve()
+		if err != nil || o.Status != Active || o.Epoch != 202 || o.Lost != 101 || o.Seal.Seq != 7 || o.Op != "" {
+			t.Fatalf("served: %+v, %v", o, err)
+		}
+	}
+	if _, err := active.Take("east", "op", 1); err == nil {
+		t.Error("a region took its own slot by force")
+	}
+	if _, err := active.Bound(&Seal{Epoch: 101}); err == nil {
+		t.Error("an active slot was bound")
+	}
+}
