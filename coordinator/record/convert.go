@@ -106,7 +106,7 @@ func decodeState(c *recordpb.Closed, p *recordpb.Progress, s *txn.State) error {
 		return fmt.Errorf("%w: %d branches, progress of %d", ErrCorrupt, len(c.Branches), len(p.Branches))
 	}
 	*s = txn.State{
-		Gid: txn.Gid(c.Gid), Mode: mode, Phase: phase, Stopped: p.Stopped, Epoch: c.Epoch, BegunAt: c.BegunAt,
+		Gid: txn.Gid(c.Gid), Mode: mode, Phase: phase, Stopped: p.Stopped, InDoubt: p.InDoubt, Epoch: c.Epoch, BegunAt: c.BegunAt,
 		UpdatedAt: p.UpdatedAt, DecidedAt: c.DecidedAt, FinishedAt: p.FinishedAt, Opt: OptionsFromPB(c.Options),
 		QueryURL: c.QueryUrl, Custom: c.Custom, Reason: c.Reason, Result: c.Result, Digest: string(c.Digest),
 		Tenant: c.Tenant, Retries: int(p.Retries),

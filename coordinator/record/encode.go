@@ -212,6 +212,7 @@ func encodeProgress(s *txn.State, tl *Timeline) ([]byte, error) {
 		e.text(2, t.Holder)
 		e.shut(at)
 	}
+	e.bool(11, s.InDoubt)
 	return e.b, e.err
 }
 

@@ -44,7 +44,7 @@ func generatedClosed(s *txn.State) ([]byte, error) {
 
 func generatedProgress(s *txn.State, tl *Timeline) ([]byte, error) {
 	p := &recordpb.Progress{
-		Phase: uint32(s.Phase), Stopped: s.Stopped, UpdatedAt: s.UpdatedAt, FinishedAt: s.FinishedAt,
+		Phase: uint32(s.Phase), Stopped: s.Stopped, InDoubt: s.InDoubt, UpdatedAt: s.UpdatedAt, FinishedAt: s.FinishedAt,
 		Retries: uint32(s.Retries), Query: opToPB(&s.Query), AttemptsDropped: uint32(tl.Dropped),
 	}
 	if len(s.Branches) > 0 {

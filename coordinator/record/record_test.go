@@ -20,7 +20,7 @@ func drawTx(t *rapid.T) *Tx {
 	data := rapid.SliceOfN(rapid.Byte(), 1, 20)
 	phase := rapid.SampledFrom(txn.Phases[1:]).Draw(t, "phase")
 	s := txn.State{
-		Gid: txn.Gid("g" + text.Draw(t, "gid")), Mode: rapid.SampledFrom(txn.Modes).Draw(t, "mode"), Phase: phase, Stopped: rapid.Bool().Draw(t, "stopped"),
+		Gid: txn.Gid("g" + text.Draw(t, "gid")), Mode: rapid.SampledFrom(txn.Modes).Draw(t, "mode"), Phase: phase, Stopped: rapid.Bool().Draw(t, "stopped"), InDoubt: !phase.Decided() && rapid.Bool().Draw(t, "in doubt"),
 		Epoch: rapid.Uint64().Draw(t, "epoch"), BegunAt: rapid.Int64Range(1, 1<<50).Draw(t, "begun"), UpdatedAt: rapid.Int64Range(1, 1<<50).Draw(t, "updated"),
 		QueryURL: text.Draw(t, "query"), Custom: text.Draw(t, "custom"), Reason: text.Draw(t, "reason"), Result: text.Draw(t, "result"),
 		Digest: string(data.Draw(t, "digest")), Tenant: text.Draw(t, "tenant"), Retries: rapid.IntRange(0, 9).Draw(t, "retries"),

@@ -8,7 +8,8 @@ import (
 // decide takes the decision, once. What must be cancelled is fixed here: a later answer of a call that was in flight
 // does not make a step that could not have started owe a compensation.
 func (w *work) decide(commit bool, reason string) {
-	driven := w.s.Phase == PhaseRunning
+	driven, doubt := w.s.Phase == PhaseRunning, w.s.InDoubt
+	w.s.InDoubt = false
 	w.own()
 	for i := range w.s.Branches {
 		b := &w.s.Branches[i]
@@ -21,7 +22,7 @@ func (w *work) decide(commit bool, reason string) {
 			}
 		case b.Message || w.s.Mode == ModeMsg:
 			b.Two.Status = OpSkipped
-		case (driven || w.s.Mode == ModeSaga) && !w.mayHaveRun(i):
+		case !doubt && (driven || w.s.Mode == ModeSaga) && !w.mayHaveRun(i):
 			b.Two.Status = OpSkipped
 		}
 	}
@@ -123,7 +124,7 @@ func (w *work) tick() {
 // advance starts what is due, sees whether the phase is over, and asks for the next wake. It is the only place that
 // emits an Invoke.
 func (w *work) advance() {
-	if w.s.Stopped || w.s.Phase.Finished() {
+	if w.s.halted() || w.s.Phase.Finished() {
 		return
 	}
 	switch w.s.Phase {
@@ -327,7 +328,7 @@ func (w *work) forwardReply(i int, one *OpState, e Reply) {
 		}
 		// What waits for this call may start only when this is durable: after a crash, a step that may have run
 		// must look like one (saga compensation), and a result must not change.
-		if w.s.Phase == PhaseRunning && !w.s.Stopped && (keep || w.hasDependents(i)) {
+		if w.s.Phase == PhaseRunning && !w.s.halted() && (keep || w.hasDependents(i)) {
 			w.touch()
 			w.emit(Save{})
 		}
@@ -338,7 +339,7 @@ func (w *work) forwardReply(i int, one *OpState, e Reply) {
 		w.touch()
 		w.emit(Note{})
 	}
-	if w.s.Phase == PhaseRunning && !w.s.Stopped {
+	if w.s.Phase == PhaseRunning && !w.s.halted() {
 		if refused {
 			w.decide(false, fmt.Sprintf("url:%s return failed: %s", b.Try, Clip(e.Text)))
 			return
@@ -396,7 +397,7 @@ func (w *work) queryReply(e Reply) {
 		return
 	}
 	w.settle(q, e, CheckBackBranch)
-	if w.s.Stopped {
+	if w.s.halted() {
 		return
 	}
 	if w.s.Mode == ModeWorkflow {

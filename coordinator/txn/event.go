@@ -71,6 +71,16 @@ type Abort struct {
 	Reason string
 }
 
+// Resolve ends a doubt: the decision that evidence, the lost region's return or an operator says. It is the one decision that
+// another epoch than the first may take as commit (G1's exception, ADR 9).
+type Resolve struct {
+	At     int64
+	Epoch  uint64
+	Commit bool
+	// Reason says on whose word. It must not be empty.
+	Reason string
+}
+
 // Stop is an operator's stop: nothing is called any more until a Retry. A decision that stands, stands.
 type Stop struct {
 	At    int64
@@ -113,6 +123,7 @@ func (Submit) isEvent()       {}
 func (Execute) isEvent()      {}
 func (EndWorkflow) isEvent()  {}
 func (Abort) isEvent()        {}
+func (Resolve) isEvent()      {}
 func (Stop) isEvent()         {}
 func (Retry) isEvent()        {}
 func (Reply) isEvent()        {}

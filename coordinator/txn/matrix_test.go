@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"text/tabwriter"
@@ -82,6 +83,10 @@ func matrixStates() []matrixState {
 	mc := add("msg committing", mustStep(mp, Submit{At: t0, Epoch: 1, Spec: msgSpec()}))
 	add("msg committed", mustStep(mc, Reply{At: t0, Epoch: 1, Branch: "01", Op: OpAction, Attempt: 1, Outcome: Done}))
 	add("msg aborted", mustStep(mp, Abort{At: t0, Epoch: 1}))
+	doubtful := func(s State) State { s.InDoubt, s.Branches = true, slices.Clone(s.Branches); return Reloaded(s) }
+	add("tcc prepared, in doubt", doubtful(mustStep(gidState("g"), Prepare{At: t0, Epoch: 1, Spec: Spec{Mode: ModeTCC}}, Register{At: t0, Epoch: 1, Mode: ModeTCC, Branch: branchOf("01")})))
+	add("tcc running, in doubt", doubtful(ex))
+	add("msg prepared, in doubt", doubtful(mp))
 	wp := add("workflow prepared", mustStep(gidState("g"), Prepare{At: t0, Epoch: 1, Spec: Spec{Mode: ModeWorkflow, QueryURL: "http://p/cb"}}))
 	add("workflow committed", mustStep(wp, EndWorkflow{At: t0, Epoch: 1, Commit: true}))
 	add("workflow aborted", mustStep(wp, EndWorkflow{At: t0, Epoch: 1, Reason: "no"}))
@@ -141,6 +146,9 @@ func matrixEvents() []matrixEvent {
 		{"end workflow commit", func(*State) Event { return EndWorkflow{At: t1, Epoch: 1, Commit: true} }},
 		{"end workflow abort", func(*State) Event { return EndWorkflow{At: t1, Epoch: 1} }},
 		{"abort", func(*State) Event { return Abort{At: t1, Epoch: 1, Reason: "why"} }},
+		{"resolve commit", func(*State) Event { return Resolve{At: t1, Epoch: 2, Commit: true, Reason: "why"} }},
+		{"resolve abort", func(*State) Event { return Resolve{At: t1, Epoch: 2, Reason: "why"} }},
+		{"resolve without a reason", func(*State) Event { return Resolve{At: t1, Epoch: 2} }},
 		{"stop", func(*State) Event { return Stop{At: t1, Epoch: 1} }},
 		{"retry", func(*State) Event { return Retry{At: t1, Epoch: 1} }},
 		{"reply done", reply(Done)},
@@ -190,6 +198,9 @@ func matrix() string {
 			to := next.Phase.String()
 			if next.Stopped {
 				to += ", stopped"
+			}
+			if next.InDoubt {
+				to += ", in doubt"
 			}
 			var te *Error
 			switch {

@@ -6,7 +6,7 @@ import "fmt"
 // flight or waits for its time, in order of registration, and the Wake at which the earliest waiting one is due. So
 // recovery and retry are one path: a state that was read back after a crash owes what it owed before it.
 func Owed(s State) []Effect {
-	if s.Stopped || s.Phase == PhaseNone || s.Phase.Finished() {
+	if s.halted() || s.Phase == PhaseNone || s.Phase.Finished() {
 		return nil
 	}
 	var out []Effect
@@ -48,7 +48,7 @@ func Owed(s State) []Effect {
 // NextWake is the earliest time at which something of s is due that is not in flight, in unix milliseconds; 0 when
 // only answers can move it.
 func NextWake(s *State) int64 {
-	if s.Stopped || s.Phase == PhaseNone || s.Phase.Finished() {
+	if s.halted() || s.Phase == PhaseNone || s.Phase.Finished() {
 		return 0
 	}
 	var next int64
@@ -138,6 +138,9 @@ func Check(s *State) error {
 	}
 	if s.Phase.Finished() != (s.FinishedAt != 0) {
 		return bad("finished at %d", s.FinishedAt)
+	}
+	if s.InDoubt && s.Phase.Decided() {
+		return bad("in doubt after its decision")
 	}
 	seen := make(map[BranchID]bool, len(s.Branches))
 	for i := range s.Branches {

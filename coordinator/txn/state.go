@@ -10,6 +10,9 @@ type State struct {
 	Phase Phase
 	// Stopped: an operator stopped it. The decision stays; nothing is called until a retry.
 	Stopped bool
+	// InDoubt: its region was lost, and nobody knows what it decided. Nothing is called and nothing decided until evidence,
+	// the region's return or an operator says which (ADR 9). Only before the decision.
+	InDoubt bool
 	// Epoch is the slot's epoch at begin. Only this epoch may decide commit (G4).
 	Epoch uint64
 
@@ -251,6 +254,9 @@ func (s *State) MaxFails() int {
 	}
 	return m
 }
+
+// halted says that nothing is called.
+func (s *State) halted() bool { return s.Stopped || s.InDoubt }
 
 // branch finds a branch by id; -1 when there is none.
 func (s *State) branch(id BranchID) int {

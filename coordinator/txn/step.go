@@ -35,6 +35,9 @@ func Step(s State, ev Event) (State, []Effect, error) {
 	case Abort:
 		w.at, w.epoch = e.At, e.Epoch
 		err = w.abort(e)
+	case Resolve:
+		w.at, w.epoch = e.At, e.Epoch
+		err = w.resolve(e)
 	case Stop:
 		w.at, w.epoch = e.At, e.Epoch
 		err = w.stop()
@@ -116,10 +119,12 @@ func (w *work) prepare(e Prepare) error {
 		return w.s.refuse(CodeMismatch, "it was begun as %s, not as %s: use another gid", w.s.Mode, e.Spec.Mode)
 	case e.Spec.Digest != w.s.Digest:
 		return w.s.refuse(CodeMismatch, "its idempotency key was used with another body: use another key")
-	case w.s.Mode == ModeWorkflow:
+	case w.s.Mode == ModeWorkflow && !w.s.InDoubt:
 		// prepareWorkflow returns the existing one in whatever status.
 		w.emit(Answer{Accepted})
 		return nil
+	case w.s.InDoubt:
+		return w.s.refuseDoubt("prepared again")
 	case w.s.Phase == PhasePrepared && !w.s.Stopped:
 		w.emit(Answer{Accepted})
 		return nil
@@ -136,6 +141,8 @@ func (w *work) register(e Register) error {
 		return w.s.refuse(CodeNotFound, "it was never prepared: call prepare first")
 	case w.s.Mode != e.Mode && e.Mode != 0:
 		return w.s.refuse(CodeMismatch, "it was begun as %s, not as %s", w.s.Mode, e.Mode)
+	case w.s.InDoubt:
+		return w.s.refuseDoubt("given branches")
 	case w.s.Mode != ModeTCC && w.s.Mode != ModeXA:
 		return w.s.refuse(CodeInvalid, "a %s transaction takes no branches after its begin", w.s.Mode)
 	case w.s.Phase != PhasePrepared || w.s.Stopped:
@@ -230,6 +237,8 @@ func (w *work) registerStep(e RegisterStep) error {
 		return w.s.refuse(CodeNotFound, "it was never prepared: call prepareWorkflow first")
 	case w.s.Mode != ModeWorkflow:
 		return w.s.refuse(CodeMismatch, "it was begun as %s, not as workflow", w.s.Mode)
+	case w.s.InDoubt:
+		return w.s.refuseDoubt("given steps")
 	case w.s.Phase != PhasePrepared || w.s.Stopped:
 		return w.s.refuse(CodePhase, "it is %s: steps are registered while it is prepared", w.s.Phase)
 	}
@@ -269,6 +278,8 @@ func (w *work) submit(e Submit) error {
 	switch {
 	case w.s.Mode != e.Spec.Mode:
 		return w.s.refuse(CodeMismatch, "it was begun as %s, not as %s", w.s.Mode, e.Spec.Mode)
+	case w.s.InDoubt:
+		return w.s.refuseDoubt("submitted")
 	case w.s.Stopped:
 		return w.s.refuse(CodePhase, "an operator stopped it; it cannot be submitted")
 	case w.s.Mode == ModeWorkflow:
@@ -311,6 +322,9 @@ func (w *work) submit(e Submit) error {
 }
 
 func (w *work) execute(e Execute) error {
+	if w.s.InDoubt {
+		return w.s.refuseDoubt("executed")
+	}
 	if w.s.Phase != PhaseNone {
 		if w.s.Mode != e.Spec.Mode || w.s.Digest != e.Spec.Digest || w.s.Digest == "" {
 			return w.s.refuse(CodeMismatch, "the gid or idempotency key was used with another body: use another")
@@ -343,6 +357,8 @@ func (w *work) endWorkflow(e EndWorkflow) error {
 		return w.s.refuse(CodeNotFound, "it was never prepared: call prepareWorkflow first")
 	case w.s.Mode != ModeWorkflow:
 		return w.s.refuse(CodeMismatch, "it was begun as %s, not as workflow", w.s.Mode)
+	case w.s.InDoubt:
+		return w.s.refuseDoubt("ended")
 	case w.s.Phase.Finished() && !w.s.Stopped && w.s.Phase.Commit() == e.Commit:
 		w.emit(Answer{Accepted}, Answer{Decided}, Answer{Settled}, Answer{FinishedAll})
 		return nil
@@ -367,6 +383,8 @@ func (w *work) abort(e Abort) error {
 		return w.s.refuse(CodePhase, "it was begun as %s; an abort as %s is refused", w.s.Mode, e.Mode)
 	case w.s.Mode == ModeSaga || w.s.Mode == ModeWorkflow:
 		return w.s.refuse(CodePhase, "a %s is not aborted from outside", w.s.Mode)
+	case w.s.InDoubt:
+		return w.s.refuseDoubt("aborted")
 	case w.s.Stopped:
 		return w.s.refuse(CodePhase, "an operator stopped it; it cannot be aborted")
 	}
@@ -393,10 +411,40 @@ func (w *work) abort(e Abort) error {
 	return w.s.refuse(CodePhase, "it is %s and cannot be aborted", w.s.Phase)
 }
 
+// resolve takes the decision of a transaction in doubt. A repeat of what stands is answered.
+func (w *work) resolve(e Resolve) error {
+	switch {
+	case w.s.Phase == PhaseNone:
+		return w.s.refuse(CodeNotFound, "no such transaction")
+	case e.Reason == "":
+		return w.s.refuse(CodeInvalid, "reason: it is empty; say on whose word it is resolved")
+	case !w.s.InDoubt && w.s.Phase.Decided() && w.s.Phase.Commit() == e.Commit:
+		w.emit(Answer{Accepted})
+		w.answerStanding()
+		return nil
+	case !w.s.InDoubt:
+		return w.s.refuse(CodePhase, "it is %s and not in doubt: there is nothing to resolve", w.s.Phase)
+	}
+	for i := range w.s.Branches {
+		if e.Commit && w.s.Branches[i].One.Status == OpRefused {
+			return w.s.refuse(CodePhase, "branch %q refused its part: it cannot be committed; abort it", string(w.s.Branches[i].ID))
+		}
+	}
+	w.decide(e.Commit, e.Reason) // what may have run is not known: nothing is skipped
+	return nil
+}
+
+// refuseDoubt refuses what a client asks of a transaction in doubt.
+func (s *State) refuseDoubt(what string) error {
+	return s.refuse(CodePhase, "it is in doubt since its region was lost, and cannot be %s; it ends when the region returns or an operator resolves it: lockstep tx resolve", what)
+}
+
 func (w *work) stop() error {
 	switch {
 	case w.s.Phase == PhaseNone:
 		return w.s.refuse(CodeNotFound, "no such transaction")
+	case w.s.InDoubt:
+		return w.s.refuseDoubt("stopped")
 	case w.s.Phase.Finished() || w.s.Stopped:
 		return w.s.refuse(CodePhase, "it has ended or is stopped already")
 	}
@@ -412,6 +460,8 @@ func (w *work) retry() error {
 		return w.s.refuse(CodeNotFound, "no such transaction")
 	case w.s.Phase.Finished():
 		return w.s.refuse(CodePhase, "it has ended; there is nothing to retry")
+	case w.s.InDoubt:
+		return w.s.refuseDoubt("retried")
 	}
 	if w.s.Stopped {
 		w.s.Stopped = false

@@ -37,9 +37,9 @@ func (a *Arbiter) Change(ctx context.Context, changes ...Change) error {
 				return fmt.Errorf("slot %d: epoch %d after %d", c.Slot, c.To.Epoch, c.From.Epoch)
 			}
 			ops = append(ops, clientv3.OpPut(epochKey(c.Slot), epochValue(c.To.Epoch)))
-			if s := c.To.Seal; s != nil && s.Epoch == c.From.Epoch {
-				ops = append(ops, clientv3.OpPut(sealKey(c.Slot, uint64(s.Epoch)), mustJSON(s)))
-			}
+		}
+		if s := c.To.Seal; s != nil && (c.To.Epoch != c.From.Epoch && s.Epoch == c.From.Epoch || c.To.Status == slot.Taken) {
+			ops = append(ops, clientv3.OpPut(sealKey(c.Slot, uint64(s.Epoch)), mustJSON(s)))
 		}
 		reads = append(reads, clientv3.OpGet(ownKey(c.Slot)))
 	}

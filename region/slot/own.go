@@ -70,11 +70,28 @@ type Owner struct {
 	To             string `json:"to,omitempty"`
 	DeadlineMillis int64  `json:"deadline,omitempty"`
 	Op             string `json:"op,omitempty"`
-	// Lost is the epoch that the slot was taken from by force; 0 where its last move was none.
+	// Lost is the epoch that the slot was taken from by force, until what the lost region has of it is worked off; else 0.
+	// Risk is what accounts may spend meanwhile (ADR 9).
 	Lost Epoch `json:"lost,omitempty"`
+	Risk Risk  `json:"risk,omitzero"`
 	// Seal: in Sealed the end of Epoch; in Active the end of the epoch before, nil for the first owner. Its epoch's region
 	// is where the slot came from.
 	Seal *Seal `json:"seal,omitempty"`
+}
+
+// Policy is what the accounts of a slot may spend whose region was lost. The texts are on the wire of participants.
+type Policy string
+
+const (
+	Block Policy = "block" // nothing
+	Limit Policy = "limit" // up to Risk.Cap per account
+	Allow Policy = "allow" // what their own limits say
+)
+
+// Risk is a policy with its cap, in minor units per account.
+type Risk struct {
+	Policy Policy `json:"policy"`
+	Cap    int64  `json:"cap,omitempty"`
 }
 
 // Equal says that two owners say the same.
@@ -96,6 +113,9 @@ func (o Owner) Drain(to, op string, deadline time.Time) (Owner, error) {
 	}
 	if o.Region == to {
 		return o, fmt.Errorf("%s owns it already", to)
+	}
+	if o.Lost != 0 {
+		return o, fmt.Errorf("it was taken by force, and what the lost region has of it is not worked off yet")
 	}
 	o.Status, o.To, o.Op, o.DeadlineMillis = Draining, to, op, deadline.UnixMilli()
 	return o, nil
@@ -123,11 +143,11 @@ func (o Owner) Give(index int) (Owner, error) {
 }
 
 // Take is a slot in another region's hands by force, whatever its state; index is the region's. Error when it has it.
-func (o Owner) Take(to, op string, index int) (Owner, error) {
+func (o Owner) Take(to, op string, index int, risk Risk) (Owner, error) {
 	if o.Region == to {
 		return o, fmt.Errorf("%s owns it already", to)
 	}
-	return Owner{Region: to, Epoch: o.Epoch.Next(index), Status: Taken, Op: op, Lost: o.Epoch}, nil
+	return Owner{Region: to, Epoch: o.Epoch.Next(index), Status: Taken, Op: op, Lost: o.Epoch, Risk: risk}, nil
 }
 
 // Bound says where the epoch ends that a taken slot was taken from: by a forced seal, or by the one that its owner had
@@ -152,10 +172,23 @@ func (o Owner) Serve() (Owner, error) {
 	return o, nil
 }
 
+// Settled is a slot of whose lost epoch everything is worked off. Error when it is not active.
+func (o Owner) Settled() (Owner, error) {
+	if o.Status != Active {
+		return o, fmt.Errorf("it is %s, not active", o.Status)
+	}
+	o.Lost, o.Risk = 0, Risk{}
+	return o, nil
+}
+
+// Forced says that the slot's accounts and transactions came without a release: it was taken by force, and has not moved
+// since.
+func (o Owner) Forced() bool { return o.Lost != 0 || o.Seal != nil && o.Seal.Forced && o.Seal.Epoch != o.Epoch }
+
 // Undo gives a slot that is draining or sealed back to its owner, at a higher epoch. Error when it is active.
 func (o Owner) Undo() (Owner, error) {
-	if o.Status == Active {
-		return o, fmt.Errorf("it is active")
+	if o.Status != Draining && o.Status != Sealed {
+		return o, fmt.Errorf("it is %s", o.Status)
 	}
 	back := Owner{Region: o.Region, Epoch: o.Epoch.Next(o.Epoch.Region()), Status: Active, Seal: o.Seal}
 	return back, nil

@@ -72,7 +72,7 @@ func TestASlotTakenByForceIsServedOnlyUnderASealOfItsLostEpoch(t *testing.T) {
 	active := Owner{Region: "east", Epoch: 101, Status: Active}
 	draining, _ := active.Drain("west", "move", time.UnixMilli(1))
 	for _, from := range []Owner{active, draining} {
-		o, err := from.Take("west", "op", 2)
+		o, err := from.Take("west", "op", 2, Risk{Policy: Limit, Cap: 5})
 		if err != nil || o.Region != "west" || o.Epoch != 202 || o.Status != Taken || o.Lost != 101 || o.Op != "op" || o.To != "" {
 			t.Fatalf("taken from %s: %+v, %v", from.Status, o, err)
 		}
@@ -87,11 +87,21 @@ func TestASlotTakenByForceIsServedOnlyUnderASealOfItsLostEpoch(t *testing.T) {
 			t.Fatal(err)
 		}
 		o, err = o.Serve()
-		if err != nil || o.Status != Active || o.Epoch != 202 || o.Lost != 101 || o.Seal.Seq != 7 || o.Op != "" {
+		if err != nil || o.Status != Active || o.Epoch != 202 || o.Lost != 101 || o.Seal.Seq != 7 || o.Op != "" || o.Risk.Cap != 5 {
 			t.Fatalf("served: %+v, %v", o, err)
 		}
+		if _, err := o.Drain("east", "back", time.UnixMilli(1)); err == nil {
+			t.Error("a slot went back before the loss was worked off")
+		}
+		o, err = o.Settled()
+		if err != nil || o.Lost != 0 || o.Risk != (Risk{}) || !o.Forced() {
+			t.Fatalf("settled: %+v, %v", o, err)
+		}
+		if _, err := o.Drain("east", "back", time.UnixMilli(1)); err != nil {
+			t.Error(err)
+		}
 	}
-	if _, err := active.Take("east", "op", 1); err == nil {
+	if _, err := active.Take("east", "op", 1, Risk{}); err == nil {
 		t.Error("a region took its own slot by force")
 	}
 	if _, err := active.Bound(&Seal{Epoch: 101}); err == nil {

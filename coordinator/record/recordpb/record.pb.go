@@ -716,6 +716,7 @@ type Progress struct {
 	Attempts        []*Attempt             `protobuf:"bytes,8,rep,name=attempts,proto3" json:"attempts,omitempty"`
 	AttemptsDropped uint32                 `protobuf:"varint,9,opt,name=attempts_dropped,json=attemptsDropped,proto3" json:"attempts_dropped,omitempty"` // attempts that were left out to bound the record
 	Takeovers       []*Takeover            `protobuf:"bytes,10,rep,name=takeovers,proto3" json:"takeovers,omitempty"`
+	InDoubt         bool                   `protobuf:"varint,11,opt,name=in_doubt,json=inDoubt,proto3" json:"in_doubt,omitempty"` // its region was lost before anybody knew what it decided (ADR 9)
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -818,6 +819,13 @@ func (x *Progress) GetTakeovers() []*Takeover {
 		return x.Takeovers
 	}
 	return nil
+}
+
+func (x *Progress) GetInDoubt() bool {
+	if x != nil {
+		return x.InDoubt
+	}
+	return false
 }
 
 type BranchProgress struct {
@@ -1181,7 +1189,7 @@ const file_coordinator_record_recordpb_record_proto_rawDesc = "" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x16\n" +
 	"\x06failed\x18\x03 \x01(\bR\x06failed\x12\x12\n" +
 	"\x04data\x18\x04 \x01(\fR\x04data\x12\x0e\n" +
-	"\x02at\x18\x05 \x01(\x03R\x02at\"\xa7\x03\n" +
+	"\x02at\x18\x05 \x01(\x03R\x02at\"\xc2\x03\n" +
 	"\bProgress\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\rR\x05phase\x12\x18\n" +
 	"\astopped\x18\x02 \x01(\bR\astopped\x12\x1d\n" +
@@ -1195,7 +1203,8 @@ const file_coordinator_record_recordpb_record_proto_rawDesc = "" +
 	"\battempts\x18\b \x03(\v2\x1b.lockstep.record.v1.AttemptR\battempts\x12)\n" +
 	"\x10attempts_dropped\x18\t \x01(\rR\x0fattemptsDropped\x12:\n" +
 	"\ttakeovers\x18\n" +
-	" \x03(\v2\x1c.lockstep.record.v1.TakeoverR\ttakeovers\"\x86\x01\n" +
+	" \x03(\v2\x1c.lockstep.record.v1.TakeoverR\ttakeovers\x12\x19\n" +
+	"\bin_doubt\x18\v \x01(\bR\ainDoubt\"\x86\x01\n" +
 	"\x0eBranchProgress\x12-\n" +
 	"\x03one\x18\x01 \x01(\v2\x1b.lockstep.record.v1.OpStateR\x03one\x12-\n" +
 	"\x03two\x18\x02 \x01(\v2\x1b.lockstep.record.v1.OpStateR\x03two\x12\x16\n" +
