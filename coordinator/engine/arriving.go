@@ -70,7 +70,7 @@ func (r *Runner) between(ctx context.Context, v *View, ids []string, take []int)
 		m := Move{n, o}
 		ours, draining := r.ours(n), o.Status == slot.Draining
 		switch {
-		case ours && o.Status != slot.Active && now > o.DeadlineMillis:
+		case ours && (draining || o.Status == slot.Sealed) && now > o.DeadlineMillis:
 			r.start(n, func() { r.undo(ctx, m) })
 		case ours && draining && r.holds(n) && r.heldEpoch[n].Load() == uint64(o.Epoch):
 			if r.working.begin(n) {
@@ -78,10 +78,12 @@ func (r *Runner) between(ctx context.Context, v *View, ids []string, take []int)
 			}
 		case ours && draining && v.Closed[n] == uint64(o.Epoch):
 			r.start(n, func() { r.finishClosed(ctx, []Move{m}) })
-		case ours && r.cameFrom(o) && slices.Contains(take, n):
+		case ours && o.Status != slot.Taken && r.cameFrom(o) && slices.Contains(take, n):
 			if r.working.begin(n) {
 				arrive = append(arrive, m)
 			}
+		case !ours && r.lostIt(o) && v.Closed[n] < uint64(o.Lost) && !r.holds(n):
+			r.start(n, func() { r.handBack(ctx, m) })
 		case !ours && o.Status == slot.Active && v.Closed[n] != 0 && v.Closed[n] < uint64(o.Epoch) && r.purged[n].Load() < v.Closed[n]:
 			r.start(n, func() { r.purge(ctx, n, v.Closed[n]) })
 		}
@@ -94,7 +96,7 @@ func (r *Runner) between(ctx context.Context, v *View, ids []string, take []int)
 	}
 	return slices.DeleteFunc(take, func(n int) bool {
 		o, _ := r.owner(n)
-		return r.cameFrom(o) || o.Status == slot.Sealed || v.Closed[n] >= uint64(o.Epoch) || r.working.busy(n) && !r.holds(n)
+		return r.cameFrom(o) || o.Status == slot.Sealed || o.Status == slot.Taken || v.Closed[n] >= uint64(o.Epoch) || r.working.busy(n) && !r.holds(n)
 	})
 }
 
@@ -145,7 +147,7 @@ func (r *Runner) arrive(ctx context.Context, moves []Move) {
 		if cl.Closed {
 			continue
 		}
-		switch err := r.importSlot(ctx, cl, owners[cl.Slot].Seal); {
+		switch err := r.importSlot(ctx, &cl, owners[cl.Slot]); {
 		case err == nil:
 			cl.Imported = max(cl.Imported, uint64(owners[cl.Slot].Seal.Epoch))
 			ready = append(ready, cl)
@@ -171,18 +173,22 @@ func (r *Runner) arrive(ctx context.Context, moves []Move) {
 // was undone, and once after a start, for whoever held the slot before may have died in between. Branches that go to
 // accounts on their way are put off meanwhile.
 func (r *Runner) adoptions(ctx context.Context) {
-	var done [slot.Count]slot.Epoch
+	type at struct {
+		epoch slot.Epoch
+		lost  bool // worked off, what its accounts were not to spend is lifted
+	}
+	var done [slot.Count]at
 	tick := time.NewTicker(moveTick)
 	defer tick.Stop()
 	for {
 		var moves []Move
 		for n := range slot.Count {
 			o, known := r.owner(n)
-			if !known || !r.ours(n) || o.Status != slot.Active || !r.holds(n) || done[n] == o.Epoch {
+			if !known || !r.ours(n) || o.Status != slot.Active || !r.holds(n) || done[n] == (at{o.Epoch, o.Lost != 0}) {
 				continue
 			}
 			if o.Epoch == slot.Initial(r.regions.Index()) {
-				done[n] = o.Epoch // its first owner: the accounts have been here from the start
+				done[n] = at{epoch: o.Epoch} // its first owner: the accounts have been here from the start
 				continue
 			}
 			moves = append(moves, Move{n, o})
@@ -195,7 +201,7 @@ func (r *Runner) adoptions(ctx context.Context) {
 				continue
 			}
 			for _, m := range part {
-				done[m.Slot] = m.Owner.Epoch
+				done[m.Slot] = at{m.Owner.Epoch, m.Owner.Lost != 0}
 			}
 			r.cfg.Log.Info("accounts adopted", "slots", len(part), "first", part[0].Slot)
 		}
@@ -211,7 +217,11 @@ func (r *Runner) adoptions(ctx context.Context) {
 
 // importSlot replaces what the store has of a slot by what came with the seal. It is repeated from the start after a
 // crash; that all of it is there is written with its last batch.
-func (r *Runner) importSlot(ctx context.Context, cl Claim, seal *slot.Seal) error {
+//
+// The slot's own chain goes on where its last own epoch ended: under a forced seal that is before what this region had
+// numbered, and in a store that is new it is after what the store knows.
+func (r *Runner) importSlot(ctx context.Context, cl *Claim, owner slot.Owner) error {
+	seal := owner.Seal
 	if cl.Imported >= uint64(seal.Epoch) {
 		return nil
 	}
@@ -219,7 +229,14 @@ func (r *Runner) importSlot(ctx context.Context, cl Claim, seal *slot.Seal) erro
 	if err != nil {
 		return err
 	}
-	w := importing{r: r, cl: cl}
+	head, err := r.regions.Ended(ctx, cl.Slot, owner.Epoch)
+	if err != nil {
+		return err
+	}
+	if head.Seq != 0 || owner.Forced() {
+		cl.Head = head
+	}
+	w := importing{r: r, cl: *cl}
 	keep := map[txn.Gid]bool{}
 	for _, value := range values {
 		tx, err := record.Decode(value)
@@ -274,6 +291,9 @@ func (w *importing) room(ctx context.Context, bytes int) error {
 
 func (w *importing) flush(ctx context.Context, imported uint64) error {
 	w.b.Guards = []Guard{{Slot: w.cl.Slot, Term: w.cl.Term, Imported: imported}}
+	if imported != 0 {
+		w.b.Guards[0].Head = &w.cl.Head
+	}
 	wctx, cancel := context.WithTimeout(ctx, w.r.cfg.CommitTimeout)
 	defer cancel()
 	err := w.r.store.Commit(wctx, &w.b)

@@ -244,8 +244,12 @@ func (c *Core) Apply(at int64, p *pending) {
 		e = &entry{slot: hs}
 		e.tx.State.Gid = p.req.Gid
 	}
-	if ad, ok := p.req.Event.(Adopt); ok {
-		c.adopt(at, e, p, ad)
+	switch ev := p.req.Event.(type) {
+	case Adopt:
+		c.adopt(at, e, p, ev)
+		return
+	case Returned:
+		c.returned(at, e, p, &ev.Tx)
 		return
 	}
 	c.step(at, e, stamp(p.req.Event, at, hs.epoch), p)
@@ -304,8 +308,15 @@ func (c *Core) Found(at int64, p *pending, tx *record.Tx) {
 		p.finish(answer{reply: rep})
 		return
 	}
-	if _, ok := p.req.Event.(Adopt); ok {
+	switch ev := p.req.Event.(type) {
+	case Adopt:
 		p.finish(answer{reply: rep})
+		return
+	case Returned:
+		if tx.Trimmed {
+			tx.State.Branches = ev.Tx.State.Branches // the outcome alone is kept
+		}
+		p.finish(answer{reply: rep, err: differs(&tx.State, &ev.Tx.State)})
 		return
 	}
 	_, _, err := txn.Step(tx.State, stamp(p.req.Event, at, hs.epoch))

@@ -47,7 +47,11 @@ func (c *Core) Hold(at int64, claim Claim, loaded []*record.Tx) {
 		}
 		hs.txs[e.tx.State.Gid] = e
 		c.live++
-		if e.tx.State.Phase.Decided() {
+		switch {
+		case e.tx.State.Phase.Decided() && e.tx.Decision.Seq == 0:
+			// It was decided in the arbiter, and no event of it ever left the region that was lost: it gets its number here.
+			c.perform(at, e, []txn.Effect{txn.Save{Decision: true}})
+		case e.tx.State.Phase.Decided():
 			c.out.Rows = append(c.out.Rows, rowOf(e))
 		}
 		if !e.tx.State.Phase.Finished() {

@@ -275,7 +275,7 @@ func (r *Runner) loadAll(ctx context.Context, claims []Claim) (map[int]bool, int
 			held[cl.Slot] = true
 			continue
 		}
-		if o, _ := r.owner(cl.Slot); r.cameFrom(o) && cl.Imported < uint64(o.Seal.Epoch) {
+		if o, _ := r.owner(cl.Slot); o.Status == slot.Taken || r.cameFrom(o) && cl.Imported < uint64(o.Seal.Epoch) {
 			continue // to be imported first: held without it, its live transactions would be lost
 		}
 		var txs []*record.Tx

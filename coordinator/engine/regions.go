@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -13,6 +14,9 @@ var ErrNotYet = errors.New("it has not arrived yet")
 
 // ErrOutdated: the slot is at another epoch, or decisions of it were removed since it was taken.
 var ErrOutdated = errors.New("the slot was changed since it was taken")
+
+// ErrDiverged: the lost region and the new owner say different things of a transaction, or one says nothing.
+var ErrDiverged = errors.New("the lost region and the owner of the slot differ")
 
 // GlobalDecision is a decision for the arbiter. Body is the closed part of the record, with the decision in it.
 type GlobalDecision struct {
@@ -60,8 +64,20 @@ type Regions interface {
 	// Undo gives a slot back to this region whose move took too long.
 	Undo(ctx context.Context, m Move) error
 	// Carried gives the live records that came with a seal of another region: ErrNotYet until this region's journal has
-	// reached it.
+	// reached it. Under a forced seal they are those that are decided and not finished, and those that are in doubt.
 	Carried(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error)
+	// Ended gives the end of this region's own last epoch of a slot below the one given: where its chain goes on. Zero where
+	// there was none.
+	Ended(ctx context.Context, n int, below slot.Epoch) (record.Head, error)
+	// Cut makes copies of the accounts here of a slot that was taken from this region, takes what the own journal has of it
+	// past the seal out of it, and gives that: the decisions and finishes that do not count. It may be repeated, and gives
+	// the same.
+	Cut(ctx context.Context, m Move) ([]record.Event, error)
+	// Returned hands the slot's owner a transaction as this region left it when it was lost. ErrDiverged: it was not taken
+	// over, and an operator has to settle it.
+	Returned(ctx context.Context, m Move, tx *record.Tx) error
+	// Settled tells the arbiter that nothing of the slot's lost epoch is left to be worked off.
+	Settled(ctx context.Context, m Move) error
 }
 
 // owner is what is known of a slot's owner; without regions everything is ours at the epoch that stands.

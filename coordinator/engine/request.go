@@ -174,6 +174,9 @@ func stamp(ev txn.Event, at int64, epoch uint64) txn.Event {
 	case txn.Abort:
 		e.At, e.Epoch = at, epoch
 		return e
+	case txn.Resolve:
+		e.At, e.Epoch = at, epoch
+		return e
 	case txn.Stop:
 		e.At, e.Epoch = at, epoch
 		return e

@@ -105,12 +105,20 @@ func encode(r engine.Request) (*peerpb.DoRequest, error) {
 		out.Event = &peerpb.DoRequest_Stop{Stop: &peerpb.Empty{}}
 	case txn.Retry:
 		out.Event = &peerpb.DoRequest_Retry{Retry: &peerpb.Empty{}}
+	case txn.Resolve:
+		out.Event = &peerpb.DoRequest_Resolve{Resolve: &peerpb.Resolve{Commit: e.Commit, Reason: e.Reason}}
 	case engine.Adopt:
 		raw, err := e.Tx.Encode()
 		if err != nil {
 			return nil, err
 		}
 		out.Event = &peerpb.DoRequest_Adopt{Adopt: raw}
+	case engine.Returned:
+		raw, err := e.Tx.Encode()
+		if err != nil {
+			return nil, err
+		}
+		out.Event = &peerpb.DoRequest_Returned{Returned: raw}
 	default:
 		return nil, fmt.Errorf("a %T cannot be forwarded", e)
 	}
@@ -157,19 +165,36 @@ func decode(in *peerpb.DoRequest) (r engine.Request, err error) {
 		r.Event = txn.Stop{}
 	case *peerpb.DoRequest_Retry:
 		r.Event = txn.Retry{}
+	case *peerpb.DoRequest_Resolve:
+		r.Event = txn.Resolve{Commit: e.Resolve.GetCommit(), Reason: e.Resolve.GetReason()}
 	case *peerpb.DoRequest_Adopt:
-		tx, err := record.Decode(e.Adopt)
+		tx, err := recordOf(r.Gid, "adopt", e.Adopt)
 		if err != nil {
-			return r, fmt.Errorf("adopt: %w", err)
-		}
-		if tx.State.Gid != r.Gid {
-			return r, fmt.Errorf("adopt: it is the record of %q, not of %q", string(tx.State.Gid), string(r.Gid))
+			return r, err
 		}
 		r.Event = engine.Adopt{Tx: *tx}
+	case *peerpb.DoRequest_Returned:
+		tx, err := recordOf(r.Gid, "returned", e.Returned)
+		if err != nil {
+			return r, err
+		}
+		r.Event = engine.Returned{Tx: *tx}
 	default:
 		return r, fmt.Errorf("unknown request %T: the coordinators of a region must not be more than one version apart", e)
 	}
 	return r, err
+}
+
+// recordOf reads the record that a request brings of its own transaction.
+func recordOf(gid txn.Gid, field string, raw []byte) (*record.Tx, error) {
+	tx, err := record.Decode(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", field, err)
+	}
+	if tx.State.Gid != gid {
+		return nil, fmt.Errorf("%s: it is the record of %q, not of %q", field, string(tx.State.Gid), string(gid))
+	}
+	return tx, nil
 }
 
 // checkAlone refuses a registered branch that waits for others: those who register make the forward calls themselves.

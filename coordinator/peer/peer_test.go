@@ -28,7 +28,7 @@ func TestEveryRequestSurvivesTheHop(t *testing.T) {
 	for _, ev := range []txn.Event{
 		nil, txn.Prepare{Spec: spec}, txn.Submit{Spec: spec}, txn.Execute{Spec: spec},
 		txn.Register{Mode: txn.ModeXA, Branch: spec.Branches[0]}, txn.RegisterStep{Step: txn.WorkflowStep{Branch: "01", Op: "action", Failed: true, Data: []byte("d"), At: 7}},
-		txn.EndWorkflow{Commit: true, Result: "cmVz"}, txn.EndWorkflow{Reason: "why"}, txn.Abort{Mode: txn.ModeTCC, Reason: "why"}, txn.Stop{}, txn.Retry{}, adopted,
+		txn.EndWorkflow{Commit: true, Result: "cmVz"}, txn.EndWorkflow{Reason: "why"}, txn.Abort{Mode: txn.ModeTCC, Reason: "why"}, txn.Stop{}, txn.Retry{}, txn.Resolve{Commit: true, Reason: "why"}, adopted, engine.Returned{Tx: adopted.Tx},
 	} {
 		for want := engine.WantAccepted; want <= engine.WantOption; want++ {
 			in, err := encode(engine.Request{Gid: "g", Event: ev, Want: want})

@@ -55,9 +55,11 @@ type Deployment struct {
 	// Regions by index, from 1 on: Regions[0] has index 1.
 	Regions []string `json:"regions"`
 	Slots   int      `json:"slots"`
-	// BegunMillis (unix) is when the arbiter was made or restored from a backup: absence of a decision proves nothing about
-	// transactions that began before.
+	// BegunMillis (unix) is when the arbiter was made.
 	BegunMillis int64 `json:"begun"`
+	// RestoredEpoch is 0, or the least epoch since the arbiter was last restored from a backup: of transactions that began in
+	// an earlier one, the absence of a decision proves nothing.
+	RestoredEpoch slot.Epoch `json:"restored_epoch,omitempty"`
 }
 
 // Index of a region, from 1 on; 0 when the deployment has none of that name.

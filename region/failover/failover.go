@@ -1,4 +1,5 @@
-// Package failover decides how slots are moved by plan: handover, failback and drill are one state machine (ADR 8). It
+// Package failover decides how slots are moved: handover, failback and drill by plan are one state machine (ADR 8), taking
+// them from a region that is lost is another one beside it (ADR 9). It
 // imports the standard library and package slot alone: no clock, no I/O.
 //
 // The law it keeps: Next is a pure function of what is written in the arbiter and what was observed, so that a tool that
@@ -27,6 +28,7 @@ const (
 	Handover Kind = "handover" // slots of From go to To
 	Failback Kind = "failback" // the same, back to the region that had them before
 	Drill    Kind = "drill"    // there, a hold time, and back again
+	Forced   Kind = "failover" // From is lost, and nobody asks it
 )
 
 // Plan is what shall be done. It is hashed: consent is to this plan and no other.
@@ -42,6 +44,8 @@ type Plan struct {
 	DeadlineMillis int64 `json:"deadline_ms"`
 	PauseMillis    int64 `json:"pause_ms"`
 	HoldMillis     int64 `json:"hold_ms,omitempty"`
+	// Loss is a forced failover's alone.
+	Loss *Loss `json:"loss,omitempty"`
 	// Who and Why stand in the audit.
 	Who string `json:"who"`
 	Why string `json:"why"`
@@ -56,7 +60,7 @@ const (
 // Check says what is wrong with a plan; nil when it is sound.
 func (p *Plan) Check() error {
 	switch {
-	case p.Kind != Handover && p.Kind != Failback && p.Kind != Drill:
+	case p.Kind != Handover && p.Kind != Failback && p.Kind != Drill && p.Kind != Forced:
 		return fmt.Errorf("kind: %q", p.Kind)
 	case p.From == "" || p.To == "" || p.From == p.To:
 		return fmt.Errorf("to: slots go from one region to another, not from %q to %q", p.From, p.To)
@@ -74,12 +78,14 @@ func (p *Plan) Check() error {
 			return fmt.Errorf("slots: %d is no slot, or stands twice", n)
 		}
 	}
-	return nil
+	return p.checkLoss()
 }
 
-// Hash of the plan, in hexadecimal.
+// Hash of the plan, in hexadecimal. Its ID is left out: what was shown and what is done are the same plan.
 func (p *Plan) Hash() string {
-	raw, err := json.Marshal(p)
+	same := *p
+	same.ID = ""
+	raw, err := json.Marshal(&same)
 	if err != nil {
 		panic(err) // texts and numbers
 	}
@@ -151,6 +157,14 @@ func (r *Run) Current() []int {
 	return r.Plan.Slots[r.Next:min(len(r.Plan.Slots), r.Next+r.Plan.Batch)]
 }
 
+// All is every slot that the next step may be about: the present batch's, and of a forced failover the plan's.
+func (r *Run) All() []int {
+	if r.Plan.Kind == Forced {
+		return r.Plan.Slots
+	}
+	return r.Current()
+}
+
 // Observed is what was read before a step.
 type Observed struct {
 	AtMillis int64
@@ -177,10 +191,16 @@ const (
 	Save
 	// Finish: the run has ended.
 	Finish
+	// Take slots from a lost region.
+	Take
+	// Bind freezes the journals for taken slots, and writes the highest valid event as the seal.
+	Bind
+	// Serve lets the owner of taken slots begin.
+	Serve
 )
 
 func (a Act) String() string {
-	return [...]string{"wait", "drain", "give", "undo", "save", "finish"}[a]
+	return [...]string{"wait", "drain", "give", "undo", "save", "finish", "take", "bind", "serve"}[a]
 }
 
 // Step is what is to be done next: Run as it is to be written first, then Act on Slots.
@@ -196,6 +216,9 @@ type Step struct {
 func Next(r Run, o Observed) Step {
 	if r.Status.Ended() {
 		return Step{Run: r, Act: Finish}
+	}
+	if r.Plan.Kind == Forced {
+		return nextForced(r, o)
 	}
 	from, to := r.Direction()
 	var active, moving, sealed, there, astray []int

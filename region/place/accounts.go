@@ -98,6 +98,9 @@ func (p *Place) Adopt(ctx context.Context, moves []engine.Move) error {
 const adoptionsAtOnce = 8
 
 func (p *Place) adopt(ctx context.Context, part *registry.Participant, m engine.Move) error {
+	if m.Owner.Forced() {
+		return p.adoptForced(ctx, part, m)
+	}
 	from := p.cfg.Self
 	if s := m.Owner.Seal; s != nil && m.Owner.Status != slot.Sealed && s.Epoch.Released() == m.Owner.Epoch-m.Owner.Epoch%100 {
 		from = p.dep.Name(s.Epoch.Region())

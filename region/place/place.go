@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/applier"
 	"github.com/lockstep-tx/lockstep/region/arbiter"
@@ -36,6 +37,11 @@ type Config struct {
 	Forward engine.Forwarder
 	// Carried gives the live records that came with a seal; see engine.Regions.
 	Carried func(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error)
+	// Cut is engine.Regions's, on the region's journal and what publishes it.
+	Cut func(ctx context.Context, n int, seal slot.Seal) ([]record.Event, error)
+	// CaughtUp is nil when the copies here have everything up to all seals of the region that a slot was taken from, and all
+	// that was decided there and touches accounts of the slot.
+	CaughtUp func(ctx context.Context, m engine.Move) error
 	// HTTP calls participants; nil is a client with a timeout of 10 s.
 	HTTP *http.Client
 	// Log gets what changes; nil discards.
@@ -52,8 +58,9 @@ type Place struct {
 	heard    atomic.Int64 // unix milliseconds
 	next     atomic.Uint64
 
-	mu      sync.Mutex
-	changed chan struct{}
+	mu       sync.Mutex
+	changed  chan struct{}
+	diverged map[txn.Gid]Diverged
 }
 
 var _ engine.Regions = (*Place)(nil)
@@ -74,7 +81,7 @@ func New(ctx context.Context, cfg Config) (*Place, error) {
 	if index == 0 {
 		return nil, fmt.Errorf("region: %q is not one of the deployment's regions %v", cfg.Self, dep.Regions)
 	}
-	return &Place{cfg: cfg, index: index, dep: dep, registry: registry.New(cfg.Arbiter, cfg.Log), changed: make(chan struct{})}, nil
+	return &Place{cfg: cfg, index: index, dep: dep, registry: registry.New(cfg.Arbiter, cfg.Log), changed: make(chan struct{}), diverged: map[txn.Gid]Diverged{}}, nil
 }
 
 // Run follows the arbiter until ctx ends.

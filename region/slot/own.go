@@ -147,7 +147,15 @@ func (o Owner) Take(to, op string, index int, risk Risk) (Owner, error) {
 	if o.Region == to {
 		return o, fmt.Errorf("%s owns it already", to)
 	}
-	return Owner{Region: to, Epoch: o.Epoch.Next(index), Status: Taken, Op: op, Lost: o.Epoch, Risk: risk}, nil
+	lost := o.Epoch
+	if o.Status == Taken {
+		lost = o.Lost // who took it has begun nothing
+	}
+	t := Owner{Region: to, Epoch: o.Epoch.Next(index), Status: Taken, Op: op, Lost: lost, Risk: risk}
+	if o.Seal != nil && o.Seal.Epoch == lost {
+		t.Seal = o.Seal // its owner had written the end of the epoch already, or who took it before had found it
+	}
+	return t, nil
 }
 
 // Bound says where the epoch ends that a taken slot was taken from: by a forced seal, or by the one that its owner had
@@ -183,7 +191,9 @@ func (o Owner) Settled() (Owner, error) {
 
 // Forced says that the slot's accounts and transactions came without a release: it was taken by force, and has not moved
 // since.
-func (o Owner) Forced() bool { return o.Lost != 0 || o.Seal != nil && o.Seal.Forced && o.Seal.Epoch != o.Epoch }
+func (o Owner) Forced() bool {
+	return o.Lost != 0 || o.Seal != nil && o.Seal.Forced && o.Seal.Epoch != o.Epoch
+}
 
 // Undo gives a slot that is draining or sealed back to its owner, at a higher epoch. Error when it is active.
 func (o Owner) Undo() (Owner, error) {

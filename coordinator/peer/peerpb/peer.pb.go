@@ -132,6 +132,8 @@ type DoRequest struct {
 	//	*DoRequest_Stop
 	//	*DoRequest_Retry
 	//	*DoRequest_Adopt
+	//	*DoRequest_Resolve
+	//	*DoRequest_Returned
 	Event         isDoRequest_Event `protobuf_oneof:"event"`
 	Resent        bool              `protobuf:"varint,13,opt,name=resent,proto3" json:"resent,omitempty"` // the engine's own repeat
 	Border        bool              `protobuf:"varint,14,opt,name=border,proto3" json:"border,omitempty"` // it comes from another region: it may be handed on inside this one, once
@@ -280,6 +282,24 @@ func (x *DoRequest) GetAdopt() []byte {
 	return nil
 }
 
+func (x *DoRequest) GetResolve() *Resolve {
+	if x != nil {
+		if x, ok := x.Event.(*DoRequest_Resolve); ok {
+			return x.Resolve
+		}
+	}
+	return nil
+}
+
+func (x *DoRequest) GetReturned() []byte {
+	if x != nil {
+		if x, ok := x.Event.(*DoRequest_Returned); ok {
+			return x.Returned
+		}
+	}
+	return nil
+}
+
 func (x *DoRequest) GetResent() bool {
 	if x != nil {
 		return x.Resent
@@ -338,6 +358,14 @@ type DoRequest_Adopt struct {
 	Adopt []byte `protobuf:"bytes,12,opt,name=adopt,proto3,oneof"` // a record
 }
 
+type DoRequest_Resolve struct {
+	Resolve *Resolve `protobuf:"bytes,15,opt,name=resolve,proto3,oneof"`
+}
+
+type DoRequest_Returned struct {
+	Returned []byte `protobuf:"bytes,16,opt,name=returned,proto3,oneof"` // a record, as the region that was lost has it
+}
+
 func (*DoRequest_Prepare) isDoRequest_Event() {}
 
 func (*DoRequest_Register) isDoRequest_Event() {}
@@ -357,6 +385,10 @@ func (*DoRequest_Stop) isDoRequest_Event() {}
 func (*DoRequest_Retry) isDoRequest_Event() {}
 
 func (*DoRequest_Adopt) isDoRequest_Event() {}
+
+func (*DoRequest_Resolve) isDoRequest_Event() {}
+
+func (*DoRequest_Returned) isDoRequest_Event() {}
 
 type Empty struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -394,6 +426,58 @@ func (*Empty) Descriptor() ([]byte, []int) {
 	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{2}
 }
 
+type Resolve struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Commit        bool                   `protobuf:"varint,1,opt,name=commit,proto3" json:"commit,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Resolve) Reset() {
+	*x = Resolve{}
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Resolve) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Resolve) ProtoMessage() {}
+
+func (x *Resolve) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Resolve.ProtoReflect.Descriptor instead.
+func (*Resolve) Descriptor() ([]byte, []int) {
+	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Resolve) GetCommit() bool {
+	if x != nil {
+		return x.Commit
+	}
+	return false
+}
+
+func (x *Resolve) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type Register struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Mode          uint32                 `protobuf:"varint,1,opt,name=mode,proto3" json:"mode,omitempty"`
@@ -404,7 +488,7 @@ type Register struct {
 
 func (x *Register) Reset() {
 	*x = Register{}
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[3]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -416,7 +500,7 @@ func (x *Register) String() string {
 func (*Register) ProtoMessage() {}
 
 func (x *Register) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[3]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -429,7 +513,7 @@ func (x *Register) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Register.ProtoReflect.Descriptor instead.
 func (*Register) Descriptor() ([]byte, []int) {
-	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{3}
+	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Register) GetMode() uint32 {
@@ -457,7 +541,7 @@ type EndWorkflow struct {
 
 func (x *EndWorkflow) Reset() {
 	*x = EndWorkflow{}
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[4]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -469,7 +553,7 @@ func (x *EndWorkflow) String() string {
 func (*EndWorkflow) ProtoMessage() {}
 
 func (x *EndWorkflow) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[4]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -482,7 +566,7 @@ func (x *EndWorkflow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndWorkflow.ProtoReflect.Descriptor instead.
 func (*EndWorkflow) Descriptor() ([]byte, []int) {
-	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{4}
+	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EndWorkflow) GetCommit() bool {
@@ -516,7 +600,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[5]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -528,7 +612,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[5]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -541,7 +625,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{5}
+	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Abort) GetMode() uint32 {
@@ -569,7 +653,7 @@ type DoReply struct {
 
 func (x *DoReply) Reset() {
 	*x = DoReply{}
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[6]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +665,7 @@ func (x *DoReply) String() string {
 func (*DoReply) ProtoMessage() {}
 
 func (x *DoReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[6]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +678,7 @@ func (x *DoReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoReply.ProtoReflect.Descriptor instead.
 func (*DoReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{6}
+	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DoReply) GetRecord() []byte {
@@ -633,7 +717,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[7]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -645,7 +729,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[7]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -658,7 +742,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{7}
+	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Error) GetKind() uint32 {
@@ -729,7 +813,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[8]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +825,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[8]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +838,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{8}
+	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListRequest) GetPhases() []uint32 {
@@ -843,7 +927,7 @@ type ListReply struct {
 
 func (x *ListReply) Reset() {
 	*x = ListReply{}
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[9]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +939,7 @@ func (x *ListReply) String() string {
 func (*ListReply) ProtoMessage() {}
 
 func (x *ListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[9]
+	mi := &file_coordinator_peer_peerpb_peer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,7 +952,7 @@ func (x *ListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReply.ProtoReflect.Descriptor instead.
 func (*ListReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{9}
+	return file_coordinator_peer_peerpb_peer_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListReply) GetRecords() [][]byte {
@@ -890,7 +974,7 @@ const file_coordinator_peer_peerpb_peer_proto_rawDesc = "" +
 	"\tquery_url\x18\x04 \x01(\tR\bqueryUrl\x12\x16\n" +
 	"\x06custom\x18\x05 \x01(\tR\x06custom\x12\x16\n" +
 	"\x06digest\x18\x06 \x01(\fR\x06digest\x12\x16\n" +
-	"\x06tenant\x18\a \x01(\tR\x06tenant\"\xf4\x04\n" +
+	"\x06tenant\x18\a \x01(\tR\x06tenant\"\xc9\x05\n" +
 	"\tDoRequest\x12\x10\n" +
 	"\x03gid\x18\x01 \x01(\tR\x03gid\x12\x12\n" +
 	"\x04want\x18\x02 \x01(\rR\x04want\x122\n" +
@@ -904,11 +988,16 @@ const file_coordinator_peer_peerpb_peer_proto_rawDesc = "" +
 	"\x04stop\x18\n" +
 	" \x01(\v2\x17.lockstep.peer.v1.EmptyH\x00R\x04stop\x12/\n" +
 	"\x05retry\x18\v \x01(\v2\x17.lockstep.peer.v1.EmptyH\x00R\x05retry\x12\x16\n" +
-	"\x05adopt\x18\f \x01(\fH\x00R\x05adopt\x12\x16\n" +
+	"\x05adopt\x18\f \x01(\fH\x00R\x05adopt\x125\n" +
+	"\aresolve\x18\x0f \x01(\v2\x19.lockstep.peer.v1.ResolveH\x00R\aresolve\x12\x1c\n" +
+	"\breturned\x18\x10 \x01(\fH\x00R\breturned\x12\x16\n" +
 	"\x06resent\x18\r \x01(\bR\x06resent\x12\x16\n" +
 	"\x06border\x18\x0e \x01(\bR\x06borderB\a\n" +
 	"\x05event\"\a\n" +
-	"\x05Empty\"R\n" +
+	"\x05Empty\"9\n" +
+	"\aResolve\x12\x16\n" +
+	"\x06commit\x18\x01 \x01(\bR\x06commit\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"R\n" +
 	"\bRegister\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\rR\x04mode\x122\n" +
 	"\x06branch\x18\x02 \x01(\v2\x1a.lockstep.record.v1.BranchR\x06branch\"U\n" +
@@ -966,45 +1055,47 @@ func file_coordinator_peer_peerpb_peer_proto_rawDescGZIP() []byte {
 	return file_coordinator_peer_peerpb_peer_proto_rawDescData
 }
 
-var file_coordinator_peer_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_coordinator_peer_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_coordinator_peer_peerpb_peer_proto_goTypes = []any{
 	(*Spec)(nil),                  // 0: lockstep.peer.v1.Spec
 	(*DoRequest)(nil),             // 1: lockstep.peer.v1.DoRequest
 	(*Empty)(nil),                 // 2: lockstep.peer.v1.Empty
-	(*Register)(nil),              // 3: lockstep.peer.v1.Register
-	(*EndWorkflow)(nil),           // 4: lockstep.peer.v1.EndWorkflow
-	(*Abort)(nil),                 // 5: lockstep.peer.v1.Abort
-	(*DoReply)(nil),               // 6: lockstep.peer.v1.DoReply
-	(*Error)(nil),                 // 7: lockstep.peer.v1.Error
-	(*ListRequest)(nil),           // 8: lockstep.peer.v1.ListRequest
-	(*ListReply)(nil),             // 9: lockstep.peer.v1.ListReply
-	(*recordpb.Options)(nil),      // 10: lockstep.record.v1.Options
-	(*recordpb.Branch)(nil),       // 11: lockstep.record.v1.Branch
-	(*recordpb.WorkflowStep)(nil), // 12: lockstep.record.v1.WorkflowStep
+	(*Resolve)(nil),               // 3: lockstep.peer.v1.Resolve
+	(*Register)(nil),              // 4: lockstep.peer.v1.Register
+	(*EndWorkflow)(nil),           // 5: lockstep.peer.v1.EndWorkflow
+	(*Abort)(nil),                 // 6: lockstep.peer.v1.Abort
+	(*DoReply)(nil),               // 7: lockstep.peer.v1.DoReply
+	(*Error)(nil),                 // 8: lockstep.peer.v1.Error
+	(*ListRequest)(nil),           // 9: lockstep.peer.v1.ListRequest
+	(*ListReply)(nil),             // 10: lockstep.peer.v1.ListReply
+	(*recordpb.Options)(nil),      // 11: lockstep.record.v1.Options
+	(*recordpb.Branch)(nil),       // 12: lockstep.record.v1.Branch
+	(*recordpb.WorkflowStep)(nil), // 13: lockstep.record.v1.WorkflowStep
 }
 var file_coordinator_peer_peerpb_peer_proto_depIdxs = []int32{
-	10, // 0: lockstep.peer.v1.Spec.options:type_name -> lockstep.record.v1.Options
-	11, // 1: lockstep.peer.v1.Spec.branches:type_name -> lockstep.record.v1.Branch
+	11, // 0: lockstep.peer.v1.Spec.options:type_name -> lockstep.record.v1.Options
+	12, // 1: lockstep.peer.v1.Spec.branches:type_name -> lockstep.record.v1.Branch
 	0,  // 2: lockstep.peer.v1.DoRequest.prepare:type_name -> lockstep.peer.v1.Spec
-	3,  // 3: lockstep.peer.v1.DoRequest.register:type_name -> lockstep.peer.v1.Register
-	12, // 4: lockstep.peer.v1.DoRequest.register_step:type_name -> lockstep.record.v1.WorkflowStep
+	4,  // 3: lockstep.peer.v1.DoRequest.register:type_name -> lockstep.peer.v1.Register
+	13, // 4: lockstep.peer.v1.DoRequest.register_step:type_name -> lockstep.record.v1.WorkflowStep
 	0,  // 5: lockstep.peer.v1.DoRequest.submit:type_name -> lockstep.peer.v1.Spec
 	0,  // 6: lockstep.peer.v1.DoRequest.execute:type_name -> lockstep.peer.v1.Spec
-	4,  // 7: lockstep.peer.v1.DoRequest.end_workflow:type_name -> lockstep.peer.v1.EndWorkflow
-	5,  // 8: lockstep.peer.v1.DoRequest.abort:type_name -> lockstep.peer.v1.Abort
+	5,  // 7: lockstep.peer.v1.DoRequest.end_workflow:type_name -> lockstep.peer.v1.EndWorkflow
+	6,  // 8: lockstep.peer.v1.DoRequest.abort:type_name -> lockstep.peer.v1.Abort
 	2,  // 9: lockstep.peer.v1.DoRequest.stop:type_name -> lockstep.peer.v1.Empty
 	2,  // 10: lockstep.peer.v1.DoRequest.retry:type_name -> lockstep.peer.v1.Empty
-	11, // 11: lockstep.peer.v1.Register.branch:type_name -> lockstep.record.v1.Branch
-	7,  // 12: lockstep.peer.v1.DoReply.error:type_name -> lockstep.peer.v1.Error
-	1,  // 13: lockstep.peer.v1.Peer.Do:input_type -> lockstep.peer.v1.DoRequest
-	8,  // 14: lockstep.peer.v1.Peer.ListLive:input_type -> lockstep.peer.v1.ListRequest
-	6,  // 15: lockstep.peer.v1.Peer.Do:output_type -> lockstep.peer.v1.DoReply
-	9,  // 16: lockstep.peer.v1.Peer.ListLive:output_type -> lockstep.peer.v1.ListReply
-	15, // [15:17] is the sub-list for method output_type
-	13, // [13:15] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	3,  // 11: lockstep.peer.v1.DoRequest.resolve:type_name -> lockstep.peer.v1.Resolve
+	12, // 12: lockstep.peer.v1.Register.branch:type_name -> lockstep.record.v1.Branch
+	8,  // 13: lockstep.peer.v1.DoReply.error:type_name -> lockstep.peer.v1.Error
+	1,  // 14: lockstep.peer.v1.Peer.Do:input_type -> lockstep.peer.v1.DoRequest
+	9,  // 15: lockstep.peer.v1.Peer.ListLive:input_type -> lockstep.peer.v1.ListRequest
+	7,  // 16: lockstep.peer.v1.Peer.Do:output_type -> lockstep.peer.v1.DoReply
+	10, // 17: lockstep.peer.v1.Peer.ListLive:output_type -> lockstep.peer.v1.ListReply
+	16, // [16:18] is the sub-list for method output_type
+	14, // [14:16] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_coordinator_peer_peerpb_peer_proto_init() }
@@ -1023,6 +1114,8 @@ func file_coordinator_peer_peerpb_peer_proto_init() {
 		(*DoRequest_Stop)(nil),
 		(*DoRequest_Retry)(nil),
 		(*DoRequest_Adopt)(nil),
+		(*DoRequest_Resolve)(nil),
+		(*DoRequest_Returned)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1030,7 +1123,7 @@ func file_coordinator_peer_peerpb_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coordinator_peer_peerpb_peer_proto_rawDesc), len(file_coordinator_peer_peerpb_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

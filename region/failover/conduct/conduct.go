@@ -49,6 +49,10 @@ type World interface {
 	// Both are called for several slots at once.
 	// Reached says whether the region's journal has everything up to the seal of a slot.
 	Reached(ctx context.Context, region string, n int, seal *slot.Seal) bool
+	// Freeze makes every journal that answers, but that of the lost region, take no more of the slots' epochs, and gives each
+	// slot's end: the highest valid event among them, as a forced seal. An error where the target does not answer, or two
+	// journals contradict.
+	Freeze(ctx context.Context, lost, target string, epochs map[int]slot.Epoch) (map[int]*slot.Seal, error)
 	// Canary begins and aborts a transaction in the slot at the region, and says whether that went well.
 	Canary(ctx context.Context, region string, n int) error
 }
@@ -208,10 +212,10 @@ func (c *Conductor) Drive(ctx context.Context, id string) (failover.Run, error) 
 		_, to := r.Direction()
 		s := failover.Next(r, failover.Observed{
 			AtMillis: time.Now().UnixMilli(), Owners: owners,
-			Reached: together(r.Current(), func(n int) bool {
-				return owners[n].Status == slot.Sealed && c.World.Reached(ctx, to, n, owners[n].Seal)
+			Reached: together(r.All(), func(n int) bool {
+				return owners[n].Seal != nil && c.World.Reached(ctx, to, n, owners[n].Seal)
 			}),
-			Serves: together(r.Current(), func(n int) bool { return c.serves(ctx, to, n) }),
+			Serves: together(r.All(), func(n int) bool { return c.serves(ctx, to, n) }),
 		})
 		if s.Why != "" && s.Why != said && c.Tell != nil {
 			c.Tell("%s", s.Why)
@@ -305,6 +309,13 @@ func (c *Conductor) perform(ctx context.Context, s failover.Step, owners *slot.M
 			return s.Run, err
 		}
 	}
+	var seals map[int]*slot.Seal
+	if s.Act == failover.Take && c.dep.Index(to) == 0 || s.Act == failover.Bind {
+		var err error
+		if seals, err = c.prepareForced(ctx, s, owners); err != nil {
+			return s.Run, err
+		}
+	}
 	var changes []arbiter.Change
 	for _, n := range s.Slots {
 		from := owners[n]
@@ -320,6 +331,12 @@ func (c *Conductor) perform(ctx context.Context, s failover.Step, owners *slot.M
 			next, err = from.Give(c.dep.Index(from.To))
 		case failover.Undo:
 			next, err = from.Undo()
+		case failover.Take:
+			next, err = from.Take(to, s.Run.Plan.ID, c.dep.Index(to), s.Run.Plan.Loss.Risk)
+		case failover.Bind:
+			next, err = from.Bound(seals[n])
+		case failover.Serve:
+			next, err = from.Serve()
 		case failover.Wait, failover.Save, failover.Finish:
 			err = fmt.Errorf("%s names slots", s.Act)
 		}
@@ -339,6 +356,19 @@ func (c *Conductor) perform(ctx context.Context, s failover.Step, owners *slot.M
 		c.after(s.Act.String())
 	}
 	return s.Run, nil
+}
+
+// prepareForced learns what the next step of a forced failover is made of: the region's index, or the slots' seals.
+func (c *Conductor) prepareForced(ctx context.Context, s failover.Step, owners *slot.Map) (seals map[int]*slot.Seal, err error) {
+	if s.Act == failover.Take {
+		c.dep, err = c.Arbiter.Deployment(ctx)
+		return nil, err
+	}
+	epochs := map[int]slot.Epoch{}
+	for _, n := range s.Slots {
+		epochs[n] = owners[n].Lost
+	}
+	return c.World.Freeze(ctx, s.Run.Plan.From, s.Run.Plan.To, epochs)
 }
 
 // end lets the lock go.

@@ -1,0 +1,80 @@
+package engine
+
+import (
+	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+)
+
+// Returned is a transaction as a region that was lost had left it, for the slot's new owner (ADR 9). What is in doubt here ends
+// by it. What it says more than what stands here, or otherwise, is refused with txn.CodeMismatch: an operator settles it.
+type Returned struct {
+	txn.Tick // an event that Step ignores
+	Tx       record.Tx
+}
+
+// Reasons of decisions that a return brings.
+const (
+	reasonReturned  = "the lost region had decided so"
+	reasonUndecided = "the lost region had not decided it, and nobody can any more"
+)
+
+// returned compares what a lost region says with the transaction as it is here, and ends it if it is in doubt.
+func (c *Core) returned(at int64, e *entry, p *pending, theirs *record.Tx) {
+	s := &e.tx.State
+	if s.Phase != txn.PhaseNone && s.InDoubt {
+		e.waiting = append(e.waiting, p)
+		c.learnt(at, e, theirs)
+		return
+	}
+	if e.saved < e.version {
+		// What is not durable yet is no answer: the lost region asks again.
+		p.finish(answer{err: ErrUnavailable})
+		return
+	}
+	p.finish(answer{reply: e.reply(), err: differs(s, &theirs.State)})
+}
+
+// learnt ends a doubt by the record of the region that was lost: it has every branch.
+func (c *Core) learnt(at int64, e *entry, theirs *record.Tx) {
+	if theirs.State.Phase.Decided() {
+		c.overrule(at, e, theirs.Closed)
+		return
+	}
+	known := e.tx.State
+	e.tx.State = theirs.State
+	e.tx.State.Gid, e.tx.State.Epoch, e.tx.State.InDoubt, e.tx.State.Stopped = known.Gid, e.slot.epoch, true, false
+	e.tx.State = txn.Reloaded(e.tx.State)
+	c.step(at, e, txn.Resolve{At: at, Epoch: e.slot.epoch, Reason: reasonUndecided}, nil)
+}
+
+// differs says how what a lost region has of a transaction and what stands here do not go together; nil when they do.
+func differs(here, theirs *txn.State) error {
+	refuse := func(text string) error {
+		return &txn.Error{Code: txn.CodeMismatch, Gid: theirs.Gid, Mode: theirs.Mode, Phase: here.Phase, Text: text}
+	}
+	switch {
+	case here.Phase == txn.PhaseNone && theirs.Phase.Commit():
+		return refuse("the lost region had committed it, and it is not known here; next: lockstep tx resolve --commit")
+	case here.Phase == txn.PhaseNone:
+		return nil
+	case theirs.Phase.Decided() && here.Phase.Decided() && here.Phase.Commit() != theirs.Phase.Commit():
+		return refuse("it is " + here.Phase.String() + " here, and the lost region had it " + theirs.Phase.String())
+	case here.Phase.Commit() && len(missing(here, theirs)) > 0:
+		return refuse("it is committed here without branches that the lost region has: next: lockstep tx resolve --commit")
+	}
+	return nil
+}
+
+// missing are the branches of theirs that here does not have.
+func missing(here, theirs *txn.State) (out []txn.BranchID) {
+	have := map[txn.BranchID]bool{}
+	for i := range here.Branches {
+		have[here.Branches[i].ID] = true
+	}
+	for i := range theirs.Branches {
+		if !have[theirs.Branches[i].ID] {
+			out = append(out, theirs.Branches[i].ID)
+		}
+	}
+	return out
+}

@@ -1,0 +1,122 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// This file is what a region does that was lost and is back (ADR 9): what it has of slots that were taken from it goes to
+// their owners, its journal is cut back to the seals, and its store forgets them. Every step can be repeated.
+
+// lostIt says that the slot was taken from this region by force, and that what is here of it is not worked off.
+func (r *Runner) lostIt(o slot.Owner) bool {
+	return o.Lost != 0 && o.Lost.Region() == r.regions.Index() && o.Status == slot.Active && o.Seal != nil && o.Seal.Epoch == o.Lost
+}
+
+// handBackPause is how long a slot that is not worked off rests until it is looked at again.
+const handBackPause = time.Second
+
+// handBack works off what this region has of a slot that was taken from it. What diverges keeps the slot from being closed:
+// it is looked at again until an operator has settled it.
+func (r *Runner) handBack(ctx context.Context, m Move) {
+	err := r.handBackOnce(ctx, m)
+	switch {
+	case err == nil:
+		r.cfg.Log.Info("what was left of a slot that was taken is worked off", "slot", m.Slot, "epoch", m.Owner.Lost, "owner", m.Owner.Region)
+	case ctx.Err() == nil:
+		if !errors.Is(err, ErrDiverged) {
+			r.cfg.Log.Warn("what is left of a slot that was taken is not worked off yet; trying again", "slot", m.Slot, "err", err)
+		}
+		select {
+		case <-time.After(handBackPause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (r *Runner) handBackOnce(ctx context.Context, m Move) error {
+	n, lost := m.Slot, uint64(m.Owner.Lost)
+	claims, err := r.store.Claim(ctx, r.cfg.Self.ID, []int{n}, func(int) uint64 { return lost })
+	if err != nil {
+		return err
+	}
+	if len(claims) != 1 {
+		return fmt.Errorf("slot %d could not be claimed at epoch %d", n, lost)
+	}
+	left, err := r.leftOf(ctx, n)
+	if err != nil {
+		return err
+	}
+	cut, err := r.regions.Cut(ctx, m)
+	if err != nil {
+		return err
+	}
+	for i := range cut {
+		e := &cut[i]
+		if e.Kind != record.KindDecision || left[e.Gid] != nil {
+			continue
+		}
+		if left[e.Gid], err = record.FromParts(e.Body, nil, e.Head, record.Head{}, e.Epoch, 0); err != nil {
+			return fmt.Errorf("the decision of %q past the seal: %w", string(e.Gid), err)
+		}
+	}
+	var diverged error
+	for _, tx := range left {
+		if err := r.regions.Returned(ctx, m, tx); errors.Is(err, ErrDiverged) {
+			diverged = err
+		} else if err != nil {
+			return err
+		}
+	}
+	if diverged != nil {
+		return diverged
+	}
+	if !claims[0].Closed {
+		cctx, cancel := context.WithTimeout(ctx, r.cfg.CommitTimeout)
+		defer cancel()
+		if err := r.store.Commit(cctx, &Batch{Guards: []Guard{{Slot: n, Term: claims[0].Term, Close: true}}}); err != nil {
+			return err
+		}
+	}
+	return r.regions.Settled(ctx, m)
+}
+
+// leftOf brings what the store has of a slot into the journal, where the cut finds it, and gives it.
+func (r *Runner) leftOf(ctx context.Context, n int) (map[txn.Gid]*record.Tx, error) {
+	left := map[txn.Gid]*record.Tx{}
+	var rows []Row
+	if err := r.store.Load(ctx, n, func(gid txn.Gid, value []byte) error {
+		tx, err := record.Decode(value)
+		if err != nil {
+			return fmt.Errorf("record of %q: %w", string(gid), err)
+		}
+		left[gid] = tx
+		if tx.Decision.Seq != 0 {
+			rows = append(rows, rowOf(&entry{tx: *tx, slot: &heldSlot{n: n}}))
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	events, err := r.store.Events(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	if len(rows) > 0 {
+		if err := r.journal.Append(ctx, rows); err != nil {
+			return nil, err
+		}
+	}
+	if len(events) > 0 {
+		if err := r.journal.AppendEvents(ctx, events); err != nil {
+			return nil, err
+		}
+	}
+	return left, nil
+}

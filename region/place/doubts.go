@@ -1,0 +1,207 @@
+package place
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/failover/recovery"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// This file finds what is in doubt after a forced failover (ADR 9): tries that stand at surviving participants and that nobody
+// knows a record of. The participants' fence rows are raised first, so that what is read stays true.
+
+// doubtsEvery is how often the participants are asked while a loss is not worked off: one may not have answered, and a client
+// that makes its tries itself may still make one.
+const doubtsEvery = 10 * time.Second
+
+// FindDoubts looks for tries without a record in the slots that mine accepts and that were taken by force, until ctx ends.
+// do carries out a request at this region.
+func (p *Place) FindDoubts(ctx context.Context, mine func(n int) bool, do func(context.Context, engine.Request) (engine.Reply, error)) {
+	var looked [slot.Count]time.Time
+	for ctx.Err() == nil {
+		var moves []engine.Move
+		if m := p.owners.Load(); m != nil {
+			for n, o := range m {
+				if o.Region == p.cfg.Self && o.Lost != 0 && o.Status == slot.Active && mine(n) && time.Since(looked[n]) > doubtsEvery {
+					moves = append(moves, engine.Move{Slot: n, Owner: o})
+				}
+			}
+		}
+		if len(moves) > 0 {
+			if err := p.findDoubts(ctx, moves, do); err != nil && ctx.Err() == nil {
+				p.cfg.Log.Warn("not everybody was asked for tries without a record; asking again", "slots", len(moves), "err", err)
+			}
+			for _, m := range moves {
+				looked[m.Slot] = time.Now()
+			}
+		}
+		select {
+		case <-p.Changed():
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (p *Place) findDoubts(ctx context.Context, moves []engine.Move, do func(context.Context, engine.Request) (engine.Reply, error)) error {
+	tries, err := p.tries(ctx, moves)
+	epochs := map[int]slot.Epoch{}
+	for _, m := range moves {
+		epochs[m.Slot] = m.Owner.Epoch
+	}
+	errs := []error{err}
+	for gid, list := range tries {
+		if err := p.doubt(ctx, gid, list, epochs[slot.Of(string(gid))], do); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tries raises the fences of slots at every participant that survives, and asks for the tries that stand there.
+func (p *Place) tries(ctx context.Context, moves []engine.Move) (map[txn.Gid][]recovery.Try, error) {
+	t := p.registry.Table()
+	if t == nil {
+		return nil, errUnknown
+	}
+	var fences []map[string]any
+	var slots []int
+	lost := map[string]bool{}
+	for _, m := range moves {
+		fences = append(fences, map[string]any{"slot": m.Slot, "epoch": m.Owner.Epoch})
+		slots = append(slots, m.Slot)
+		lost[p.dep.Name(m.Owner.Lost.Region())] = true
+	}
+	out := map[txn.Gid][]recovery.Try{}
+	var errs []error
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for _, part := range t.All() {
+		if part.Can == nil || !part.Can.Tries {
+			continue
+		}
+		for region, endpoint := range part.Endpoints {
+			if lost[region] || !isHTTP(endpoint) {
+				continue
+			}
+			all.Go(func() {
+				list, err := p.triesAt(ctx, endpoint, fences, slots)
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					errs = append(errs, fmt.Errorf("participant %s in %s: %w", part.Name, region, err))
+				}
+				for _, one := range list {
+					one.Participant = part.Name
+					out[one.Gid] = append(out[one.Gid], one)
+				}
+			})
+		}
+	}
+	all.Wait()
+	return out, errors.Join(errs...)
+}
+
+// wireTry is a try as a participant tells of it.
+type wireTry struct {
+	Gid        string `json:"gid"`
+	Branch     string `json:"branch"`
+	TransType  string `json:"trans_type"`
+	Durability string `json:"durability"`
+	State      string `json:"state"`
+	Account    string `json:"account"`
+	Amount     int64  `json:"amount"`
+	Currency   string `json:"currency"`
+	Debit      bool   `json:"debit"`
+}
+
+func (p *Place) triesAt(ctx context.Context, endpoint string, fences []map[string]any, slots []int) ([]recovery.Try, error) {
+	if len(fences) > 0 {
+		if _, err := p.post(ctx, endpoint, "/lockstep/fence", fences); err != nil {
+			return nil, fmt.Errorf("raise its fences: %w", err)
+		}
+	}
+	return Tries(ctx, p.cfg.HTTP, endpoint, slots)
+}
+
+// Tries asks a participant's endpoint for the tries of transactions of slots that nobody has ended there.
+func Tries(ctx context.Context, client *http.Client, endpoint string, slots []int) ([]recovery.Try, error) {
+	raw, err := (&Place{cfg: Config{HTTP: client}}).post(ctx, endpoint, "/lockstep/tries", map[string]any{"slots": slots})
+	if err != nil {
+		return nil, err
+	}
+	var answer struct {
+		Tries []wireTry `json:"tries"`
+	}
+	if err := json.Unmarshal(raw, &answer); err != nil {
+		return nil, fmt.Errorf("its tries: %w", err)
+	}
+	out := make([]recovery.Try, len(answer.Tries))
+	for i, w := range answer.Tries {
+		mode, _ := txn.ParseMode(w.TransType) // a word that is no mode of ours is taken for TCC
+		out[i] = recovery.Try{
+			Gid: txn.Gid(w.Gid), Branch: txn.BranchID(w.Branch), Mode: mode, Global: strings.EqualFold(w.Durability, txn.Global.String()),
+			State: w.State, Account: w.Account, Amount: w.Amount, Currency: w.Currency, Debit: w.Debit,
+		}
+	}
+	return out, nil
+}
+
+// doubt makes a live transaction of tries that nobody knows a record of.
+func (p *Place) doubt(ctx context.Context, gid txn.Gid, tries []recovery.Try, epoch slot.Epoch, do func(context.Context, engine.Request) (engine.Reply, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, returnedTimeout)
+	defer cancel()
+	rep, err := do(ctx, engine.Request{Gid: gid, Want: engine.WantAccepted})
+	if err != nil || rep.State.Phase != txn.PhaseNone {
+		return err // it is known, and driven or at its end
+	}
+	slices.SortFunc(tries, func(a, b recovery.Try) int { return strings.Compare(string(a.Branch), string(b.Branch)) })
+	tx, proven, err := recovery.Doubt(gid, tries, p.begun(gid), uint64(epoch))
+	if err != nil {
+		p.cfg.Log.Error("participants contradict each other; an operator must look", "gid", gid, "err", err)
+	}
+	if err == nil && tx.State.Opt.Durability == txn.Global && p.dep.RestoredEpoch == 0 {
+		// The arbiter's silence is conclusive once abort is written there, and it is before a cancel leaves.
+		if tx, err = recovery.Aborted(tx, time.Now().UnixMilli()); err != nil {
+			return err
+		}
+		proven = nil
+	}
+	if err := p.take(ctx, gid, engine.Adopt{Tx: *tx}, do); err != nil {
+		return err
+	}
+	p.cfg.Log.Warn("a transaction of the lost region stands at participants and has no record", "gid", gid, "branches", len(tx.State.Branches),
+		"durability", tx.State.Opt.Durability.String(), "in_doubt", tx.State.InDoubt, "proven", proven != nil)
+	if proven == nil {
+		return nil
+	}
+	return p.take(ctx, gid, txn.Resolve{Commit: *proven, Reason: "a surviving participant proves it"}, do)
+}
+
+// take carries out a request; that the transaction is known meanwhile is as good.
+func (p *Place) take(ctx context.Context, gid txn.Gid, ev txn.Event, do func(context.Context, engine.Request) (engine.Reply, error)) error {
+	_, err := do(ctx, engine.Request{Gid: gid, Event: ev, Want: engine.WantAccepted})
+	var known *txn.Error
+	if errors.As(err, &known) && (known.Code == txn.CodeMismatch || known.Code == txn.CodePhase) {
+		return nil
+	}
+	return err
+}
+
+// begun is when a transaction began, as far as its gid says; else now.
+func (p *Place) begun(gid txn.Gid) int64 {
+	if at, ok := slot.TimeOf(string(gid)); ok {
+		return at.UnixMilli()
+	}
+	return time.Now().UnixMilli()
+}

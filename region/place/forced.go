@@ -1,0 +1,135 @@
+package place
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/registry"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// This file is the part of a forced failover that coordinators do beside moving records (ADR 9): accounts become homes without
+// a release, and a region that was lost hands back what it has.
+
+// Ended is engine.Regions's.
+func (p *Place) Ended(ctx context.Context, n int, below slot.Epoch) (record.Head, error) {
+	seals, err := p.cfg.Arbiter.Seals(ctx, n)
+	if err != nil {
+		return record.Head{}, err
+	}
+	var last record.Head
+	for _, s := range seals { // oldest first
+		if s.Epoch.Region() != p.index || s.Epoch >= below {
+			continue
+		}
+		chain, err := hex.DecodeString(s.Chain)
+		if err != nil || len(chain) != len(last.Chain) && s.Seq != 0 {
+			return last, fmt.Errorf("the seal of slot %d at epoch %d has no chain: %q", n, s.Epoch, s.Chain)
+		}
+		last = record.Head{Seq: s.Seq}
+		copy(last.Chain[:], chain)
+	}
+	return last, nil
+}
+
+// Cut is engine.Regions's. The region's participants come first: what they hold of the slot's accounts lives elsewhere now.
+func (p *Place) Cut(ctx context.Context, m engine.Move) ([]record.Event, error) {
+	parts, err := p.movable()
+	if err != nil {
+		return nil, err
+	}
+	for _, part := range parts {
+		if _, err := p.post(ctx, part.Endpoints[p.cfg.Self], "/lockstep/homes", []home{{Slot: m.Slot, Epoch: m.Owner.Epoch}}); err != nil {
+			return nil, fmt.Errorf("participant %s: %w", part.Name, err)
+		}
+	}
+	n, seal := m.Slot, m.Owner.Seal
+	return p.cfg.Cut(ctx, n, *seal)
+}
+
+// Returned is engine.Regions's.
+func (p *Place) Returned(ctx context.Context, m engine.Move, tx *record.Tx) error {
+	cctx, cancel := context.WithTimeout(ctx, returnedTimeout)
+	defer cancel()
+	_, err := p.Forward(cctx, m.Owner.Region, engine.Request{Gid: tx.State.Gid, Event: engine.Returned{Tx: *tx}, Want: engine.WantAccepted, Border: true})
+	var refused *txn.Error
+	if errors.As(err, &refused) {
+		p.noteDiverged(m.Slot, tx.State.Gid, refused.Text)
+		return fmt.Errorf("%w: %w", engine.ErrDiverged, err)
+	}
+	if err == nil {
+		p.noteDiverged(m.Slot, tx.State.Gid, "")
+	}
+	return err
+}
+
+const returnedTimeout = 5 * time.Second
+
+// noteDiverged keeps why a transaction was not taken over; "" forgets it.
+func (p *Place) noteDiverged(n int, gid txn.Gid, why string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if why == "" {
+		delete(p.diverged, gid)
+		return
+	}
+	p.diverged[gid] = Diverged{Slot: n, Gid: string(gid), Why: why}
+}
+
+// Diverged is a transaction that this region had when it was lost, and that its owner has not taken over.
+type Diverged struct {
+	Slot int    `json:"slot"`
+	Gid  string `json:"gid"`
+	Why  string `json:"why"`
+}
+
+// Diverged lists them, in no order.
+func (p *Place) Diverged() []Diverged {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]Diverged, 0, len(p.diverged))
+	for _, d := range p.diverged {
+		out = append(out, d)
+	}
+	return out
+}
+
+// Settled is engine.Regions's.
+func (p *Place) Settled(ctx context.Context, m engine.Move) error {
+	to, err := m.Owner.Settled()
+	if err != nil {
+		return err
+	}
+	return p.change(ctx, m, to)
+}
+
+// adoptForced makes a participant's copies of a slot homes, or lifts what they were not to spend once the loss is worked off.
+func (p *Place) adoptForced(ctx context.Context, part *registry.Participant, m engine.Move) error {
+	endpoint := part.Endpoints[p.cfg.Self]
+	risk := m.Owner.Risk
+	if m.Owner.Lost == 0 {
+		risk = slot.Risk{Policy: slot.Allow}
+	} else if err := p.cfg.CaughtUp(ctx, m); err != nil {
+		return err
+	}
+	q := url.Values{"slot": {strconv.Itoa(m.Slot)}, "epoch": {fmt.Sprint(uint64(m.Owner.Epoch))}, "forced": {"true"}, "at_risk": {string(risk.Policy)}}
+	if risk.Policy == slot.Limit {
+		q.Set("cap", fmt.Sprint(risk.Cap))
+	}
+	if _, err := p.postRaw(ctx, endpoint, "/lockstep/adopt?"+q.Encode(), nil); err != nil {
+		return err
+	}
+	if m.Owner.Lost != 0 {
+		return nil
+	}
+	_, err := p.post(ctx, endpoint, "/lockstep/risk", map[string]any{"slots": []map[string]any{{"slot": m.Slot, "epoch": m.Owner.Epoch}}})
+	return err
+}
