@@ -103,9 +103,19 @@ type Call struct {
 	// Named: the call carries no epoch (a DTM client makes its tries itself) and Account.Slot is its account's all the same:
 	// the participant has read it from the payload.
 	Named bool
+	// Global: the transaction's commit point is the arbiter (durability global), so that what this try did can be settled
+	// after its region is lost. It is written beside the try.
+	Global bool
+	// Suspense: what the account's limits do not let Apply post goes through a suspense account. Only an apply can have it.
+	Suspense bool
 
-	calls int // the barrier_id last given out
+	calls  int    // the barrier_id last given out
+	policy Policy // of the account's slot, as the fence row says it under this call's lock
 }
+
+// Policy is what the slot of the call's account is allowed after a forced failover. The fence row is locked for as long as
+// the call's local transaction, so that a change of the policy is before it or after it. Zero outside a barrier's function.
+func (c *Call) Policy() Policy { return c.policy }
 
 // String names the call in errors.
 func (c *Call) String() string {
@@ -154,7 +164,42 @@ const (
 	HeaderEpoch        = "Lockstep-Epoch"
 	HeaderAccountSlot  = "Lockstep-Account-Slot"
 	HeaderAccountEpoch = "Lockstep-Account-Epoch"
+	// HeaderDurability is regional (which none stands for) or global.
+	HeaderDurability = "Lockstep-Durability"
+	// HeaderSuspense is true on an apply that may post past a limit.
+	HeaderSuspense = "Lockstep-Suspense"
 )
+
+// The durabilities of a transaction, as they travel and as they are stored.
+const (
+	DurabilityRegional = "regional"
+	DurabilityGlobal   = "global"
+)
+
+// ReadDurability sets Global from the text of HeaderDurability; ErrInvalid names the header.
+func (c *Call) ReadDurability(text string) error {
+	switch text {
+	case "", DurabilityRegional, DurabilityGlobal:
+		c.Global = text == DurabilityGlobal
+		return nil
+	}
+	return fmt.Errorf("%w: %s %q: regional and global are possible", ErrInvalid, HeaderDurability, text)
+}
+
+// opApply is the op of an apply on its way, before it becomes a confirm (package branch).
+const opApply = "apply"
+
+// ReadSuspense sets Suspense from the text of HeaderSuspense; ErrInvalid names the header.
+func (c *Call) ReadSuspense(text string) error {
+	switch {
+	case text != "" && text != "true" && text != "false":
+		return fmt.Errorf("%w: %s %q: true and false are possible", ErrInvalid, HeaderSuspense, text)
+	case text == "true" && c.Op != opApply:
+		return fmt.Errorf("%w: %s: only an apply may post past a limit, not a %s", ErrInvalid, HeaderSuspense, c.Op)
+	}
+	c.Suspense = text == "true"
+	return nil
+}
 
 // FromHTTP reads a call from a DTM-style HTTP request: identity in the query, fences in the headers. Errors wrap
 // ErrInvalid. The body is not touched.
@@ -194,6 +239,12 @@ func parse(identity func(string) string, prefix string, header func(string) stri
 		Op:        identity(prefix + "op"),
 		Fence:     fence,
 		Account:   account,
+	}
+	if err := c.ReadDurability(header(HeaderDurability)); err != nil {
+		return c, err
+	}
+	if err := c.ReadSuspense(header(HeaderSuspense)); err != nil {
+		return c, err
 	}
 	return c, c.validate()
 }

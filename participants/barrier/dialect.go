@@ -119,6 +119,7 @@ type fenceRow struct {
 	epoch  int64
 	floor  int64 // milliseconds since 1970
 	copied bool
+	policy Policy
 }
 
 type found struct {
@@ -149,8 +150,8 @@ func (g generic) lockFences(ctx context.Context, tx *sql.Tx, locks []lock, f *fa
 			how = g.exclusive
 		}
 		var row fenceRow
-		if err := tx.QueryRowContext(ctx, "SELECT epoch, floor_ms, copied FROM "+g.fenceName+" WHERE slot = ?"+how, l.slot).
-			Scan(&row.epoch, &row.floor, &row.copied); err != nil {
+		if err := tx.QueryRowContext(ctx, "SELECT epoch, floor_ms, copied, risk, cap, risk_epoch FROM "+g.fenceName+" WHERE slot = ?"+how, l.slot).
+			Scan(&row.epoch, &row.floor, &row.copied, &row.policy.Risk, &row.policy.Cap, &row.policy.Since); err != nil {
 			return fmt.Errorf("fence row of slot %d: %w", l.slot, err)
 		}
 		f.fences[l.slot] = row

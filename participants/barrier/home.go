@@ -44,6 +44,10 @@ type snapshot struct {
 	Epoch int64           `json:"epoch"` // of the release
 	Rows  []Row           `json:"rows"`
 	Data  json.RawMessage `json:"data,omitempty"`
+	// LetGo: a demotion's, which is kept as evidence and never adopted.
+	LetGo bool `json:"let_go,omitempty"`
+	// Policy goes with the slot until it is lifted.
+	Policy Policy `json:"policy,omitzero"`
 }
 
 func (b *Barrier) beside(name string) string {
@@ -71,22 +75,24 @@ func homeTables(d dialect, kind Dialect) []string {
 	}
 }
 
-// touch writes down which accounts' slots the calls have touched; those of a deployment without regions are left out.
+// touch writes down which accounts' slots the calls have touched, and the durability of each try. Those of a deployment
+// without regions are left out.
 func (b *Barrier) touch(ctx context.Context, tx *sql.Tx, f *facts, calls []*Call, outcome func(i int) Outcome) error {
 	var values []string
 	var args []any
 	for i, c := range calls {
 		o := outcome(i)
-		if n, ok := c.touches(); ok && (!c.Named || f.fences[n].epoch >= RegionsFrom) && (o == Empty || o == Done && (c.Apply || undoes(c.Op) == "" && rivalOf(c.Op) == "")) {
+		n := c.account()
+		if c.inRegions(f.fences[n].epoch) && (o == Empty || o == Done && (c.Apply || undoes(c.Op) == "" && rivalOf(c.Op) == "")) {
 			k := len(args)
-			values = append(values, "("+b.dialect.arg(k+1)+", "+b.dialect.arg(k+2)+", "+b.dialect.arg(k+3)+")")
-			args = append(args, n, c.Gid, c.BranchID)
+			values = append(values, "("+b.dialect.arg(k+1)+", "+b.dialect.arg(k+2)+", "+b.dialect.arg(k+3)+", "+b.dialect.arg(k+4)+")")
+			args = append(args, n, c.Gid, c.BranchID, c.durability())
 		}
 	}
 	if len(args) == 0 {
 		return nil
 	}
-	if _, err := tx.ExecContext(ctx, b.insertNew("touched (slot, gid, branch_id)", strings.Join(values, ", ")), args...); err != nil {
+	if _, err := tx.ExecContext(ctx, b.insertNew("touched (slot, gid, branch_id, durability)", strings.Join(values, ", ")), args...); err != nil {
 		return fmt.Errorf("write down the accounts' slots: %w", err)
 	}
 	return nil
@@ -100,15 +106,25 @@ func (b *Barrier) insertNew(into, values string) string {
 	return "INSERT INTO " + b.beside(into) + " VALUES " + values + " ON CONFLICT DO NOTHING"
 }
 
-// touches gives the slot of the call's account where homes can move.
-func (c *Call) touches() (int, bool) {
+// inRegions says whether the call is of a deployment with several regions: by its epochs, or, where a DTM client has made it
+// and it carries none, by what the fence row of its account's slot has seen. Durability global exists nowhere else.
+func (c *Call) inRegions(epoch int64) bool {
 	switch {
-	case c.Account.Epoch >= RegionsFrom, c.Apply, c.Named:
-		return c.Account.Slot, true
-	case !c.Account.given() && c.Fence.Epoch >= RegionsFrom:
-		return SlotOf(c.Gid), true
+	case c.Apply, c.Global, c.Account.Epoch >= RegionsFrom:
+		return true
+	case c.Account.given():
+		return false
+	case c.Fence.given() && !c.Named:
+		return c.Fence.Epoch >= RegionsFrom
 	}
-	return 0, false
+	return epoch >= RegionsFrom
+}
+
+func (c *Call) durability() string {
+	if c.Global && c.Op == OpTry {
+		return DurabilityGlobal
+	}
+	return ""
 }
 
 // account is the slot of the account that the call works on.
@@ -117,23 +133,6 @@ func (c *Call) account() int {
 		return c.Account.Slot
 	}
 	return SlotOf(c.Gid)
-}
-
-// Homes tells which slots have their home here and which are copies, by the first owners of a deployment. A slot that has
-// been at that epoch or above is left as it is. Durable on nil.
-func (b *Barrier) Homes(ctx context.Context, homes []Home) error {
-	return b.change(ctx, slotsOf(homes), func(tx *sql.Tx, f *facts) error {
-		for _, h := range homes {
-			row := f.fences[h.Slot]
-			if row.epoch >= h.Epoch || row.epoch >= RegionsFrom && h.Here {
-				continue
-			}
-			if err := b.setFence(ctx, tx, h); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 func slotsOf(homes []Home) []int {
@@ -176,23 +175,13 @@ func (b *Barrier) Release(ctx context.Context, slot int, epoch int64, take func(
 			}
 			return fmt.Errorf("%w: slot %d is at epoch %d, copy %v, and has no release at %d", ErrStale, slot, row.epoch, row.copied, epoch)
 		}
-		s := snapshot{Slot: slot, Epoch: epoch}
-		var err error
-		if s.Rows, err = b.rowsOf(ctx, tx, slot); err != nil {
+		if _, err := tx.ExecContext(ctx, "DELETE FROM "+b.beside("released")+" WHERE slot = "+b.dialect.arg(1)+" AND let_go = 0", slot); err != nil {
 			return err
 		}
-		if s.Data, err = take(tx, s.Rows); err != nil {
+		if err := b.keep(ctx, tx, Home{Slot: slot, Epoch: epoch}, false, take); err != nil {
 			return err
 		}
-		raw, err := json.Marshal(s)
-		if err != nil {
-			return err
-		}
-		a := b.dialect.arg
-		if _, err := tx.ExecContext(ctx, "DELETE FROM "+b.beside("released")+" WHERE slot = "+a(1), slot); err != nil {
-			return err
-		}
-		if _, err := tx.ExecContext(ctx, "INSERT INTO "+b.beside("released")+" (slot, epoch, snapshot) VALUES ("+a(1)+", "+a(2)+", "+a(3)+")", slot, epoch, raw); err != nil {
+		if err := b.setPolicy(ctx, tx, slot, Policy{}); err != nil {
 			return err
 		}
 		return b.setFence(ctx, tx, Home{Slot: slot, Epoch: epoch})
@@ -203,11 +192,11 @@ func (b *Barrier) hasReleased(ctx context.Context, q interface {
 	QueryRowContext(context.Context, string, ...any) *sql.Row
 }, slot int, epoch int64) (bool, error) {
 	n := 0
-	err := q.QueryRowContext(ctx, "SELECT count(*) FROM "+b.beside("released")+" WHERE slot = "+b.dialect.arg(1)+" AND epoch = "+b.dialect.arg(2), slot, epoch).Scan(&n)
+	err := q.QueryRowContext(ctx, "SELECT count(*) FROM "+b.beside("released")+" WHERE slot = "+b.dialect.arg(1)+" AND epoch = "+b.dialect.arg(2)+" AND let_go = 0", slot, epoch).Scan(&n)
 	return n > 0, err
 }
 
-// Released reads what a release gave; nil when there was none at that epoch.
+// Released reads what a release gave, or what a demotion let go; nil when there was none at that epoch.
 func (b *Barrier) Released(ctx context.Context, slot int, epoch int64) ([]byte, error) {
 	var raw []byte
 	err := b.db.QueryRowContext(ctx, "SELECT snapshot FROM "+b.beside("released")+" WHERE slot = "+b.dialect.arg(1)+" AND epoch = "+b.dialect.arg(2), slot, epoch).Scan(&raw)
@@ -217,11 +206,12 @@ func (b *Barrier) Released(ctx context.Context, slot int, epoch int64) ([]byte, 
 	return raw, err
 }
 
-// LastReleased reads what the last release of a slot below an epoch gave; nil when there was none.
+// LastReleased reads what the last release of a slot below an epoch gave; nil when there was none. What a demotion let go is
+// no release: its holds live elsewhere.
 func (b *Barrier) LastReleased(ctx context.Context, slot int, below int64) ([]byte, error) {
 	var raw []byte
 	a := b.dialect.arg
-	err := b.db.QueryRowContext(ctx, "SELECT snapshot FROM "+b.beside("released")+" WHERE slot = "+a(1)+" AND epoch < "+a(2)+" ORDER BY epoch DESC LIMIT 1", slot, below).Scan(&raw)
+	err := b.db.QueryRowContext(ctx, "SELECT snapshot FROM "+b.beside("released")+" WHERE slot = "+a(1)+" AND epoch < "+a(2)+" AND let_go = 0 ORDER BY epoch DESC LIMIT 1", slot, below).Scan(&raw)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
@@ -237,6 +227,9 @@ func (b *Barrier) Adopt(ctx context.Context, slot int, epoch int64, raw []byte, 
 	if raw != nil {
 		if err := json.Unmarshal(raw, &s); err != nil || s.Slot != slot || s.Epoch >= epoch {
 			return fmt.Errorf("%w: what was released of slot %d at epoch %d is not for slot %d at epoch %d (%v)", ErrInvalid, s.Slot, s.Epoch, slot, epoch, err)
+		}
+		if s.LetGo {
+			return fmt.Errorf("%w: slot %d was not released at epoch %d: its home was taken, and what it held is kept as evidence", ErrInvalid, slot, s.Epoch)
 		}
 	}
 	return b.change(ctx, []int{slot}, func(tx *sql.Tx, f *facts) error {
@@ -255,6 +248,9 @@ func (b *Barrier) Adopt(ctx context.Context, slot int, epoch int64, raw []byte, 
 				return err
 			}
 			if err := give(tx, s.Data, s.Rows, fresh); err != nil {
+				return err
+			}
+			if err := b.setPolicy(ctx, tx, slot, s.Policy); err != nil {
 				return err
 			}
 		}

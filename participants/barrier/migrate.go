@@ -3,7 +3,11 @@ package barrier
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
+	"strings"
+
+	"github.com/go-sql-driver/mysql"
 )
 
 // Migrate makes the barrier's tables in the default schema of db and all fence rows at epoch 1. It may run any number of
@@ -26,6 +30,9 @@ func MigrateSchema(ctx context.Context, db *sql.DB, d Dialect, schema string) er
 			return fmt.Errorf("migrate barrier: %w", err)
 		}
 	}
+	if err := addColumns(ctx, tx, dialect, d); err != nil {
+		return fmt.Errorf("migrate barrier: %w", err)
+	}
 	var fences int
 	if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM "+dialect.fence()).Scan(&fences); err != nil {
 		return fmt.Errorf("migrate barrier: %w", err)
@@ -37,6 +44,46 @@ func MigrateSchema(ctx context.Context, db *sql.DB, d Dialect, schema string) er
 		return fmt.Errorf("migrate barrier: %w", err)
 	}
 	return nil
+}
+
+// columns are those that came after their tables were first made, in the order in which they came.
+func columns(d dialect) []struct{ table, name, is string } {
+	fence, touched, released := d.fence(), strings.TrimSuffix(d.fence(), "fence")+"touched", strings.TrimSuffix(d.fence(), "fence")+"released"
+	return []struct{ table, name, is string }{
+		{fence, "risk", "varchar(8) NOT NULL DEFAULT ''"},         // what accounts may do after a forced failover
+		{fence, "cap", "bigint NOT NULL DEFAULT 0"},               // of limit, in minor units
+		{fence, "risk_epoch", "bigint NOT NULL DEFAULT 0"},        // of the adoption
+		{touched, "durability", "varchar(8) NOT NULL DEFAULT ''"}, // of the branch's transaction; empty is regional
+		{released, "let_go", "int NOT NULL DEFAULT 0"},            // 1: evidence of a demotion, which nobody adopts
+	}
+}
+
+// addColumns adds the columns that are not there.
+func addColumns(ctx context.Context, tx *sql.Tx, dialect dialect, kind Dialect) error {
+	for _, c := range columns(dialect) {
+		schema, table, found := strings.Cut(c.table, ".")
+		query, args := "SELECT count(*) FROM information_schema.columns WHERE table_schema = "+dialect.arg(1)+" AND table_name = "+dialect.arg(2)+" AND column_name = "+dialect.arg(3), []any{schema, table, c.name}
+		if !found {
+			query, args = "SELECT count(*) FROM pragma_table_info(?) WHERE name = ?", []any{c.table, c.name}
+		}
+		var n int
+		if err := tx.QueryRowContext(ctx, query, args...).Scan(&n); err != nil {
+			return err
+		}
+		if n > 0 {
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+c.table+" ADD COLUMN "+c.name+" "+c.is); err != nil && !(kind == MySQL && isDuplicateColumn(err)) {
+			return fmt.Errorf("%s.%s: %w", c.table, c.name, err)
+		}
+	}
+	return nil
+}
+
+// isDuplicateColumn: another process has added it meanwhile; MySQL's DDL commits by itself.
+func isDuplicateColumn(err error) bool {
+	var me *mysql.MySQLError
+	return errors.As(err, &me) && me.Number == 1060
 }
 
 // OpenPostgres opens the database that url names (postgres://…) as a participant needs it. The caller closes it.

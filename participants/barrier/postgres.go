@@ -77,7 +77,8 @@ func (p postgres) migrate() []string {
 	return stmts
 }
 
-// enterFunction gives rows of four kinds: f, a fence as it was (n is the slot); t and o, the n-th member's row of the
+// enterFunction gives rows of four kinds: f, a fence as it was (n is the slot, op_ and reason_ are its policy: the word, and
+// "cap epoch"; the function's type stays, so that a process of an older version can run beside this one); t and o, the n-th member's row of the
 // undone op and of its own op is new; r, a row that is there.
 const enterFunction = `CREATE OR REPLACE FUNCTION %[1]s.lockstep_enter(
 	slots int[], epochs bigint[], raises boolean[],
@@ -97,7 +98,7 @@ BEGIN
 		END IF;
 	END LOOP;
 	IF cardinality(slots) > 0 THEN
-		RETURN QUERY SELECT 'f'::"char", slot, NULL::text, NULL::text, epoch, floor_ms, copied
+		RETURN QUERY SELECT 'f'::"char", slot, nullif(risk, '')::text, CASE WHEN risk <> '' THEN cap || ' ' || risk_epoch END, epoch, floor_ms, copied
 			FROM %[1]s.lockstep_fence WHERE slot = ANY (slots);
 		FOR i IN 1 .. cardinality(slots) LOOP
 			IF raises[i] THEN
@@ -167,6 +168,12 @@ func (p postgres) enter(ctx context.Context, tx *sql.Tx, locks []lock, members [
 		}
 		switch kind {
 		case "f":
+			if op != "" {
+				row.policy.Risk = Risk(op)
+				if _, err := fmt.Sscan(reason, &row.policy.Cap, &row.policy.Since); err != nil {
+					return nil, fmt.Errorf("fence row of slot %d: policy %q: %w", at, reason, err)
+				}
+			}
 			f.fences[at] = row
 		case "t":
 			f.members[at].tombstone = true
