@@ -41,7 +41,7 @@ const (
 
 // Refusal is a No for a business reason. It is barrier.ErrRefused.
 type Refusal struct {
-	Reason string // stock_gone, no_article, order_gone
+	Reason string // stock_gone, no_article, order_gone, account_at_risk
 	Field  string // items, order
 	About  string
 }
@@ -85,6 +85,18 @@ func Migrate(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
 			state varchar(10) NOT NULL CHECK (state IN ('reserved', 'paying', 'sold', 'released')),
 			holder varchar(260) NOT NULL DEFAULT '',
 			expires_ms bigint NOT NULL)`,
+		// What was taken of an article since its slot was adopted without a release at that epoch, and each holder's part of it.
+		`CREATE TABLE IF NOT EXISTS inventory_at_risk (
+			sku varchar(64) NOT NULL,
+			epoch bigint NOT NULL,
+			used bigint NOT NULL CHECK (used >= 0),
+			PRIMARY KEY (sku, epoch))`,
+		`CREATE TABLE IF NOT EXISTS inventory_at_risk_hold (
+			holder varchar(260) NOT NULL,
+			sku varchar(64) NOT NULL,
+			epoch bigint NOT NULL,
+			n bigint NOT NULL CHECK (n > 0),
+			PRIMARY KEY (holder, sku))`,
 		"CREATE INDEX IF NOT EXISTS inventory_order_by_state ON inventory_order (state, expires_ms)")
 	if err != nil {
 		return fmt.Errorf("migrate inventory: %w", err)
@@ -149,14 +161,21 @@ func (r Request) normal() (Request, error) {
 func holderOf(call *barrier.Call) string { return call.Gid + ":" + call.BranchID }
 
 // Reserve is the try: it holds the items, or takes over the order that has reserved them. *Refusal if there is too little,
-// no such article, or the order has lapsed, was cancelled or is being paid already.
+// no such article, or the order has lapsed, was cancelled or is being paid already; or if the articles' region was lost and
+// call's policy refuses it.
 func (v *Inventory) Reserve(ctx context.Context, tx *sql.Tx, call *barrier.Call, r Request) error {
 	r, err := r.normal()
 	if err != nil {
 		return err
 	}
+	if err := v.allowed(call.Policy(), r); err != nil {
+		return err
+	}
 	if r.Order == "" {
-		return v.hold(ctx, tx, holderOf(call), r.Items)
+		if err := v.hold(ctx, tx, holderOf(call), r.Items); err != nil {
+			return err
+		}
+		return v.count(ctx, tx, call.Policy(), holderOf(call), r.Items)
 	}
 	ok, err := v.d.Change(ctx, tx, "UPDATE inventory_order SET state = 'paying', holder = ? WHERE id = ? AND state = 'reserved' AND expires_ms > ?", holderOf(call), r.Order, v.now().UnixMilli())
 	if err == nil && !ok {
@@ -208,7 +227,10 @@ func (v *Inventory) Release(ctx context.Context, tx *sql.Tx, call *barrier.Call,
 	if err != nil || r.Order != "" {
 		return err
 	}
-	return v.settle(ctx, tx, holder, "released")
+	if err := v.settle(ctx, tx, holder, "released"); err != nil || call.Policy().Risk != barrier.RiskLimit {
+		return err
+	}
+	return v.giveBack(ctx, tx, holder)
 }
 
 // holder gives whose hold a call is about, and moves the order on that it took over.
@@ -244,7 +266,7 @@ func (v *Inventory) settle(ctx context.Context, tx *sql.Tx, holder, state string
 		return err
 	}
 	if len(items) == 0 {
-		return fmt.Errorf("inventory: %s holds nothing", holder)
+		return fmt.Errorf("inventory: %s %w", holder, errNoHold)
 	}
 	column := map[string]string{"sold": "sold", "released": "free"}[state]
 	for _, it := range items {

@@ -62,7 +62,10 @@ type Account struct {
 	MaxCredit int64 `json:"max_credit,omitempty"`
 	MaxDebit  int64 `json:"max_debit,omitempty"`
 	Shards    int   `json:"shards,omitempty"` // of Split: 2 to ShardsMax
-	State     State `json:"state"`            // empty means Open
+	// GlobalOnly refuses debits of transactions whose durability is regional. In exchange the account is never at risk: no
+	// debit of it is lost with a region. It never changes.
+	GlobalOnly bool  `json:"global_only,omitempty"`
+	State      State `json:"state"` // empty means Open
 }
 
 func (a Account) normal() (Account, error) {
@@ -83,6 +86,8 @@ func (a Account) normal() (Account, error) {
 		return a, bad("an id does not end in %s", clearingSuffix)
 	case a.State != Open:
 		return a, bad("it is opened open, not %s", a.State)
+	case a.GlobalOnly && a.Overdraft:
+		return a, bad("global_only: an account with overdraft is every region's own")
 	case a.Mode != Split && a.Shards != 0:
 		return a, bad("only a split account has shards")
 	case a.Mode == Split && (a.Shards < 2 || a.Shards > ShardsMax):
@@ -142,7 +147,7 @@ func (l *Ledger) insertAccount(ctx context.Context, tx *sql.Tx, a Account) error
 	if a.Overdraft {
 		overdraft = "any"
 	}
-	stmt := "INSERT INTO {p}account (id, shard, currency, mode, shards, overdraft, max_credit, max_debit, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+	stmt := "INSERT INTO {p}account (id, shard, currency, mode, shards, overdraft, max_credit, max_debit, state, global_only) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 	if l.dialect == barrier.MySQL {
 		stmt += " ON DUPLICATE KEY UPDATE id = id"
 	} else {
@@ -150,7 +155,7 @@ func (l *Ledger) insertAccount(ctx context.Context, tx *sql.Tx, a Account) error
 	}
 	for shard := range a.rows() + 1 {
 		r, err := tx.ExecContext(ctx, l.q(stmt), a.ID, shard, a.Currency, a.Mode, a.Shards, overdraft,
-			sql.NullInt64{Int64: a.MaxCredit, Valid: a.MaxCredit != 0}, sql.NullInt64{Int64: a.MaxDebit, Valid: a.MaxDebit != 0}, a.State)
+			sql.NullInt64{Int64: a.MaxCredit, Valid: a.MaxCredit != 0}, sql.NullInt64{Int64: a.MaxDebit, Valid: a.MaxDebit != 0}, a.State, oneIf(a.GlobalOnly))
 		if err != nil {
 			return fmt.Errorf("open account %s: %w", a.ID, err)
 		}
@@ -161,13 +166,21 @@ func (l *Ledger) insertAccount(ctx context.Context, tx *sql.Tx, a Account) error
 	return nil
 }
 
+func oneIf(is bool) int {
+	if is {
+		return 1
+	}
+	return 0
+}
+
 // definition reads an account; sql.ErrNoRows if there is none.
 func (l *Ledger) definition(ctx context.Context, db Querier, id string) (Account, error) {
 	a := Account{ID: id}
 	var overdraft string
-	err := db.QueryRowContext(ctx, l.q("SELECT currency, mode, shards, overdraft, coalesce(max_credit, 0), coalesce(max_debit, 0), state FROM {p}account WHERE id = ? AND shard = 0"), id).
-		Scan(&a.Currency, &a.Mode, &a.Shards, &overdraft, &a.MaxCredit, &a.MaxDebit, &a.State)
-	a.Overdraft = overdraft == "any"
+	var globalOnly int
+	err := db.QueryRowContext(ctx, l.q("SELECT currency, mode, shards, overdraft, coalesce(max_credit, 0), coalesce(max_debit, 0), state, global_only FROM {p}account WHERE id = ? AND shard = 0"), id).
+		Scan(&a.Currency, &a.Mode, &a.Shards, &overdraft, &a.MaxCredit, &a.MaxDebit, &a.State, &globalOnly)
+	a.Overdraft, a.GlobalOnly = overdraft == "any", globalOnly != 0
 	return a, err
 }
 
@@ -210,6 +223,8 @@ type meta struct {
 	currency  string
 	unlimited bool
 	shards    int
+	// globalOnly: see Account.
+	globalOnly bool
 }
 
 // knownMax bounds the accounts kept in memory; past it, all are forgotten.
@@ -228,7 +243,7 @@ func (l *Ledger) meta(ctx context.Context, tx *sql.Tx, id string) (meta, error) 
 	if err != nil {
 		return m, err
 	}
-	m = meta{a.Mode, a.Currency, a.Overdraft, max(a.Shards, 1)}
+	m = meta{a.Mode, a.Currency, a.Overdraft, max(a.Shards, 1), a.GlobalOnly}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.known) >= knownMax {

@@ -24,8 +24,10 @@ func (l *Ledger) HoldAll(ctx context.Context, tx *sql.Tx, all []Transfer) error 
 		return nil
 	}
 	plans := make([]*plan, len(all))
+	normal := make([]Transfer, len(all))
 	for i, t := range all {
 		t, err := t.normal()
+		normal[i] = t
 		if err == nil {
 			err = t.callers()
 		}
@@ -38,6 +40,9 @@ func (l *Ledger) HoldAll(ctx context.Context, tx *sql.Tx, all []Transfer) error 
 		if plans[i], err = l.plan(ctx, tx, t, kindHold, false); err != nil {
 			return err
 		}
+		if err := l.allowed(ctx, tx, t); err != nil {
+			return err
+		}
 	}
 	enterAll := l.generic.enterAll
 	if l.dialect == barrier.PostgreSQL {
@@ -46,8 +51,11 @@ func (l *Ledger) HoldAll(ctx context.Context, tx *sql.Tx, all []Transfer) error 
 	if err := enterAll(ctx, tx, plans); err != nil {
 		return err
 	}
-	for _, p := range plans {
+	for i, p := range plans {
 		if err := l.countLegs(ctx, tx, p); err != nil {
+			return err
+		}
+		if err := l.count(ctx, tx, normal[i]); err != nil {
 			return err
 		}
 	}
@@ -89,7 +97,16 @@ func (l *Ledger) settleAll(ctx context.Context, tx *sql.Tx, all []Transfer, post
 		}
 	}
 	us, day := l.time()
-	return l.first(tx.QueryRowContext(ctx, l.q("SELECT {p}settle_all($1, $2, $3, $4, $5)"), ids, digests, post, us, day), ids)
+	if err := l.first(tx.QueryRowContext(ctx, l.q("SELECT {p}settle_all($1, $2, $3, $4, $5)"), ids, digests, post, us, day), ids); err != nil || post {
+		return err
+	}
+	return oneByOne(all, func(t Transfer) error {
+		t, err := t.normal()
+		if err != nil {
+			return err
+		}
+		return l.giveBack(ctx, tx, t)
+	})
 }
 
 // first reads the number of the first that failed.

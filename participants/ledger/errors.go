@@ -27,6 +27,8 @@ const (
 	Reversed          Reason = "reversed" // the reversal came before its original, or the payment is reversed
 	Refunded          Reason = "refunded" // what is to be reversed has refunds
 	Voided            Reason = "voided"
+	AccountAtRisk     Reason = "account_at_risk" // its region was lost, and what that one did is not settled
+	NeedsGlobal       Reason = "needs_global"    // a debit of durability regional, of an account that allows global ones alone
 )
 
 // Refusal is a No for a business reason. It is barrier.ErrRefused.

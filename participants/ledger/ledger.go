@@ -112,14 +112,26 @@ type Transfer struct {
 	// held included, never exceed it. While that is a hold that is not decided yet, the refund is barrier.ErrOngoing.
 	RefundOf string
 	Legs     []Leg
+
+	call *barrier.Call // that makes it, where one does (Of): its durability, and what its slot's accounts may do
+}
+
+func (t Transfer) isGlobal() bool { return t.call != nil && t.call.Global }
+
+func (t Transfer) policy() barrier.Policy {
+	if t.call == nil {
+		return barrier.Policy{}
+	}
+	return t.call.Policy()
 }
 
 // HoldID is the id of the hold that a branch makes: one per branch.
 func HoldID(gid, branch string) string { return gid + ":" + branch }
 
-// Of returns the transfer of a branch call.
+// Of returns the transfer of a branch call. What the call says of durability, and the policy under which its slot's accounts
+// are, go with it: a transfer that is made otherwise is regional and at no risk.
 func Of(call *barrier.Call, legs ...Leg) Transfer {
-	return Transfer{Gid: call.Gid, Branch: call.BranchID, Legs: legs}
+	return Transfer{Gid: call.Gid, Branch: call.BranchID, Legs: legs, call: call}
 }
 
 // Hold is the try: it checks every limit and holds the money as pending on both sides. A repeat of a hold that is there

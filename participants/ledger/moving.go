@@ -18,8 +18,12 @@ import (
 
 // Effect posts a transfer that was confirmed at its home: the hold that is here is posted, and where there is none the legs
 // are entered at once. A repeat does nothing. barrier.ErrContradiction if it was voided here. An error of a schema's limit
-// means that credits are missing which come first; the caller repeats it later.
+// means that credits are missing which come first; the caller repeats it later. Where t is of a call that says so
+// (barrier.Call.Suspense), a debit past a limit goes through the suspense account of its currency instead.
 func (l *Ledger) Effect(ctx context.Context, tx *sql.Tx, t Transfer) error {
+	if t.call != nil && t.call.Suspense {
+		return l.effectPastLimits(ctx, tx, t)
+	}
 	return l.enterCopy(ctx, tx, t, true)
 }
 
@@ -104,6 +108,8 @@ type moved struct {
 	// Holds and Posted are the transfers behind the barrier rows: open, and confirmed.
 	Holds  []Transfer `json:"holds"`
 	Posted []Transfer `json:"posted"`
+	// AtRisk is what the accounts have debited under a cap.
+	AtRisk []Exposure `json:"at_risk,omitempty"`
 }
 
 // movedAccount is an account's definition and its counters, summed over its rows and what is buffered.
@@ -128,6 +134,9 @@ func (s Slots) Take(ctx context.Context, tx *sql.Tx, slot int, rows []barrier.Ro
 			return nil, err
 		}
 		out.Accounts = append(out.Accounts, a)
+	}
+	if out.AtRisk, err = s.exposuresOf(ctx, tx, slot); err != nil {
+		return nil, err
 	}
 	// The holds go with the slot: what is left here is a copy, which has none.
 	seen := map[string]bool{}
@@ -298,6 +307,9 @@ func (s Slots) Give(ctx context.Context, tx *sql.Tx, slot int, data json.RawMess
 		if err := s.HoldCopy(ctx, tx, t); err != nil {
 			return err
 		}
+	}
+	if err := s.expose(ctx, tx, in.AtRisk); err != nil {
+		return err
 	}
 	return s.asReleased(ctx, tx, in.Accounts)
 }

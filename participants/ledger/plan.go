@@ -346,6 +346,9 @@ func (l *Ledger) enter(ctx context.Context, tx *sql.Tx, t Transfer, kind string,
 		return err
 	}
 	p, err := l.plan(ctx, tx, t, kind, post)
+	if err == nil {
+		err = l.allowed(ctx, tx, t)
+	}
 	if errors.Is(err, errThere) || (errors.Is(err, barrier.ErrRefused) && p.first == 0) {
 		// What is refused today may have been held yesterday. (Where leg 0 is written by now, it was not.)
 		if _, there, err := l.existing(ctx, tx, t.ID, p.digest); there || err != nil {
@@ -358,7 +361,10 @@ func (l *Ledger) enter(ctx context.Context, tx *sql.Tx, t Transfer, kind string,
 	if err := l.write(ctx, tx, p); err != nil {
 		return err
 	}
-	return l.countLegs(ctx, tx, p)
+	if err := l.countLegs(ctx, tx, p); err != nil {
+		return err
+	}
+	return l.count(ctx, tx, t)
 }
 
 // countLegs corrects the number of legs that leg 0 has, where it was written before the others were known.

@@ -49,7 +49,8 @@ func (l *Ledger) Balance(ctx context.Context, db Querier, id string) (Balance, e
 	b := Balance{Account: Account{ID: id}}
 	var overdraft string
 	var heldDebits, heldCredits int64
-	err := db.QueryRowContext(ctx, l.q(`SELECT d.currency, d.mode, d.shards, d.overdraft, coalesce(d.max_credit, 0), coalesce(d.max_debit, 0), d.state,
+	var globalOnly int
+	err := db.QueryRowContext(ctx, l.q(`SELECT d.currency, d.mode, d.shards, d.overdraft, coalesce(d.max_credit, 0), coalesce(d.max_debit, 0), d.state, d.global_only,
 		c.dp, c.dq, c.cp, c.cq, h.d, h.c, coalesce(u.d, 0), coalesce(u.c, 0)
 		FROM {p}account d
 		CROSS JOIN (SELECT coalesce(sum(debits_pending), 0) AS dp, coalesce(sum(debits_posted), 0) AS dq, coalesce(sum(credits_pending), 0) AS cp, coalesce(sum(credits_posted), 0) AS cq
@@ -58,12 +59,12 @@ func (l *Ledger) Balance(ctx context.Context, db Querier, id string) (Balance, e
 			(SELECT coalesce(sum(amount), 0) FROM {p}transfer WHERE `+hotCredit+` IN (?, ?)) AS c) h
 		CROSS JOIN (SELECT sum(debit) AS d, sum(credit) AS c FROM {p}buffer WHERE account IN (?, ?)) u
 		WHERE d.id = ? AND d.shard = 0`), id, id, aside, id, aside, id, aside, id).
-		Scan(&b.Currency, &b.Mode, &b.Shards, &overdraft, &b.MaxCredit, &b.MaxDebit, &b.State, &b.DebitsPending, &b.DebitsPosted, &b.CreditsPending, &b.CreditsPosted,
+		Scan(&b.Currency, &b.Mode, &b.Shards, &overdraft, &b.MaxCredit, &b.MaxDebit, &b.State, &globalOnly, &b.DebitsPending, &b.DebitsPosted, &b.CreditsPending, &b.CreditsPosted,
 			&heldDebits, &heldCredits, &b.BufferedDebits, &b.BufferedCredits)
 	if err != nil {
 		return b, fmt.Errorf("ledger: balance of %s: %w", id, err)
 	}
-	b.Overdraft = overdraft == "any"
+	b.Overdraft, b.GlobalOnly = overdraft == "any", globalOnly != 0
 	b.DebitsPending += heldDebits
 	b.CreditsPending += heldCredits
 	return b, nil

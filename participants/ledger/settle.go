@@ -70,6 +70,9 @@ func (l *Ledger) settle(ctx context.Context, tx *sql.Tx, t Transfer, post bool) 
 	if err != nil {
 		return fmt.Errorf("ledger: settle %s: %w", t.ID, err)
 	}
+	if done && !post {
+		return l.giveBack(ctx, tx, t)
+	}
 	if done {
 		return nil
 	}
@@ -205,6 +208,9 @@ func (l *Ledger) reverse(ctx context.Context, tx *sql.Tx, t Transfer, digest str
 		t.Legs = append(t.Legs, Leg{Debit: g.Credit, Credit: g.Debit, Minor: g.Minor, Currency: g.Currency})
 	}
 	p, err := l.plan(ctx, tx, t, kindReversal, true)
+	if err == nil {
+		err = l.allowed(ctx, tx, t)
+	}
 	if err != nil {
 		return err
 	}
