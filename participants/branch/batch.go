@@ -111,7 +111,24 @@ func jobOf(ctx context.Context, all []*Participant, c *batchpb.BranchCall, overG
 	if err := isFor(op.op, call); err != nil {
 		return nil, 0, err
 	}
+	if err := readHeaders(call, c.GetHeaders()); err != nil {
+		return nil, 0, err
+	}
 	return &job{ctx: ctx, op: op, call: call, payload: c.GetPayload(), overGRPC: overGRPC}, n, nil
+}
+
+// readHeaders reads what a member's branch headers say to the barrier. Their names are written as the client wrote them.
+func readHeaders(call *barrier.Call, headers map[string]string) error {
+	var errs []error
+	for name, value := range headers {
+		switch http.CanonicalHeaderKey(name) {
+		case barrier.HeaderDurability:
+			errs = append(errs, call.ReadDurability(value))
+		case barrier.HeaderSuspense:
+			errs = append(errs, call.ReadSuspense(value))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 var errNoBranch = errors.New("not found")

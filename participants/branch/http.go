@@ -89,6 +89,10 @@ func Status(err error) int {
 		return http.StatusConflict
 	case errors.Is(err, barrier.ErrInvalid):
 		return http.StatusBadRequest
+	case errors.Is(err, barrier.ErrNotTried):
+		return http.StatusUnprocessableEntity
+	case errors.Is(err, errNoSettler):
+		return http.StatusNotImplemented
 	case errors.Is(err, errBusy), errors.Is(err, errClosed):
 		return http.StatusServiceUnavailable
 	}
@@ -114,6 +118,8 @@ func answer(status int, err error) body {
 		b.Result = "STALE"
 	case http.StatusMisdirectedRequest:
 		b.Result = "MOVED"
+	case http.StatusUnprocessableEntity:
+		b.Result = "NOT_TRIED"
 	}
 	return b
 }

@@ -47,6 +47,10 @@ type Probe struct {
 	Batch   bool `json:"batch"`
 	Apply   bool `json:"apply"`
 	Movable bool `json:"movable"`
+	// Tries: it lists what was tried, raises fences, adopts without a release and lifts what it adopted so.
+	Tries bool `json:"tries"`
+	// Settle: it ends a try by its name.
+	Settle bool `json:"settle"`
 }
 
 // snapshotBytesMax bounds what an adoption may bring.
@@ -54,12 +58,12 @@ const snapshotBytesMax = 256 << 20
 
 // RegionPaths are what RegionHandler serves.
 var RegionPaths = []string{"/lockstep/probe", "/lockstep/state", "/lockstep/homes", "/lockstep/release", "/lockstep/released", "/lockstep/adopt", "/lockstep/refuse",
-	"/lockstep/inspect", "/lockstep/check", "/lockstep/mend"}
+	"/lockstep/inspect", "/lockstep/check", "/lockstep/mend", "/lockstep/tries", "/lockstep/fence", "/lockstep/risk", "/lockstep/settle"}
 
 // RegionHandler serves what the coordinators of a deployment with several regions ask (docs/regions.md): GET
 // /lockstep/probe and /lockstep/state, POST /lockstep/homes, /lockstep/release, GET /lockstep/released, POST
-// /lockstep/adopt, /lockstep/refuse and /lockstep/inspect, GET /lockstep/check, POST /lockstep/mend. Handler serves it
-// already.
+// /lockstep/adopt, /lockstep/refuse and /lockstep/inspect, GET /lockstep/check, POST /lockstep/mend; and after the loss of a
+// region POST /lockstep/tries, /lockstep/fence, /lockstep/risk and /lockstep/settle. Handler serves it already.
 func (p *Participant) RegionHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /lockstep/probe", func(w http.ResponseWriter, _ *http.Request) {
@@ -73,7 +77,7 @@ func (p *Participant) RegionHandler() http.Handler {
 		var homes []barrier.Home
 		err := readJSON(w, r, &homes)
 		if err == nil {
-			err = p.barrier.Homes(r.Context(), homes)
+			err = p.barrier.Homes(r.Context(), homes, p.take(r.Context()))
 		}
 		p.answer(w, "homes", struct{}{}, err)
 	})
@@ -90,6 +94,7 @@ func (p *Participant) RegionHandler() http.Handler {
 	mux.HandleFunc("GET /lockstep/released", p.serveReleased)
 	mux.HandleFunc("POST /lockstep/adopt", p.serveAdopt)
 	p.mountInspection(mux)
+	p.mountForced(mux)
 	mux.HandleFunc("POST /lockstep/refuse", func(w http.ResponseWriter, r *http.Request) {
 		var in struct {
 			Gid      string   `json:"gid"`
@@ -107,7 +112,8 @@ func (p *Participant) RegionHandler() http.Handler {
 }
 
 func (p *Participant) probe() Probe {
-	out := Probe{Fenced: true, Batch: true, Movable: p.movable != nil}
+	out := Probe{Fenced: true, Batch: true, Movable: p.movable != nil, Tries: true}
+	_, out.Settle = p.movable.(Settler)
 	for _, o := range p.branches {
 		out.Apply = out.Apply || o.op == OpApply
 	}
@@ -121,6 +127,16 @@ func (p *Participant) release(ctx context.Context, h barrier.Home) error {
 	return p.barrier.Release(ctx, h.Slot, h.Epoch, func(tx *sql.Tx, rows []barrier.Row) (json.RawMessage, error) {
 		return p.movable.Take(ctx, tx, h.Slot, rows)
 	})
+}
+
+// take is Movable's Take where there are accounts that can be moved.
+func (p *Participant) take(ctx context.Context) barrier.TakeFunc {
+	return func(tx *sql.Tx, slot int, rows []barrier.Row) (json.RawMessage, error) {
+		if p.movable == nil {
+			return nil, nil
+		}
+		return p.movable.Take(ctx, tx, slot, rows)
+	}
 }
 
 // serveReleased gives the bytes that a release kept; 404 when there was none at that epoch, or, with last=true, below it.
@@ -145,9 +161,20 @@ func (p *Participant) serveReleased(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveAdopt takes a slot's accounts; an empty body stands for nothing that was released.
+// serveAdopt takes a slot's accounts; an empty body stands for nothing that was released. With forced=true a copy becomes
+// the home without a release.
 func (p *Participant) serveAdopt(w http.ResponseWriter, r *http.Request) {
 	n, epoch, err := slotAndEpoch(r)
+	if forced, ferr := isForced(r); forced || ferr != nil {
+		if err == nil {
+			err = ferr
+		}
+		if err == nil {
+			err = p.adoptForced(w, r, barrier.SlotEpoch{Slot: n, Epoch: epoch})
+		}
+		p.answer(w, "adopt", struct{}{}, err)
+		return
+	}
 	var raw []byte
 	if err == nil {
 		raw, err = io.ReadAll(http.MaxBytesReader(w, r.Body, snapshotBytesMax))

@@ -46,6 +46,10 @@ type Capabilities struct {
 	Apply bool `json:"apply"`
 	// Movable: it releases and adopts the accounts of a slot.
 	Movable bool `json:"movable"`
+	// Tries: it lists what was tried, raises fences, adopts without a release and lifts what it adopted so (ADR 9).
+	Tries bool `json:"tries,omitempty"`
+	// Settle: it ends a try by its name.
+	Settle bool `json:"settle,omitempty"`
 }
 
 var (
