@@ -6,8 +6,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -32,7 +32,9 @@ type ApplyConfig struct {
 // The rules: an event is applied once, in the order of its chain, and only where it continues the chain. The first event of
 // an epoch waits until this journal has reached the seal of every earlier epoch of the slot, whoever's it was; so a finish
 // never comes before the decision of another origin that it finishes, and a finish without its decision is a
-// contradiction. What contradicts stops the chain of (origin, slot), with the event kept as a divergence, and no other
+// contradiction. A forced seal bounds its epoch (ADR 9): what comes after it goes to the divergence record and holds nothing
+// up; a chain that is past it here is cut before anything else is done with its slot; and of a frozen chain nothing of the
+// epoch is judged before its seal is known. What contradicts otherwise stops the chain of (origin, slot), with the event kept as a divergence, and no other
 // chain. Rows, watermarks and the offset of a batch are in one SQL transaction.
 //
 // Several processes may apply the same events at once: the watermarks' rows are locked. Safe for concurrent use.
@@ -44,16 +46,27 @@ type Applier struct {
 
 	mu    sync.Mutex
 	seals [slot.Count]sealsKnown
+	// frozen are the chains, by origin and slot, that were found frozen up to an epoch; bound the seals that are kept already.
+	frozen map[[2]int]uint64
+	bound  map[boundTo]bool
 }
 
-// sealsKnown are the seals of a slot as they were read when an event of the epoch had been seen: all below it are there.
+// sealsKnown are the seals of a slot as they were read when an event of the epoch had been seen: all below it are there but
+// a forced one, which may be written later.
 type sealsKnown struct {
 	epoch uint64
 	seals []slot.Seal
+	asked time.Time
 }
 
-// Applier makes one.
-func (j *Journal) Applier(cfg ApplyConfig) *Applier { return &Applier{j: j, cfg: cfg} }
+// askAgain is how often the seals of a frozen slot are asked for.
+const askAgain = 200 * time.Millisecond
+
+// Applier makes one. From now on the Journal knows which chains are its own region's.
+func (j *Journal) Applier(cfg ApplyConfig) *Applier {
+	j.own.Store(int64(cfg.Own))
+	return &Applier{j: j, cfg: cfg, frozen: map[[2]int]uint64{}, bound: map[boundTo]bool{}}
+}
 
 // Poison is a message that is no event, with the slot that its key named.
 type Poison struct {
@@ -87,18 +100,40 @@ type Stop struct {
 	Reason string
 }
 
+// Diverged is an event after a forced seal: it is in the divergence record, and will never be applied.
+type Diverged struct {
+	Slot  int
+	Seq   uint64
+	Epoch uint64
+	Gid   txn.Gid
+}
+
+// Cut is a chain that was taken back to a forced seal, with the events that are in the divergence record now.
+type Cut struct {
+	Origin, Slot int
+	Seal         slot.Seal
+	Events       []record.Event
+}
+
 // Result is what became of a batch.
 type Result struct {
 	Applied, Duplicates int
 	// Dropped events are of chains that are stopped.
 	Dropped int
 	Gaps    []Gap
-	// Waiting: slots whose next event waits for the seal of another origin, or for the arbiter.
+	// Waiting: slots whose next event waits for the seal of another origin, for the seal of a frozen chain, or for the arbiter.
 	Waiting []int
 	// Unsure is why the arbiter was not heard, nil where it was.
 	Unsure error
 	// Stopped are the chains that this batch stopped.
 	Stopped []Stop
+	// Diverged are the batch's events after a forced seal, those included that had diverged before.
+	Diverged []Diverged
+	// Cuts are chains, also of other origins, that were past a forced seal here.
+	Cuts []Cut
+	// Again are events that came again with another chain than what is here while the chain is frozen: whether they are past
+	// its seal is not known yet. The caller brings them again.
+	Again []record.Event
 	// Marks are the watermarks of the batch's slots as they are now.
 	Marks []Mark
 	// DecidedAt are the times (unix ms) of the decisions applied.
@@ -110,30 +145,46 @@ type Result struct {
 func (a *Applier) Apply(ctx context.Context, b Batch) (Result, error) {
 	w := &applying{a: a, b: &b}
 	w.sort()
-	unknown, unsure := a.learn(ctx, w.events)
+	unknown, unsure := a.learn(ctx, b.Origin, w.sorted)
 	err := a.turns.take(ctx, w, unknown)
 	if err != nil {
 		return Result{}, fmt.Errorf("apply %d events of origin %d to the journal at %s: %w", len(b.Events), b.Origin, a.j.where, err)
 	}
+	a.note(w)
 	w.res.Unsure = unsure
 	return w.res, nil
 }
 
-// learn asks for the seals of slots with an epoch that is new. The slots for which nobody answers wait.
-func (a *Applier) learn(ctx context.Context, events map[int][]*record.Event) (unknown map[int]bool, unsure error) {
+// note remembers what a batch found of frozen chains and made of bounded ones.
+func (a *Applier) note(w *applying) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, b := range w.bound {
+		a.bound[b] = true
+	}
+	for n, m := range w.marks {
+		if m.Frozen > 0 {
+			a.frozen[[2]int{m.Origin, n}] = m.Frozen
+		}
+	}
+}
+
+// learn asks for the seals of slots with an epoch that is new, and of frozen ones whose seal is not known. The slots for
+// which nobody answers wait.
+func (a *Applier) learn(ctx context.Context, origin int, events map[int][]*record.Event) (unknown map[int]bool, unsure error) {
 	unknown = map[int]bool{}
 	if a.cfg.Seals == nil {
 		return unknown, nil
 	}
 	for n, list := range events {
-		epoch := uint64(0)
-		for _, e := range list {
-			epoch = max(epoch, e.Epoch)
+		if len(list) == 0 {
+			continue
 		}
-		a.mu.Lock()
-		known := a.seals[n].epoch >= epoch
-		a.mu.Unlock()
-		if known {
+		high, low := uint64(0), list[0].Epoch
+		for _, e := range list {
+			high, low = max(high, e.Epoch), min(low, e.Epoch)
+		}
+		if a.knows(origin, n, low, high) {
 			continue
 		}
 		seals, err := a.cfg.Seals(ctx, n)
@@ -142,12 +193,26 @@ func (a *Applier) learn(ctx context.Context, events map[int][]*record.Event) (un
 			continue
 		}
 		a.mu.Lock()
-		if a.seals[n].epoch < epoch {
-			a.seals[n] = sealsKnown{epoch, seals}
+		// Seals are never taken back: of two answers the longer is the later.
+		if k := &a.seals[n]; k.epoch < high || len(k.seals) < len(seals) {
+			k.epoch, k.seals = max(k.epoch, high), seals
 		}
+		a.seals[n].asked = time.Now()
 		a.mu.Unlock()
 	}
 	return unknown, unsure
+}
+
+// knows says that nothing has to be asked for events of epochs from low to high.
+func (a *Applier) knows(origin, n int, low, high uint64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	k := &a.seals[n]
+	if k.epoch < high {
+		return false
+	}
+	frozen := a.frozen[[2]int{origin, n}]
+	return low > frozen || sealKnown(k.seals, origin, frozen) || time.Since(k.asked) < askAgain
 }
 
 func (a *Applier) sealsOf(n int) []slot.Seal {
@@ -161,7 +226,8 @@ type applying struct {
 	a      *Applier
 	b      *Batch
 	slots  []int
-	events map[int][]*record.Event // by slot, in order
+	sorted map[int][]*record.Event // by slot, in order
+	events map[int][]*record.Event // those of them that are not past a forced seal
 	poison map[int]Poison
 
 	unknown map[int]bool
@@ -172,6 +238,7 @@ type applying struct {
 	changed []*engine.Row // in the order of arrival
 	moved   []record.Event
 	parked  []Divergence
+	bound   []boundTo
 }
 
 // known is a transaction's row as it is here, or as this batch makes it.
@@ -182,20 +249,20 @@ type known struct {
 }
 
 func (w *applying) sort() {
-	w.events, w.poison = map[int][]*record.Event{}, map[int]Poison{}
+	w.sorted, w.poison = map[int][]*record.Event{}, map[int]Poison{}
 	for i := range w.b.Events {
 		e := &w.b.Events[i]
-		w.events[e.Slot] = append(w.events[e.Slot], e)
+		w.sorted[e.Slot] = append(w.sorted[e.Slot], e)
 	}
 	for _, p := range w.b.Poison {
 		if _, ok := w.poison[p.Slot]; !ok {
 			w.poison[p.Slot] = p
 		}
-		if w.events[p.Slot] == nil {
-			w.events[p.Slot] = []*record.Event{}
+		if w.sorted[p.Slot] == nil {
+			w.sorted[p.Slot] = []*record.Event{}
 		}
 	}
-	for n, list := range w.events {
+	for n, list := range w.sorted {
 		w.slots = append(w.slots, n)
 		slices.SortStableFunc(list, func(x, y *record.Event) int { return cmp.Compare(x.Head.Seq, y.Head.Seq) })
 	}
@@ -206,12 +273,22 @@ func (w *applying) reset(unknown map[int]bool) {
 	w.unknown = unknown
 	w.res = Result{}
 	w.marks, w.others, w.rows = map[int]*Mark{}, map[int]map[int]uint64{}, map[txn.Gid]*known{}
-	w.changed, w.moved, w.parked = nil, nil, nil
+	w.changed, w.moved, w.parked, w.bound = nil, nil, nil, nil
+	w.events = maps.Clone(w.sorted) // diverge takes some out
 }
 
 func (w *applying) run(ctx context.Context, tx *sql.Tx) error {
-	if err := w.lock(ctx, tx); err != nil {
+	var err error
+	if w.marks, err = w.a.j.lockMarks(ctx, tx, w.b.Origin, w.slots); err != nil {
 		return err
+	}
+	if err := w.bind(ctx, tx); err != nil {
+		return err
+	}
+	for _, n := range w.slots {
+		if err := w.diverge(ctx, tx, n); err != nil {
+			return err
+		}
 	}
 	if err := w.readRows(ctx, tx); err != nil {
 		return err
@@ -223,48 +300,6 @@ func (w *applying) run(ctx context.Context, tx *sql.Tx) error {
 	}
 	return w.write(ctx, tx)
 }
-
-// lock reads the watermarks of the batch's slots and keeps others from moving them.
-func (w *applying) lock(ctx context.Context, tx *sql.Tx) error {
-	if len(w.slots) == 0 {
-		return nil
-	}
-	in := make([]string, len(w.slots))
-	for i, n := range w.slots {
-		in[i] = strconv.Itoa(n)
-	}
-	stmt := `SELECT w.origin, w.slot, w.epoch, w.seq, w.chain, w.stopped, w.updated_at,
-		CASE WHEN EXISTS (SELECT 1 FROM lockstep_event e WHERE e.origin = w.origin AND e.slot = w.slot AND e.seq = w.seq AND e.kind = 4) THEN 1 ELSE 0 END
-		FROM lockstep_watermark w WHERE w.origin = ? AND w.slot IN (` + strings.Join(in, ", ") + `) ORDER BY w.slot`
-	if !w.a.j.d.single {
-		stmt += " FOR UPDATE"
-	}
-	for range 2 {
-		list, err := w.a.j.marks(ctx, tx, stmt, w.b.Origin)
-		if err != nil {
-			return err
-		}
-		for i := range list {
-			w.marks[list[i].Slot] = &list[i]
-		}
-		var missing [][]any
-		for _, n := range w.slots {
-			if w.marks[n] == nil {
-				missing = append(missing, []any{w.b.Origin, n, 0, 0, make([]byte, len(record.Chain{})), "", time.Now().UnixMilli()})
-			}
-		}
-		if missing == nil {
-			return nil
-		}
-		// Another process may be making them too: the second look takes the locks.
-		if err := w.a.j.put(ctx, tx, markTable, "origin, slot", "", missing); err != nil {
-			return err
-		}
-	}
-	return errors.New("the watermarks could not be made")
-}
-
-const markTable = "lockstep_watermark (origin, slot, epoch, seq, chain, stopped, updated_at)"
 
 // readRows reads what the journal has of the transactions that the batch names.
 func (w *applying) readRows(ctx context.Context, tx *sql.Tx) error {
@@ -344,14 +379,6 @@ func (w *applying) chain(ctx context.Context, tx *sql.Tx, n int) error {
 	return nil
 }
 
-func encoded(e *record.Event) []byte {
-	b, err := record.EncodeEvent(e)
-	if err != nil {
-		return []byte(e.Gid)
-	}
-	return b
-}
-
 // repeats compares events that are applied already with what is here.
 func (w *applying) repeats(ctx context.Context, tx *sql.Tx, m *Mark, list []*record.Event) error {
 	if len(list) == 0 || m.Stopped != "" {
@@ -379,6 +406,10 @@ func (w *applying) repeats(ctx context.Context, tx *sql.Tx, m *Mark, list []*rec
 	for _, e := range list {
 		// What Trim has deleted cannot be compared.
 		if chain, ok := have[e.Head.Seq]; ok && chain != e.Head.Chain {
+			if w.held(m, e) {
+				w.res.Again = append(w.res.Again, *e)
+				continue
+			}
 			w.stop(m, e.Head.Seq, fmt.Sprintf("event %d came again with another chain: the origin's history was replaced, or altered here", e.Head.Seq), encoded(e))
 			return nil
 		}
@@ -390,13 +421,8 @@ const selectChains = `SELECT decision_seq, decision_chain FROM lockstep_journal 
 	UNION ALL SELECT finish_seq, finish_chain FROM lockstep_journal WHERE slot = ? AND finish_seq > ? AND finish_seq <= ? AND finish_epoch % 100 = ?
 	UNION ALL SELECT seq, chain FROM lockstep_event WHERE slot = ? AND seq > ? AND seq <= ? AND origin = ?`
 
-// reasonMax bounds a reason: MySQL's column has 1000 characters.
-const reasonMax = 900
-
 func (w *applying) stop(m *Mark, seq uint64, reason string, event []byte) {
-	if len(reason) > reasonMax {
-		reason = strings.ToValidUTF8(reason[:reasonMax], "")
-	}
+	reason = bounded(reason)
 	m.Stopped = reason
 	w.parked = append(w.parked, Divergence{Origin: m.Origin, Slot: m.Slot, Seq: seq, At: time.Now().UnixMilli(), Reason: reason, Event: nonNil(event)})
 	w.res.Stopped = append(w.res.Stopped, Stop{m.Slot, seq, reason})
@@ -414,11 +440,11 @@ func (w *applying) write(ctx context.Context, tx *sql.Tx) error {
 		return err
 	}
 	now := time.Now().UnixMilli()
-	var marks, parked [][]any
+	var marks [][]any
 	for _, n := range w.slots {
 		m := w.marks[n]
 		w.res.Marks = append(w.res.Marks, *m)
-		marks = append(marks, []any{m.Origin, n, int64(m.Epoch), int64(m.Head.Seq), m.Head.Chain[:], m.Stopped, now})
+		marks = append(marks, m.values(now))
 	}
 	if w.res.Applied > 0 || len(w.parked) > 0 {
 		if err := j.put(ctx, tx, markTable, "origin, slot",
@@ -426,10 +452,7 @@ func (w *applying) write(ctx context.Context, tx *sql.Tx) error {
 			return err
 		}
 	}
-	for _, d := range w.parked {
-		parked = append(parked, []any{d.Origin, d.Slot, int64(d.Seq), d.At, d.Reason, d.Event})
-	}
-	if err := j.put(ctx, tx, "lockstep_divergence (origin, slot, seq, at, reason, event)", "id", "", parked); err != nil {
+	if err := j.park(ctx, tx, w.parked); err != nil {
 		return err
 	}
 	if w.b.Offset < 0 {

@@ -146,8 +146,12 @@ func (j *Journal) EventsAfter(ctx context.Context, origin, n int, after uint64, 
 
 // chain reads what there is of a chain from after+1 to last, in order.
 func (j *Journal) chain(ctx context.Context, origin, n int, after, last uint64) (out []record.Event, trimmed []bool, err error) {
+	return j.chainIn(ctx, j.read, origin, n, after, last)
+}
+
+func (j *Journal) chainIn(ctx context.Context, q querierRows, origin, n int, after, last uint64) (out []record.Event, trimmed []bool, err error) {
 	at := []any{n, int64(after), int64(last), origin}
-	rows, err := j.read.QueryContext(ctx, j.d.bind(selectChain), append(append(append([]any{}, at...), at...), at...)...)
+	rows, err := q.QueryContext(ctx, j.d.bind(selectChain), append(append(append([]any{}, at...), at...), at...)...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -171,10 +175,13 @@ func (j *Journal) chain(ctx context.Context, origin, n int, after, last uint64) 
 }
 
 // Reached says whether this journal has the chain of the seal's origin up to the seal. A chain here that contradicts the
-// seal is an error.
+// seal is ErrContradicts.
 func (j *Journal) Reached(ctx context.Context, n int, seal *slot.Seal) (bool, error) {
-	if seal == nil {
+	if seal == nil || seal.Forced && seal.Seq == 0 {
 		return true, nil
+	}
+	if seal.Seq == 0 {
+		return false, nil
 	}
 	events, _, err := j.chain(ctx, seal.Epoch.Region(), n, seal.Seq-1, seal.Seq)
 	if err != nil {
@@ -183,8 +190,10 @@ func (j *Journal) Reached(ctx context.Context, n int, seal *slot.Seal) (bool, er
 	if len(events) == 0 {
 		return false, nil
 	}
-	if e := &events[0]; e.Kind != record.KindSeal || e.Epoch != uint64(seal.Epoch) || *slot.SealOf(seal.Epoch, e.Head.Seq, e.Head.Chain[:]) != *seal {
-		return false, fmt.Errorf("the journal at %s has a %s of epoch %d where slot %d's seal of epoch %d is: the chains are not the same", j.where, e.Kind, e.Epoch, n, seal.Epoch)
+	e := &events[0]
+	same := slot.SealOf(seal.Epoch, e.Head.Seq, e.Head.Chain[:]).Chain == seal.Chain
+	if !same || !seal.Forced && (e.Kind != record.KindSeal || e.Epoch != uint64(seal.Epoch)) {
+		return false, fmt.Errorf("the journal at %s has a %s of epoch %d where slot %d's seal of epoch %d is: %w", j.where, e.Kind, e.Epoch, n, seal.Epoch, ErrContradicts)
 	}
 	return true, nil
 }

@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
@@ -13,6 +14,8 @@ import (
 // next takes the event after a watermark. wait: its turn has not come. reason: it contradicts what is here.
 func (w *applying) next(ctx context.Context, tx *sql.Tx, m *Mark, e *record.Event) (wait bool, reason string, err error) {
 	switch {
+	case w.held(m, e):
+		return true, "", nil
 	case e.Origin() != m.Origin:
 		return false, fmt.Sprintf("event %d is of epoch %d, which belongs to region %d", e.Head.Seq, e.Epoch, e.Origin()), nil
 	case !e.Follows(m.Head):
@@ -25,7 +28,7 @@ func (w *applying) next(ctx context.Context, tx *sql.Tx, m *Mark, e *record.Even
 		return true, "", nil
 	}
 	for _, s := range w.a.sealsOf(m.Slot) {
-		if s.Epoch == slot.Epoch(e.Epoch) {
+		if s.Epoch == slot.Epoch(e.Epoch) || s.Forced && s.Epoch.Region() == m.Origin {
 			if reason := againstSeal(e, &s); reason != "" {
 				return false, reason, nil
 			}
@@ -33,18 +36,25 @@ func (w *applying) next(ctx context.Context, tx *sql.Tx, m *Mark, e *record.Even
 		if e.Epoch == m.Epoch || s.Epoch >= slot.Epoch(e.Epoch) || s.Epoch.Region() == m.Origin {
 			continue
 		}
-		reached, err := w.reached(ctx, tx, m.Slot, &s)
-		if err != nil || !reached {
-			return true, "", err
+		reached, reason, err := w.reached(ctx, tx, m.Slot, &s)
+		if err != nil || reason != "" || !reached {
+			return reason == "", reason, err
 		}
 	}
 	reason = w.take(e)
 	return false, reason, nil
 }
 
-// againstSeal says how an event contradicts the seal of its epoch.
+// againstSeal says how an event contradicts the seal of its epoch, or a forced one of its origin. What a forced seal names
+// may be of any kind and of an earlier epoch.
 func againstSeal(e *record.Event, s *slot.Seal) string {
 	switch {
+	case s.Forced && slot.Epoch(e.Epoch) > s.Epoch && e.Head.Seq <= s.Seq:
+		return fmt.Sprintf("event %d is of epoch %d, and epoch %d ends with event %d", e.Head.Seq, e.Epoch, s.Epoch, s.Seq)
+	case s.Forced && e.Head.Seq == s.Seq && slot.SealOf(s.Epoch, e.Head.Seq, e.Head.Chain[:]).Chain != s.Chain:
+		return fmt.Sprintf("event %d is not the one at which the arbiter has epoch %d sealed by force", e.Head.Seq, s.Epoch)
+	case s.Forced:
+		return ""
 	case e.Head.Seq > s.Seq:
 		return fmt.Sprintf("event %d comes after the seal of its epoch %d, which is event %d", e.Head.Seq, e.Epoch, s.Seq)
 	case e.Head.Seq == s.Seq && (e.Kind != record.KindSeal || *slot.SealOf(s.Epoch, e.Head.Seq, e.Head.Chain[:]) != *s):
@@ -57,7 +67,40 @@ func againstSeal(e *record.Event, s *slot.Seal) string {
 
 // reached says whether a seal is in the journal: events of a chain are here only with all before them, and of the own
 // region a seal is known to the arbiter only after the journal had everything.
-func (w *applying) reached(ctx context.Context, tx *sql.Tx, n int, s *slot.Seal) (bool, error) {
+//
+// A forced seal says nothing of what the journals had: of another region the watermark does, which bind has cut already; of
+// the own region, that it was cut.
+func (w *applying) reached(ctx context.Context, tx *sql.Tx, n int, s *slot.Seal) (ok bool, reason string, err error) {
+	if s.Forced {
+		return w.reachedForced(ctx, tx, n, s)
+	}
+	ok, err = w.reachedSeal(ctx, tx, n, s)
+	return ok, "", err
+}
+
+func (w *applying) reachedForced(ctx context.Context, tx *sql.Tx, n int, s *slot.Seal) (bool, string, error) {
+	origin := s.Epoch.Region()
+	if origin == w.a.cfg.Own {
+		var cuts int
+		err := tx.QueryRowContext(ctx, w.a.j.d.bind("SELECT count(*) FROM lockstep_cut WHERE origin = ? AND slot = ? AND epoch = ?"), origin, n, int64(s.Epoch)).Scan(&cuts)
+		return cuts > 0, "", err
+	}
+	var seq int64
+	var chain []byte
+	err := tx.QueryRowContext(ctx, w.a.j.d.bind("SELECT seq, chain FROM lockstep_watermark WHERE origin = ? AND slot = ?"), origin, n).Scan(&seq, &chain)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return s.Seq == 0, "", nil
+	case err != nil:
+		return false, "", err
+	}
+	if s.Seq > 0 && uint64(seq) == s.Seq && slot.SealOf(s.Epoch, s.Seq, chain).Chain != s.Chain {
+		return false, fmt.Sprintf("event %d of region %d here is not the one at which the arbiter has epoch %d sealed by force", seq, origin, s.Epoch), nil
+	}
+	return s.Reached(uint64(seq)), "", nil
+}
+
+func (w *applying) reachedSeal(ctx context.Context, tx *sql.Tx, n int, s *slot.Seal) (bool, error) {
 	if w.others[n] == nil {
 		rows, err := tx.QueryContext(ctx, w.a.j.d.bind("SELECT origin, seq FROM lockstep_event WHERE slot = ? AND kind = 4"), n)
 		if err != nil {

@@ -40,7 +40,9 @@ type Journal struct {
 	insert      *sql.Stmt // SQLite's
 	// sortUntil is the time (unix ms) until which Append goes through its rows by gid.
 	sortUntil atomic.Int64
-	appended  atomic.Pointer[func([]engine.Row, []record.Event)]
+	// own is the index of the journal's region, as an Applier was told; 0 before.
+	own      atomic.Int64
+	appended atomic.Pointer[func([]engine.Row, []record.Event)]
 }
 
 var _ engine.Journal = (*Journal)(nil)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
 // Mark says how far this journal has the chain of (origin, slot).
@@ -20,13 +21,18 @@ type Mark struct {
 	Stopped string
 	// UpdatedAt is when it last changed, unix milliseconds.
 	UpdatedAt int64
+	// Frozen is the epoch up to which nothing is applied before a seal is known, as Freeze said; 0: none.
+	Frozen uint64
+	// Bounded is the epoch of the latest forced seal at which the chain ends here, as far as that epoch goes; 0: none. Only
+	// where it grows may Head go back.
+	Bounded uint64
 
 	sealed bool // the last event is the seal of its epoch
 }
 
 // Marks gives how far the chains of other regions' origins are applied here, by origin and slot.
 func (j *Journal) Marks(ctx context.Context) ([]Mark, error) {
-	out, err := j.marks(ctx, j.read, "SELECT origin, slot, epoch, seq, chain, stopped, updated_at, 0 FROM lockstep_watermark ORDER BY origin, slot")
+	out, err := j.marks(ctx, j.read, "SELECT origin, slot, epoch, seq, chain, stopped, updated_at, frozen, bounded, 0 FROM lockstep_watermark ORDER BY origin, slot")
 	if err != nil {
 		return nil, fmt.Errorf("read the watermarks of the journal at %s: %w", j.where, err)
 	}
@@ -35,22 +41,59 @@ func (j *Journal) Marks(ctx context.Context) ([]Mark, error) {
 
 // Published gives how far the chains of an origin were published, as SetPublished said.
 func (j *Journal) Published(ctx context.Context, origin int) ([]Mark, error) {
-	out, err := j.marks(ctx, j.read, "SELECT origin, slot, 0, seq, chain, '', 0, 0 FROM lockstep_published WHERE origin = ? ORDER BY slot", origin)
+	out, err := j.marks(ctx, j.read, "SELECT origin, slot, 0, seq, chain, '', 0, 0, 0, 0 FROM lockstep_published WHERE origin = ? ORDER BY slot", origin)
 	if err != nil {
 		return nil, fmt.Errorf("read what the journal at %s has published: %w", j.where, err)
 	}
 	return out, nil
 }
 
-// SetPublished notes how far chains were published; a position never goes back.
+// SetPublished notes how far chains were published; a position never goes back, but where the chain was cut: a position that
+// is past the cut and not in the journal is that of what was taken out.
 func (j *Journal) SetPublished(ctx context.Context, marks []Mark) error {
 	rows := make([][]any, len(marks))
 	for i, m := range marks {
 		rows[i] = []any{m.Origin, m.Slot, int64(m.Head.Seq), m.Head.Chain[:]}
 	}
 	const further = "CASE WHEN lockstep_published.seq < new(seq) THEN "
-	return j.note(ctx, "lockstep_published (origin, slot, seq, chain)", "origin, slot",
-		"chain = "+further+"new(chain) ELSE lockstep_published.chain END, seq = "+further+"new(seq) ELSE lockstep_published.seq END", rows)
+	return j.noteAnd(ctx, "lockstep_published (origin, slot, seq, chain)", "origin, slot",
+		"chain = "+further+"new(chain) ELSE lockstep_published.chain END, seq = "+further+"new(seq) ELSE lockstep_published.seq END", rows,
+		func(tx *sql.Tx) error { return j.mendPublished(ctx, tx, marks) })
+}
+
+// mendPublished looks for positions of what Cut took out, which a process that did not know of the cut has noted after it.
+// The rows are locked by then, so that a cut is seen or comes later, and mends them itself.
+func (j *Journal) mendPublished(ctx context.Context, tx *sql.Tx, marks []Mark) error {
+	cuts := map[int]map[int]slot.Seal{}
+	for i := range marks {
+		m := &marks[i]
+		if cuts[m.Origin] == nil {
+			var err error
+			if cuts[m.Origin], err = j.cutsIn(ctx, tx, m.Origin); err != nil {
+				return err
+			}
+		}
+		s, ok := cuts[m.Origin][m.Slot]
+		if !ok || m.Head.Seq <= s.Seq {
+			continue
+		}
+		there, _, err := j.chainIn(ctx, tx, m.Origin, m.Slot, m.Head.Seq-1, m.Head.Seq)
+		if err != nil {
+			return err
+		}
+		if len(there) == 1 && there[0].Head == m.Head {
+			continue
+		}
+		to, err := headOf(&s)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, j.d.bind("UPDATE lockstep_published SET seq = ?, chain = ? WHERE origin = ? AND slot = ? AND seq = ? AND chain = ?"),
+			int64(to.Seq), to.Chain[:], m.Origin, m.Slot, int64(m.Head.Seq), m.Head.Chain[:]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Acknowledge notes how far a peer's journal has this region's chains: seqs by slot. From the first time on Trim keeps
@@ -101,8 +144,18 @@ func (j *Journal) ForgetPeer(ctx context.Context, peer int) error {
 }
 
 func (j *Journal) note(ctx context.Context, table, key, update string, rows [][]any) error {
+	return j.noteAnd(ctx, table, key, update, rows, func(*sql.Tx) error { return nil })
+}
+
+// noteAnd is note, and then what else belongs to it in the SQL transaction.
+func (j *Journal) noteAnd(ctx context.Context, table, key, update string, rows [][]any, then func(*sql.Tx) error) error {
 	err := j.retry(ctx, func(int) error {
-		return j.inTx(ctx, func(tx *sql.Tx) error { return j.put(ctx, tx, table, key, update, rows) })
+		return j.inTx(ctx, func(tx *sql.Tx) error {
+			if err := j.put(ctx, tx, table, key, update, rows); err != nil {
+				return err
+			}
+			return then(tx)
+		})
 	})
 	if err != nil {
 		name, _, _ := strings.Cut(table, " ")
@@ -163,35 +216,6 @@ func (j *Journal) Unstop(ctx context.Context, origin, n int) (bool, error) {
 	return touched > 0, nil
 }
 
-// Divergence is an event that could not be applied, and why.
-type Divergence struct {
-	Origin, Slot int
-	Seq          uint64
-	At           int64 // unix milliseconds
-	Reason       string
-	Event        []byte // record.EncodeEvent's, or what was there instead
-}
-
-// Divergences lists the latest, newest first.
-func (j *Journal) Divergences(ctx context.Context, limit int) ([]Divergence, error) {
-	rows, err := j.read.QueryContext(ctx, j.d.bind("SELECT origin, slot, seq, at, reason, event FROM lockstep_divergence ORDER BY id DESC LIMIT ?"), limit)
-	if err != nil {
-		return nil, fmt.Errorf("read the divergences in the journal at %s: %w", j.where, err)
-	}
-	defer rows.Close()
-	var out []Divergence
-	for rows.Next() {
-		var d Divergence
-		var seq int64
-		if err := rows.Scan(&d.Origin, &d.Slot, &seq, &d.At, &d.Reason, &d.Event); err != nil {
-			return nil, fmt.Errorf("read the divergences in the journal at %s: %w", j.where, err)
-		}
-		d.Seq = uint64(seq)
-		out = append(out, d)
-	}
-	return out, rows.Err()
-}
-
 type querierRows interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
@@ -205,13 +229,14 @@ func (j *Journal) marks(ctx context.Context, q querierRows, stmt string, args ..
 	var out []Mark
 	for rows.Next() {
 		var m Mark
-		var epoch, seq int64
+		var epoch, seq, frozen, bounded int64
 		var sealed int
 		var chain []byte
-		if err := rows.Scan(&m.Origin, &m.Slot, &epoch, &seq, &chain, &m.Stopped, &m.UpdatedAt, &sealed); err != nil {
+		if err := rows.Scan(&m.Origin, &m.Slot, &epoch, &seq, &chain, &m.Stopped, &m.UpdatedAt, &frozen, &bounded, &sealed); err != nil {
 			return nil, err
 		}
 		m.Epoch, m.Head.Seq, m.sealed = uint64(epoch), uint64(seq), sealed != 0
+		m.Frozen, m.Bounded = uint64(frozen), uint64(bounded)
 		if len(chain) != len(m.Head.Chain) {
 			return nil, fmt.Errorf("origin %d, slot %d: %w: its chain has %d bytes", m.Origin, m.Slot, record.ErrCorrupt, len(chain))
 		}

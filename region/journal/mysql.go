@@ -40,7 +40,7 @@ var mysqlDialect = &dialect{
 	byFinish: " FORCE INDEX (lockstep_journal_finished)",
 	byID:     "FORCE INDEX (PRIMARY) ",
 	byKind:   " FORCE INDEX (lockstep_journal_kind)",
-	already:  func(err error) bool { return mysqlCode(err) == 1061 }, // duplicate key name
+	already:  func(err error) bool { return mysqlCode(err) == 1061 || mysqlCode(err) == 1060 }, // duplicate key name, column name
 }
 
 func mysqlCode(err error) uint16 {
