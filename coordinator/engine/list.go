@@ -31,7 +31,8 @@ func (f *Filter) Matches(s *txn.State) bool {
 		f.BegunAfter > 0 && s.BegunAt < f.BegunAfter,
 		f.BegunBefore > 0 && s.BegunAt > f.BegunBefore,
 		f.StuckFails > 0 && s.MaxFails() < f.StuckFails,
-		f.Stopped && !s.Stopped:
+		f.Stopped && !s.Stopped,
+		f.InDoubt && !s.InDoubt:
 		return false
 	}
 	return true
@@ -140,7 +141,7 @@ func (r *Runner) List(ctx context.Context, f Filter, cursor string, limit int) (
 }
 
 func (r *Runner) listJournal(ctx context.Context, f Filter, cursor string, limit int) ([]Reply, string, error) {
-	if f.StuckFails > 0 || f.Stopped {
+	if f.StuckFails > 0 || f.Stopped || f.InDoubt {
 		return nil, "", nil // what is finished is neither
 	}
 	visible := int64(0)

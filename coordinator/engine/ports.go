@@ -240,6 +240,8 @@ type Filter struct {
 	StuckFails int
 	// Stopped: only those that an operator stopped.
 	Stopped bool
+	// InDoubt: only those of a lost region that nobody knows the decision of.
+	InDoubt bool
 }
 
 // Journal is the region's SQL record of every decided and finished transaction. Safe for concurrent use.

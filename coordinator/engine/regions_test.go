@@ -13,6 +13,7 @@ import (
 	"github.com/lockstep-tx/lockstep/coordinator/clock"
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/store/memstore"
+	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -183,6 +184,31 @@ func (p *place) Seal(_ context.Context, m engine.Move, seal *slot.Seal) error {
 
 func (p *place) Undo(_ context.Context, m engine.Move) error {
 	to, err := m.Owner.Undo()
+	if err != nil {
+		return err
+	}
+	return p.change(m.Slot, m.Owner, to)
+}
+
+// Ended is where a planned move's store goes on anyway, and nothing under a forced seal: these stores began with it.
+func (p *place) Ended(context.Context, int, slot.Epoch) (record.Head, error) {
+	return record.Head{}, nil
+}
+
+// Cut gives nothing: there is one journal for all here.
+func (p *place) Cut(context.Context, engine.Move) ([]record.Event, error) { return nil, nil }
+
+func (p *place) Returned(ctx context.Context, m engine.Move, tx *record.Tx) error {
+	_, err := p.Forward(ctx, m.Owner.Region, engine.Request{Gid: tx.State.Gid, Event: engine.Returned{Tx: *tx}, Want: engine.WantAccepted, Border: true})
+	var refused *txn.Error
+	if errors.As(err, &refused) {
+		return fmt.Errorf("%w: %w", engine.ErrDiverged, err)
+	}
+	return err
+}
+
+func (p *place) Settled(_ context.Context, m engine.Move) error {
+	to, err := m.Owner.Settled()
 	if err != nil {
 		return err
 	}

@@ -113,7 +113,7 @@ func (c *Client) ListLive(ctx context.Context, from engine.Member, f engine.Filt
 	}
 	in := &peerpb.ListRequest{
 		Mode: uint32(f.Mode), Slot: int32(f.Slot), GidPrefix: f.GidPrefix, BegunAfter: f.BegunAfter, BegunBefore: f.BegunBefore,
-		StuckFails: uint32(f.StuckFails), Stopped: f.Stopped, CursorBegunAt: after.BegunAt, CursorGid: string(after.Gid), Limit: uint32(limit),
+		StuckFails: uint32(f.StuckFails), Stopped: f.Stopped, InDoubt: f.InDoubt, CursorBegunAt: after.BegunAt, CursorGid: string(after.Gid), Limit: uint32(limit),
 	}
 	for _, ph := range f.Phases {
 		in.Phases = append(in.Phases, uint32(ph))
@@ -169,7 +169,7 @@ func (s server) Do(ctx context.Context, in *peerpb.DoRequest) (*peerpb.DoReply, 
 func (s server) ListLive(ctx context.Context, in *peerpb.ListRequest) (*peerpb.ListReply, error) {
 	f := engine.Filter{
 		Mode: txn.Mode(in.Mode), Slot: int(in.Slot), GidPrefix: in.GidPrefix, BegunAfter: in.BegunAfter, BegunBefore: in.BegunBefore,
-		StuckFails: int(in.StuckFails), Stopped: in.Stopped,
+		StuckFails: int(in.StuckFails), Stopped: in.Stopped, InDoubt: in.InDoubt,
 	}
 	for _, p := range in.Phases {
 		f.Phases = append(f.Phases, txn.Phase(p))

@@ -28,7 +28,7 @@ func (s *Server) mountMoves(mux *http.ServeMux) {
 			http.Error(w, "slot, epoch and seq are numbers, chain is the seal's", http.StatusBadRequest)
 			return
 		}
-		reached, err := s.journal.Reached(r.Context(), n, &slot.Seal{Epoch: slot.Epoch(epoch), Seq: seq, Chain: q.Get("chain")})
+		reached, err := s.journal.Reached(r.Context(), n, &slot.Seal{Epoch: slot.Epoch(epoch), Seq: seq, Chain: q.Get("chain"), Forced: q.Get("forced") == "true"})
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return

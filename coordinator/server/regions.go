@@ -36,6 +36,7 @@ type regions struct {
 	admin   *http.Client // to the other regions' coordinators
 	replica *replica.Service
 	applier *applier.Applier
+	posts   posts
 }
 
 // openRegions reads the regions file and asks the arbiter who this region is.
@@ -61,10 +62,10 @@ func (s *Server) openRegions(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.regions = &regions{file: f, arbiter: arbiter.New(cli, s.log), http: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: secure, MaxIdleConnsPerHost: 16}}}
+	s.regions = &regions{file: f, posts: posts{owed: map[int][]*post{}}, arbiter: arbiter.New(cli, s.log), http: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: secure, MaxIdleConnsPerHost: 16}}}
 	s.regions.admin = &http.Client{Timeout: 10 * time.Second, Transport: s.peerTransport()}
 	s.regions.place, err = place.New(ctx, place.Config{
-		Self: c.Region, Topology: f, Arbiter: s.regions.arbiter, Forward: forwarder{s}, Carried: s.carried, HTTP: s.regions.http, Log: s.log,
+		Self: c.Region, Topology: f, Arbiter: s.regions.arbiter, Forward: forwarder{s}, Carried: s.carried, Cut: s.cut, CaughtUp: s.caughtUp, HTTP: s.regions.http, Log: s.log,
 	})
 	if errors.Is(err, arbiter.ErrNoDeployment) {
 		return fmt.Errorf("regions-file: %w", err)
@@ -102,11 +103,6 @@ type forwarder struct{ s *Server }
 // Forward is engine.Forwarder's.
 func (f forwarder) Forward(ctx context.Context, to engine.Member, req engine.Request) (engine.Reply, error) {
 	return f.s.peers.Forward(ctx, to, req)
-}
-
-// carried is what came with a seal, from the own journal.
-func (s *Server) carried(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error) {
-	return s.regions.replica.Carried(ctx, n, seal)
 }
 
 // beyond is the engine's view of the other regions; nil where there are none.
@@ -186,6 +182,7 @@ func (s *Server) runRegions(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return s.regions.replica.Run(ctx) })
 	g.Go(func() error { s.regions.applier.Run(ctx); return nil })
 	g.Go(func() error { s.forgetDecisions(ctx); return nil })
+	g.Go(func() error { s.findDoubts(ctx); return nil })
 }
 
 // RegionStatus is what GET /v1/region/status answers.

@@ -205,6 +205,9 @@ func (s *Server) build(context.Context) error {
 		Tenant: func(ctx context.Context) string { return auth.From(ctx).Name },
 	})
 	s.admin = &admin.Server{Engine: s.runner, Log: s.log, CheckGid: dtmwire.CheckGid}
+	if s.regions != nil {
+		s.admin.Late = late{s}
+	}
 	if c.DebugClock {
 		s.admin.Advance = func(ctx context.Context, by time.Duration) ([]txn.Gid, error) {
 			return s.runner.AdvanceClock(ctx, func() { s.clock.Advance(by) })

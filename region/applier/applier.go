@@ -115,6 +115,9 @@ func (a *Applier) have(at [2]int) uint64 {
 	return a.applied[at]
 }
 
+// Have is how far a chain is applied to the copies here, as far as is known: 0 where nothing is.
+func (a *Applier) Have(origin, n int) uint64 { return a.have([2]int{origin, n}) }
+
 // note takes note of how far a chain is applied; it is written down soon.
 func (a *Applier) note(at [2]int, seq uint64) {
 	a.mu.Lock()
@@ -402,8 +405,31 @@ func (a *Applier) transaction(ctx context.Context, ev *toldEvent) (*record.Tx, e
 // effect makes the call that a confirmed branch owes here; false where nothing is owed, since its participant keeps no copies.
 // A participant that the branch names and that is not registered may keep some: the effect is owed, and its call not known.
 func (a *Applier) effect(e *effect, n int) (owed bool) {
+	return e.tx.State.Branches[e.branch].Two.Status == txn.OpDone && a.post(e, n, a.cfg.Self)
+}
+
+// Posts gives the calls that post a committed transaction of slot n in a region from its record, whatever became of its
+// confirms, at participants that keep copies there; false where one of its participants is not registered (ADR 9).
+func (a *Applier) Posts(tx *record.Tx, n int, region string) (calls []*engine.Call, known bool) {
+	known = true
+	for i := range tx.State.Branches {
+		e := &effect{tx: tx, branch: i}
+		if !a.post(e, n, region) {
+			continue
+		}
+		if e.call == nil {
+			known = false
+			continue
+		}
+		calls = append(calls, e.call)
+	}
+	return calls, known
+}
+
+// post makes the call that posts a branch in a region; false where its participant keeps no copies.
+func (a *Applier) post(e *effect, n int, region string) (owed bool) {
 	s, b, table := &e.tx.State, &e.tx.State.Branches[e.branch], a.cfg.Table()
-	if b.Message || b.Confirm == "" || b.Two.Status != txn.OpDone {
+	if b.Message || b.Confirm == "" {
 		return false
 	}
 	part, rest := table.Split(b.Confirm)
@@ -411,7 +437,7 @@ func (a *Applier) effect(e *effect, n int) (owed bool) {
 		e.call = nil
 		return strings.HasPrefix(b.Confirm, registry.Scheme)
 	}
-	if part.Can == nil || !part.Can.Apply || part.Endpoints[a.cfg.Self] == "" {
+	if part.Can == nil || !part.Can.Apply || part.Endpoints[region] == "" {
 		return false
 	}
 	path, query, asks := strings.Cut(rest, "?")
@@ -419,7 +445,7 @@ func (a *Applier) effect(e *effect, n int) (owed bool) {
 	if !ok {
 		return false
 	}
-	url := strings.TrimSuffix(part.Endpoints[a.cfg.Self], "/") + path + "/" + OpWord
+	url := strings.TrimSuffix(part.Endpoints[region], "/") + path + "/" + OpWord
 	if asks {
 		url += "?" + query
 	}

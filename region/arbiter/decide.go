@@ -95,6 +95,20 @@ func (a *Arbiter) Decisions(ctx context.Context, n int) ([]string, error) {
 	return out, nil
 }
 
+// DecisionsOf gives the decisions of a slot that stand, by gid.
+func (a *Arbiter) DecisionsOf(ctx context.Context, n int) (map[string][]byte, error) {
+	prefix := fmt.Sprintf("%s%04d/", decPrefix, n)
+	got, err := a.cli.Get(ctx, prefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, fmt.Errorf("read the decisions of slot %d: %w", n, err)
+	}
+	out := map[string][]byte{}
+	for _, kv := range got.Kvs {
+		out[strings.TrimPrefix(string(kv.Key), prefix)] = kv.Value
+	}
+	return out, nil
+}
+
 // AllDecisions lists the gids that have a decision, by slot.
 func (a *Arbiter) AllDecisions(ctx context.Context) (map[int][]string, error) {
 	got, err := a.cli.Get(ctx, decPrefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())

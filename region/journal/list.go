@@ -99,7 +99,7 @@ func parseCursor(cursor string) (int64, error) {
 // matching gives the condition of a filter, which begins with AND; false where nothing finished can match.
 func matching(f *engine.Filter, visibleSince int64) (condition, bool) {
 	c := condition{}
-	if f.StuckFails > 0 || f.Stopped {
+	if f.StuckFails > 0 || f.Stopped || f.InDoubt {
 		return c, false
 	}
 	c.and("finish_seq IS NOT NULL")

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -218,8 +219,25 @@ func (p *Place) Resolve(c *engine.Call) (*engine.Call, error) {
 	}
 	at := *c
 	at.URL, at.AccountSlot, at.AccountEpoch = t.URL, t.Slot, uint64(t.Epoch)
+	if path, posts := fromRecord(c, &t); posts && m[t.Slot].Forced() {
+		at.URL, at.OpWord = path, applier.OpWord
+	}
 	if t.Slot == c.Slot {
 		at.AccountEpoch = c.Epoch // what the holder was begun with; the arbiter's word may be newer
 	}
 	return &at, nil
+}
+
+// fromRecord gives the address where a confirm is posted from its record: what was tried in a region that was lost has no hold
+// in the account's new home. It posts the hold where there is one, behind confirm's barrier key (ADR 9).
+func fromRecord(c *engine.Call, t *registry.Target) (string, bool) {
+	if c.Op != txn.OpConfirm || t.Participant == nil || t.Participant.Can == nil || !t.Participant.Can.Apply {
+		return "", false
+	}
+	path, query, asks := strings.Cut(t.URL, "?")
+	path, ok := strings.CutSuffix(path, "/confirm")
+	if asks {
+		query = "?" + query
+	}
+	return path + "/" + applier.OpWord + query, ok
 }

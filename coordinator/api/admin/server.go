@@ -33,6 +33,8 @@ type Server struct {
 	Log    *slog.Logger
 	// CheckGid says why a gid cannot be used; the text begins with "gid: ". nil takes every gid but the empty one.
 	CheckGid func(gid string) error
+	// Late is nil where there is one region.
+	Late Late
 	// Advance moves the debug clock and gives the gids that became due; nil without --debug-clock.
 	Advance func(ctx context.Context, by time.Duration) ([]txn.Gid, error)
 }
@@ -72,6 +74,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/transaction", s.show)
 	mux.HandleFunc("POST /v1/transaction/retry", s.act("retry", txn.Retry{}))
 	mux.HandleFunc("POST /v1/transaction/stop", s.act("stop", txn.Stop{}))
+	mux.HandleFunc("POST /v1/transaction/resolve", s.resolve)
 	mux.HandleFunc("POST /v1/adopt", s.adopt)
 	mux.HandleFunc("GET /v1/status", s.status)
 	mux.HandleFunc("GET /v1/floors", s.floors)
@@ -155,9 +158,13 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request) {
 			f.Stopped = true
 			continue
 		}
+		if st == "in-doubt" {
+			f.InDoubt = true
+			continue
+		}
 		p, ok := txn.ParsePhase(st)
 		if !ok || p == txn.PhaseNone {
-			bad("status", fmt.Sprintf("%q is none of prepared, running, committing, aborting, committed, aborted, stopped", st))
+			bad("status", fmt.Sprintf("%q is none of prepared, running, committing, aborting, committed, aborted, stopped, in-doubt", st))
 			return
 		}
 		f.Phases = append(f.Phases, p)

@@ -19,7 +19,7 @@ import (
 type Transaction struct {
 	Gid        string   `json:"gid"`
 	Mode       string   `json:"mode"`
-	Status     string   `json:"status"` // the phase, or stopped
+	Status     string   `json:"status"` // the phase, stopped or in-doubt
 	Phase      string   `json:"phase"`
 	Slot       int      `json:"slot"`
 	Epoch      uint64   `json:"epoch"`
@@ -75,6 +75,9 @@ func ViewOf(rep *engine.Reply, full bool) Transaction {
 	if s.Stopped {
 		t.Status = "stopped"
 	}
+	if s.InDoubt {
+		t.Status = "in-doubt"
+	}
 	t.Next = next(s, full)
 	if !full {
 		return t
@@ -89,6 +92,8 @@ func ViewOf(rep *engine.Reply, full bool) Transaction {
 // next is the command that the state calls for; shown says that its reader sees what fails already.
 func next(s *txn.State, shown bool) string {
 	switch stuck := s.Phase.Decided() && !s.Phase.Finished() && s.MaxFails() >= engine.StuckFails; {
+	case s.InDoubt:
+		return fmt.Sprintf("lockstep tx resolve %s --abort --reason TEXT  # or --commit; first docs/runbooks/in-doubt.md", word(string(s.Gid)))
 	case s.Stopped:
 		return "lockstep tx retry " + word(string(s.Gid))
 	case stuck && shown:

@@ -29,6 +29,7 @@ type regionCmd struct {
 	Preflight regionPreflightCmd `cmd:"" help:"Check whether slots can be moved; exit code 1 when not. Changes nothing."`
 	Plan      regionPlanCmd      `cmd:"" help:"Print what a handover would do. Changes nothing."`
 	Handover  regionHandoverCmd  `cmd:"" help:"Move slots to another region, under load."`
+	Failover  regionFailoverCmd  `cmd:"" help:"Take the slots of a region that is lost, from the arbiter and the target alone."`
 	Failback  regionFailbackCmd  `cmd:"" help:"Move slots back to the region that the deployment gave them first."`
 	Drill     regionDrillCmd     `cmd:"" help:"Move slots there and back again, to practise."`
 	Pause     regionPauseCmd     `cmd:"" help:"Let the operation stop at its next batch."`
@@ -115,28 +116,36 @@ func (a *asker) askOne(ctx context.Context, base, method, path string, out any) 
 	if err != nil {
 		return err
 	}
+	raw, err := a.do(req)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, out)
+}
+
+func (a *asker) do(req *http.Request) ([]byte, error) {
 	if a.token != "" {
 		req.Header.Set("Authorization", "Bearer "+a.token)
 	}
 	resp, err := a.client.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s: %s", base+path, resp.Status, cut(string(raw), 200))
+		return nil, fmt.Errorf("%s: %s: %s", req.URL, resp.Status, cut(string(raw), 200))
 	}
-	return json.Unmarshal(raw, out)
+	return raw, nil
 }
 
 // Reached is conduct.World's.
 func (a *asker) Reached(ctx context.Context, region string, n int, seal *slot.Seal) bool {
 	var out struct{ Reached bool }
-	q := url.Values{"slot": {strconv.Itoa(n)}, "epoch": {fmt.Sprint(uint64(seal.Epoch))}, "seq": {fmt.Sprint(seal.Seq)}, "chain": {seal.Chain}}
+	q := url.Values{"slot": {strconv.Itoa(n)}, "epoch": {fmt.Sprint(uint64(seal.Epoch))}, "seq": {fmt.Sprint(seal.Seq)}, "chain": {seal.Chain}, "forced": {strconv.FormatBool(seal.Forced)}}
 	return a.ask(ctx, region, http.MethodGet, "/v1/region/reached?"+q.Encode(), &out) == nil && out.Reached
 }
 
@@ -176,7 +185,7 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 	next := ""
 	for _, v := range views {
 		slots := fmt.Sprint(v.Slots[slot.Active])
-		for _, st := range []slot.Status{slot.Draining, slot.Sealed} {
+		for _, st := range []slot.Status{slot.Draining, slot.Sealed, slot.Taken} {
 			if v.Slots[st] > 0 {
 				slots += fmt.Sprintf(" +%d %s", v.Slots[st], st)
 			}

@@ -17,11 +17,14 @@ type txCmd struct {
 	Show  txShowCmd  `cmd:"" help:"Show one transaction with every call that was made for it."`
 	Retry txRetryCmd `cmd:"" help:"Make everything that a transaction owes due now; undoes a stop."`
 	Stop  txStopCmd  `cmd:"" help:"Stop a transaction: its decision stays, nothing is called until a retry."`
+
+	Resolve txResolveCmd `cmd:"" help:"End a transaction in doubt on your word, or take over one that a lost region had committed."`
 }
 
 type txListCmd struct {
 	target
-	Status    []string      `help:"prepared, running, committing, aborting, committed, aborted, stopped." placeholder:"STATUS"`
+	Status    []string      `help:"prepared, running, committing, aborting, committed, aborted, stopped, in-doubt." placeholder:"STATUS"`
+	InDoubt   bool          `help:"Only those of a lost region that nobody knows the decision of."`
 	Mode      string        `help:"tcc, saga, msg, xa or workflow."`
 	OlderThan time.Duration `help:"Begun at least so long ago." placeholder:"1h"`
 	NewerThan time.Duration `help:"Begun at most so long ago." placeholder:"1h"`
@@ -38,6 +41,9 @@ func (c *txListCmd) Run(e *env) error {
 	q := url.Values{"limit": {strconv.Itoa(c.Limit)}}
 	for _, s := range c.Status {
 		q.Add("status", s)
+	}
+	if c.InDoubt {
+		q.Add("status", "in-doubt")
 	}
 	set := func(key, v string, on bool) {
 		if on {
@@ -131,6 +137,9 @@ func (c *txListCmd) flags() []string {
 	if c.Stuck {
 		out = append(out, "--stuck")
 	}
+	if c.InDoubt {
+		out = append(out, "--in-doubt")
+	}
 	if c.Limit != 50 {
 		add("limit", strconv.Itoa(c.Limit))
 	}
@@ -220,6 +229,27 @@ type txStopCmd struct {
 
 // Run stops one transaction.
 func (c *txStopCmd) Run(e *env) error { return c.act(e, "stop", c.Gid) }
+
+type txResolveCmd struct {
+	target
+	Gid    string `arg:"" help:"The transaction."`
+	Commit bool   `help:"It takes effect." xor:"decision" required:""`
+	Abort  bool   `help:"It takes no effect." xor:"decision" required:""`
+	Reason string `help:"On whose word, for the audit: a ticket, a name." required:"" placeholder:"TEXT"`
+}
+
+// Run resolves one transaction.
+func (c *txResolveCmd) Run(e *env) error {
+	decision := "abort"
+	if c.Commit {
+		decision = "commit"
+	}
+	var t admin.Transaction
+	if err := c.post(e, "/v1/transaction/resolve", url.Values{"gid": {c.Gid}, "decision": {decision}, "reason": {c.Reason}}, nil, &t); err != nil {
+		return err
+	}
+	return c.show(e, &t)
+}
 
 func (c *target) act(e *env, act, gid string) error {
 	var t admin.Transaction

@@ -807,6 +807,7 @@ type ListRequest struct {
 	CursorBegunAt int64                  `protobuf:"varint,9,opt,name=cursor_begun_at,json=cursorBegunAt,proto3" json:"cursor_begun_at,omitempty"`
 	CursorGid     string                 `protobuf:"bytes,10,opt,name=cursor_gid,json=cursorGid,proto3" json:"cursor_gid,omitempty"`
 	Limit         uint32                 `protobuf:"varint,11,opt,name=limit,proto3" json:"limit,omitempty"`
+	InDoubt       bool                   `protobuf:"varint,12,opt,name=in_doubt,json=inDoubt,proto3" json:"in_doubt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -918,6 +919,13 @@ func (x *ListRequest) GetLimit() uint32 {
 	return 0
 }
 
+func (x *ListRequest) GetInDoubt() bool {
+	if x != nil {
+		return x.InDoubt
+	}
+	return false
+}
+
 type ListReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Records       [][]byte               `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
@@ -1019,7 +1027,7 @@ const file_coordinator_peer_peerpb_peer_proto_rawDesc = "" +
 	"\x05phase\x18\x04 \x01(\rR\x05phase\x12\x18\n" +
 	"\astopped\x18\x05 \x01(\bR\astopped\x12\x12\n" +
 	"\x04text\x18\x06 \x01(\tR\x04text\x12$\n" +
-	"\x0eretry_after_ms\x18\a \x01(\x03R\fretryAfterMs\"\xc8\x02\n" +
+	"\x0eretry_after_ms\x18\a \x01(\x03R\fretryAfterMs\"\xe3\x02\n" +
 	"\vListRequest\x12\x16\n" +
 	"\x06phases\x18\x01 \x03(\rR\x06phases\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x12\n" +
@@ -1036,7 +1044,8 @@ const file_coordinator_peer_peerpb_peer_proto_rawDesc = "" +
 	"\n" +
 	"cursor_gid\x18\n" +
 	" \x01(\tR\tcursorGid\x12\x14\n" +
-	"\x05limit\x18\v \x01(\rR\x05limit\"%\n" +
+	"\x05limit\x18\v \x01(\rR\x05limit\x12\x19\n" +
+	"\bin_doubt\x18\f \x01(\bR\ainDoubt\"%\n" +
 	"\tListReply\x12\x18\n" +
 	"\arecords\x18\x01 \x03(\fR\arecords2\x8c\x01\n" +
 	"\x04Peer\x12<\n" +

@@ -1,0 +1,279 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/lockstep-tx/lockstep/region/failover"
+	"github.com/lockstep-tx/lockstep/region/failover/conduct"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// regionFailoverCmd takes the slots of a region that is lost. It asks the arbiter and the regions that are left, and nobody else.
+type regionFailoverCmd struct {
+	contextFile
+	From          string        `help:"Region that is lost." required:"" placeholder:"NAME"`
+	To            string        `help:"Region that takes its slots." required:"" placeholder:"NAME"`
+	FencedBy      string        `help:"How it is known that the lost region spends no more: power, network or quota." placeholder:"HOW"`
+	MaySpend      bool          `help:"In place of --fenced-by: accept that the lost region may still spend."`
+	ConfirmRegion string        `help:"The lost region's name once more: the consent to what is shown." placeholder:"NAME"`
+	Plan          string        `help:"Hash of the plan that the consent is to, as --dry-run prints it. Where it is another one by now, nothing is done." placeholder:"HASH"`
+	AtRisk        string        `help:"What accounts of the lost region may spend until its return is worked off: block, limit or allow." enum:"block,limit,allow" default:"limit"`
+	Cap           int64         `help:"With limit: how much each such account may spend, in minor units." placeholder:"AMOUNT"`
+	Slots         string        `help:"Slots to take: 0-31,40. Defaults to all that the lost region owns." placeholder:"LIST"`
+	OnSwitch      string        `help:"Command that moves outside traffic, run by sh once the slots are served, with LOCKSTEP_FROM and LOCKSTEP_TO; it is timed." placeholder:"CMD"`
+	Answers       bool          `help:"Go on although a coordinator of the lost region answers." name:"although-it-answers"`
+	Why           string        `help:"Reason, for the audit: a ticket, a name." default:"not given"`
+	Who           string        `help:"Who does it, for the audit. Defaults to the user."`
+	DryRun        bool          `help:"Show the exposure and the plan, and write nothing."`
+	Scan          time.Duration `help:"How long surviving participants may take to say what stands there." default:"10s"`
+}
+
+// Run takes the slots.
+func (c *regionFailoverCmd) Run(e *env) error { return c.with(e, c.run) }
+
+func (c *regionFailoverCmd) run(e *env, o *opened) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, c.Timeout+c.Scan)
+	defer cancel()
+	if err := c.mayGo(ctx, e, o); err != nil {
+		return err
+	}
+	owners, err := o.arbiter.Owners(ctx)
+	if err != nil {
+		return &failure{err, "lockstep arbiter --help  # a majority of its members must run"}
+	}
+	x, err := c.expose(ctx, e, o, owners)
+	if err != nil {
+		return err
+	}
+	p, err := c.plan(owners, x)
+	if err != nil {
+		return err
+	}
+	x.print(e.out, c.From, c.To)
+	fmt.Fprintf(e.out, "plan %s: %d slots from %s to %s, accounts at risk: %s, fenced by: %s\n", p.Hash()[:16], len(p.Slots), c.From, c.To, riskText(p.Loss.Risk), p.Loss.Evidence)
+	if err := c.consent(e, p); err != nil || c.DryRun {
+		return err
+	}
+	m := c.moves()
+	con := m.conductor(e, o)
+	if err := con.Start(e.ctx, *p, time.Now()); err != nil {
+		return &failure{err, "lockstep region resume --context " + c.Context + "  # or abort it"}
+	}
+	if err := m.drive(e, con, p.ID); err != nil {
+		return err
+	}
+	if err := c.onSwitch(e); err != nil {
+		return err
+	}
+	next(e.out, "lockstep tx list --in-doubt --context "+c.Context)
+	return nil
+}
+
+func (c *regionFailoverCmd) moves() *moveFlags {
+	return &moveFlags{contextFile: c.contextFile, Why: c.Why, Who: c.Who}
+}
+
+func (c *regionFailoverCmd) check() error {
+	switch {
+	case c.From == c.To:
+		return usageError{fmt.Errorf("--to: it is the lost region itself")}
+	case c.FencedBy != "" && c.MaySpend:
+		return usageError{errors.New("--may-spend: it goes without --fenced-by")}
+	case c.FencedBy != "" && !slices.Contains([]failover.Evidence{failover.Power, failover.Network, failover.Quota}, failover.Evidence(c.FencedBy)):
+		return usageError{fmt.Errorf("--fenced-by: %q is none of power, network, quota", c.FencedBy)}
+	case slot.Policy(c.AtRisk) == slot.Limit && c.Cap <= 0:
+		return usageError{errors.New("--cap: --at-risk=limit wants the amount that an account may spend, in minor units; or say --at-risk=block")}
+	case slot.Policy(c.AtRisk) != slot.Limit && c.Cap != 0:
+		return usageError{fmt.Errorf("--cap: it goes with --at-risk=limit, not with %s", c.AtRisk)}
+	}
+	return nil
+}
+
+// evidence is what the flags say; "" where nothing was said.
+func (c *regionFailoverCmd) evidence() failover.Evidence {
+	if c.MaySpend {
+		return failover.MaySpend
+	}
+	return failover.Evidence(c.FencedBy)
+}
+
+// mayGo refuses what the guards refuse whatever the consent says.
+func (c *regionFailoverCmd) mayGo(ctx context.Context, e *env, o *opened) error {
+	dep, err := o.arbiter.Deployment(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{c.From, c.To} {
+		if dep.Index(name) == 0 {
+			return usageError{fmt.Errorf("region %q is not one of %s", name, strings.Join(dep.Regions, ", "))}
+		}
+	}
+	if len(dep.Regions) == 2 && len(o.file.Arbiter) < 3 && c.MaySpend {
+		return &failure{errors.New("--may-spend: two regions without a third failure domain (the arbiter has fewer than three members): nobody but you can know that the other one is down"),
+			c.again("--fenced-by power")}
+	}
+	a := c.asker(e, o)
+	answers := a.view(ctx, c.From, &slot.Map{})
+	if answers.Status != nil && !c.Answers {
+		return &failure{fmt.Errorf("region %s answers (%s): it is not lost, and may still decide", c.From, answers.State), fmt.Sprintf("lockstep region handover --from %s --to %s --context %s", c.From, c.To, c.Context)}
+	}
+	if answers = a.view(ctx, c.To, &slot.Map{}); answers.Status == nil {
+		return &failure{fmt.Errorf("region %s does not answer: %s", c.To, cut(answers.Error, 200)), "curl " + firstAdmin(o, c.To) + "/readyz"}
+	}
+	under, err := c.underWay(e, o, &slot.Map{})
+	if err != nil {
+		return err
+	}
+	if under != "" {
+		return &failure{errors.New(under), "lockstep region resume --context " + c.Context + "  # or abort it"}
+	}
+	return nil
+}
+
+// plan makes the plan; the same slots and the same exposure make the same hash.
+func (c *regionFailoverCmd) plan(owners *slot.Map, x *exposure) (*failover.Plan, error) {
+	evidence := c.evidence()
+	if evidence == "" && c.DryRun {
+		evidence = failover.MaySpend
+	}
+	if evidence == "" {
+		return nil, &failure{fmt.Errorf("--fenced-by: say how it is known that %s spends no more (power, network, quota), or accept with --may-spend that it may", c.From), c.again("--fenced-by power")}
+	}
+	p := &failover.Plan{
+		ID: uuid.NewString()[:13], Kind: failover.Forced, From: c.From, To: c.To, Batch: slot.Count, DeadlineMillis: 10_000, Who: whoOr(c.Who), Why: c.Why,
+		Loss: &failover.Loss{Evidence: evidence, Risk: slot.Risk{Policy: slot.Policy(c.AtRisk), Cap: c.Cap}, Exposure: x.digest()},
+	}
+	want, err := parseSlots(c.Slots)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	for n, w := range owners {
+		if w.Region == c.From && (want == nil || want[n]) {
+			p.Slots, p.Loss.Epochs = append(p.Slots, n), append(p.Loss.Epochs, w.Epoch)
+		}
+	}
+	if err := p.Check(); err != nil {
+		return nil, usageError{err}
+	}
+	return p, nil
+}
+
+// consent asks for what only the operator can say.
+func (c *regionFailoverCmd) consent(e *env, p *failover.Plan) error {
+	hash := p.Hash()[:16]
+	switch {
+	case c.DryRun:
+		fmt.Fprintln(e.out, "nothing was written")
+		next(e.out, c.again("--fenced-by power --plan "+hash+" --confirm-region "+c.From)+"  # or --may-spend in place of --fenced-by")
+		return nil
+	case c.Plan != "" && !strings.HasPrefix(p.Hash(), c.Plan):
+		return &failure{fmt.Errorf("--plan: it is %s by now, not %s: what is exposed has changed, and the consent is void; nothing was written", hash, c.Plan), c.again("--dry-run")}
+	case c.ConfirmRegion != c.From:
+		return &failure{fmt.Errorf("--confirm-region: %q; type the lost region's name to consent to what is shown; nothing was written", c.ConfirmRegion),
+			c.again("--" + evidenceFlag(p.Loss.Evidence) + " --plan " + hash + " --confirm-region " + c.From)}
+	}
+	return nil
+}
+
+func evidenceFlag(ev failover.Evidence) string {
+	if ev == failover.MaySpend {
+		return "may-spend"
+	}
+	return "fenced-by " + string(ev)
+}
+
+// again is the command with other flags for the consent.
+func (c *regionFailoverCmd) again(flags string) string {
+	out := fmt.Sprintf("lockstep region failover --from %s --to %s --at-risk %s", c.From, c.To, c.AtRisk)
+	if c.Cap != 0 {
+		out += fmt.Sprintf(" --cap %d", c.Cap)
+	}
+	if c.Slots != "" {
+		out += " --slots " + c.Slots
+	}
+	return out + " --context " + c.Context + " " + flags
+}
+
+func riskText(r slot.Risk) string {
+	if r.Policy == slot.Limit {
+		return fmt.Sprintf("limit, %d per account", r.Cap)
+	}
+	return string(r.Policy)
+}
+
+// onSwitch moves outside traffic.
+func (c *regionFailoverCmd) onSwitch(e *env) error {
+	if c.OnSwitch == "" {
+		return nil
+	}
+	start := time.Now()
+	cmd := exec.CommandContext(e.ctx, "sh", "-c", c.OnSwitch)
+	cmd.Env = append(os.Environ(), "LOCKSTEP_FROM="+c.From, "LOCKSTEP_TO="+c.To)
+	cmd.Stdout, cmd.Stderr = e.out, e.err
+	err := cmd.Run()
+	fmt.Fprintf(e.out, "outside traffic: %v after %d ms\n", orDone(err), time.Since(start).Milliseconds())
+	if err != nil {
+		return &failure{fmt.Errorf("--on-switch: %w; the slots are served by %s, the outside traffic was not moved", err, c.To), c.OnSwitch}
+	}
+	return nil
+}
+
+func orDone(err error) string {
+	if err == nil {
+		return "moved"
+	}
+	return err.Error()
+}
+
+// Freeze is conduct.World's.
+func (a *asker) Freeze(ctx context.Context, lost, target string, epochs map[int]slot.Epoch) (map[int]*slot.Seal, error) {
+	type at struct {
+		Slot  int    `json:"slot"`
+		Epoch uint64 `json:"epoch"`
+	}
+	var in struct {
+		Origin string `json:"origin"`
+		Slots  []at   `json:"slots"`
+	}
+	in.Origin = lost
+	for _, n := range slices.Sorted(maps.Keys(epochs)) {
+		in.Slots = append(in.Slots, at{n, uint64(epochs[n])})
+	}
+	body, err := json.Marshal(&in)
+	if err != nil {
+		return nil, err
+	}
+	answers := a.askAll(ctx, lost, "/v1/region/freeze", body)
+	if err := answers[target].err; err != nil {
+		return nil, fmt.Errorf("region %s did not freeze its journal: %w", target, err)
+	}
+	return conduct.Seals(epochs, marksOf(answers))
+}
+
+// marksOf reads what journals that answered say; the others' silence is theirs to find out (ADR 9).
+func marksOf(answers map[string]answered) map[string][]conduct.Mark {
+	out := map[string][]conduct.Mark{}
+	for region, ans := range answers {
+		var got struct {
+			Marks []conduct.Mark `json:"marks"`
+		}
+		if ans.err == nil && json.Unmarshal(ans.body, &got) == nil {
+			out[region] = got.Marks
+		}
+	}
+	return out
+}

@@ -1,0 +1,204 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/failover/recovery"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// This file brings together what a slot's new owner needs after its region was lost (ADR 9): what the journal and the arbiter
+// know of it, and when its accounts may be homes.
+
+// carried is what came with a seal: from the own journal, and where nobody wrote the seal, also from the arbiter.
+func (s *Server) carried(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error) {
+	if seal == nil || !seal.Forced {
+		return s.regions.replica.Carried(ctx, n, seal)
+	}
+	reached, err := s.journal.Reached(ctx, n, seal)
+	if err != nil {
+		return nil, err
+	}
+	if !reached {
+		return nil, engine.ErrNotYet
+	}
+	return s.recovered(ctx, n)
+}
+
+func (s *Server) recovered(ctx context.Context, n int) ([][]byte, error) {
+	left, err := s.journal.Unfinished(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	decisions, err := s.regions.arbiter.DecisionsOf(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	k := recovery.Known{Decisions: map[txn.Gid][]byte{}, RestoredEpoch: uint64(s.regions.place.Deployment().RestoredEpoch), AtMillis: time.Now().UnixMilli(),
+		Finished: func(gid txn.Gid) (bool, error) {
+			tx, err := s.journal.Get(ctx, gid)
+			return tx != nil && tx.State.Phase.Finished(), err
+		}}
+	for gid, body := range decisions {
+		k.Decisions[txn.Gid(gid)] = body
+	}
+	for _, l := range left {
+		k.Records = append(k.Records, l.Record)
+	}
+	return recovery.Drive(k)
+}
+
+// posts are the effects of what was decided in slots that were taken, by the slot of their account: they are posted before
+// the accounts may spend.
+type posts struct {
+	mu     sync.Mutex
+	epochs [slot.Count]slot.Epoch // for which they were read
+	owed   map[int][]*post
+}
+
+type post struct {
+	call *engine.Call
+	done bool
+}
+
+// errBehind: it is on its way.
+var errBehind = errors.New("the copies do not have everything of the lost region yet")
+
+// caughtUp is place.Config.CaughtUp.
+func (s *Server) caughtUp(ctx context.Context, m engine.Move) error {
+	owners := s.regions.place.Owners()
+	lost := m.Owner.Lost.Region()
+	var taken []int
+	for n, o := range owners {
+		if o.Lost == 0 || o.Lost.Region() != lost || o.Region != s.cfg.Region {
+			continue
+		}
+		taken = append(taken, n)
+		if o.Seal == nil || o.Seal.Epoch != o.Lost {
+			return fmt.Errorf("%w: slot %d has no seal", errBehind, n)
+		}
+		if have := s.regions.applier.Have(lost, n); have < o.Seal.Seq {
+			return fmt.Errorf("%w: of slot %d events up to %d are applied, its seal is %d", errBehind, n, have, o.Seal.Seq)
+		}
+	}
+	p := &s.regions.posts
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := s.readPosts(ctx, owners, taken); err != nil {
+		return err
+	}
+	return s.post(p.owed[m.Slot])
+}
+
+// readPosts reads what was decided in slots that it has not read yet; posts.mu is held.
+func (s *Server) readPosts(ctx context.Context, owners *slot.Map, taken []int) error {
+	p := &s.regions.posts
+	for _, n := range taken {
+		if p.epochs[n] == owners[n].Epoch {
+			continue
+		}
+		records, err := s.recovered(ctx, n)
+		if err != nil {
+			return err
+		}
+		for _, raw := range records {
+			tx, err := record.Decode(raw)
+			if err != nil {
+				return err
+			}
+			if !tx.State.Phase.Commit() || tx.State.Mode != txn.ModeTCC {
+				continue
+			}
+			calls, known := s.regions.applier.Posts(tx, n, s.cfg.Region)
+			if !known {
+				return fmt.Errorf("%w: a participant of %q is not registered", errBehind, string(tx.State.Gid))
+			}
+			for _, c := range calls {
+				p.owed[c.AccountSlot] = append(p.owed[c.AccountSlot], &post{call: c})
+			}
+		}
+		p.epochs[n] = owners[n].Epoch
+	}
+	return nil
+}
+
+// post posts what is owed to accounts of a slot; nil when all of it is.
+func (s *Server) post(owed []*post) error {
+	var all sync.WaitGroup
+	for _, p := range owed {
+		if p.done {
+			continue
+		}
+		all.Add(1)
+		s.invoker.Start(p.call, func(r engine.CallResult) { p.done = r.Outcome == txn.Done; all.Done() })
+	}
+	all.Wait() // the invoker ends its calls with the process
+	for _, p := range owed {
+		if !p.done {
+			return fmt.Errorf("%w: branch %s of %q is decided and not posted", errBehind, p.call.Branch, string(p.call.Gid))
+		}
+	}
+	return nil
+}
+
+// cut is place.Config.Cut.
+func (s *Server) cut(ctx context.Context, n int, seal slot.Seal) ([]record.Event, error) {
+	return s.journal.Cut(ctx, n, seal)
+}
+
+// late is admin.Late.
+type late struct{ s *Server }
+
+// Record is admin.Late's: what the store still has of a slot that was taken from this region, or what came past a seal.
+func (l late) Record(ctx context.Context, gid txn.Gid) (*record.Tx, error) {
+	raw, err := l.s.store.Get(ctx, gid)
+	if err != nil {
+		return nil, err
+	}
+	if raw != nil {
+		return record.Decode(raw)
+	}
+	dep := l.s.regions.place.Deployment()
+	for i := range dep.Regions {
+		list, err := l.s.journal.Diverged(ctx, i+1, slot.Of(string(gid)))
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range list {
+			if d.Gid != gid {
+				continue
+			}
+			if e, err := record.DecodeEvent(d.Event); err == nil && e.Kind == record.KindDecision {
+				return record.FromParts(e.Body, nil, e.Head, record.Head{}, e.Epoch, 0)
+			}
+		}
+	}
+	return nil, nil
+}
+
+// Post is admin.Late's.
+func (l late) Post(ctx context.Context, tx *record.Tx) error {
+	var owed []*post
+	for _, region := range l.s.regions.place.Deployment().Regions {
+		calls, known := l.s.regions.applier.Posts(tx, slot.Of(string(tx.State.Gid)), region)
+		if !known {
+			return fmt.Errorf("a participant of %q is not registered; next: lockstep participant list", string(tx.State.Gid))
+		}
+		for _, c := range calls {
+			owed = append(owed, &post{call: c})
+		}
+	}
+	return l.s.post(owed)
+}
+
+// findDoubts looks for what is in doubt in slots that this process holds.
+func (s *Server) findDoubts(ctx context.Context) {
+	s.regions.place.FindDoubts(ctx, s.runner.LocalSlots(), s.runner.Do)
+}
