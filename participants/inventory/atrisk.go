@@ -45,7 +45,7 @@ func (v *Inventory) count(ctx context.Context, tx *sql.Tx, p barrier.Policy, hol
 		if _, err := tx.ExecContext(ctx, v.d.Q("INSERT INTO inventory_at_risk_hold (holder, sku, epoch, n) VALUES (?, ?, ?, ?)"), holder, it.SKU, p.Since, it.N); err != nil {
 			return err
 		}
-		ok, err := v.d.Change(ctx, tx, "UPDATE inventory_at_risk SET used = used + ? WHERE sku = ? AND epoch = ? AND used <= ? - ?", it.N, it.SKU, p.Since, p.Cap, it.N)
+		ok, err := v.d.Change(ctx, tx, "UPDATE inventory_at_risk SET used = used + ? WHERE sku = ? AND epoch = ? AND used <= ?", it.N, it.SKU, p.Since, p.Cap-it.N)
 		if err == nil && !ok {
 			err = atRisk("items", it.SKU, fmt.Sprintf("%d more than the %d that may be taken wait for the lost region's settlement", it.N, p.Cap))
 		}

@@ -64,7 +64,7 @@ func (l *Ledger) countOne(ctx context.Context, tx *sql.Tx, id, account string, m
 	if err != nil || !fresh {
 		return err
 	}
-	ok, err := changed(ctx, tx, l.q("UPDATE {p}at_risk SET used = used + ? WHERE account = ? AND epoch = ? AND used <= ? - ?"), minor, account, p.Since, p.Cap, minor)
+	ok, err := changed(ctx, tx, l.q("UPDATE {p}at_risk SET used = used + ? WHERE account = ? AND epoch = ? AND used <= ?"), minor, account, p.Since, p.Cap-minor)
 	if err != nil || ok {
 		return err
 	}

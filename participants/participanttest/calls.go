@@ -35,6 +35,8 @@ type run struct {
 	conns  map[string]*grpc.ClientConn
 	offer  string // where batches are taken
 	gids   int
+	raised map[int]bool  // slots whose epochs a check has raised: other checks speak at lower ones
+	probe1 *branch.Probe // the probe's answer, once it was asked for
 	report Report
 }
 
@@ -50,7 +52,7 @@ func newRun(ctx context.Context, t Target) (*run, error) {
 			return nil, fmt.Errorf("%s %q: write http://host:port/path or host:port/package.Service/Method", a.name, a.url)
 		}
 	}
-	return &run{ctx: ctx, target: t, client: &http.Client{Timeout: t.Timeout}, conns: map[string]*grpc.ClientConn{}}, nil
+	return &run{ctx: ctx, target: t, client: &http.Client{Timeout: t.Timeout}, conns: map[string]*grpc.ClientConn{}, raised: map[int]bool{}}, nil
 }
 
 func (r *run) close() {
@@ -64,10 +66,14 @@ func isHTTP(u string) bool {
 	return strings.HasPrefix(u, "http://") || strings.HasPrefix(u, "https://")
 }
 
-// gid is one that no call has had.
+// gid is one that no call has had, of a slot that no check has raised.
 func (r *run) gid() string {
-	r.gids++
-	return fmt.Sprintf("%s-%d", r.target.Seed, r.gids)
+	for {
+		r.gids++
+		if g := fmt.Sprintf("%s-%d", r.target.Seed, r.gids); !r.raised[barrier.SlotOf(g)] {
+			return g
+		}
+	}
 }
 
 // answer is what came of a call, in HTTP's terms; 0 where nothing came.

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/branch"
 )
 
@@ -20,9 +19,16 @@ const (
 
 // region makes a request of the kind that a region's coordinators make.
 func (r *run) region(method, path string, body []byte) (int, []byte, error) {
+	return r.regionWith(method, path, body, nil)
+}
+
+func (r *run) regionWith(method, path string, body []byte, headers map[string]string) (int, []byte, error) {
 	req, err := http.NewRequestWithContext(r.ctx, method, strings.TrimSuffix(r.target.RegionURL, "/")+path, bytes.NewReader(body))
 	if err != nil {
 		return 0, nil, err
+	}
+	for name, value := range headers {
+		req.Header.Set(name, value)
 	}
 	resp, err := r.client.Do(req)
 	if err != nil {
@@ -56,14 +62,17 @@ func (r *run) probed() error {
 	return nil
 }
 
-// at gives a call of the slot's coordinator at an epoch.
-func (r *run) at(gid, op string, epoch int64) answer { return r.send(r.newCall(gid, op, epoch)) }
+// at makes a call of the slot's coordinator at an epoch of several regions: the other checks' are lower.
+func (r *run) at(gid, op string, epoch int64) answer {
+	c := r.newCall(gid, op, epoch)
+	r.raised[c.slot] = true
+	return r.send(c)
+}
 
 // handedOver releases the slot of a transaction that has tried, and adopts it again here: in between the old epoch is
 // refused and the new one put off, afterwards the transaction can be confirmed. Every step is repeated.
 func (r *run) handedOver() error {
-	g := r.gid()
-	n := barrier.SlotOf(g)
+	g, n := r.raises()
 	if a := r.at(g, try, before); a.status != http.StatusOK {
 		return fmt.Errorf("a try at epoch %d is answered %s", before, a)
 	}
@@ -108,8 +117,7 @@ func (r *run) appliedOnce() error {
 	g := r.gid()
 	var moved []map[string]int64
 	for range repeats {
-		c := r.newCall(g, branch.OpApply, before)
-		if a := r.send(c); a.status != http.StatusOK {
+		if a := r.at(g, branch.OpApply, before); a.status != http.StatusOK {
 			return fmt.Errorf("apply is answered %s", a)
 		}
 		if r.target.StateURL != "" {

@@ -130,6 +130,10 @@ func Check(ctx context.Context, target Target) (*Report, error) {
 		{"the probe answers", needsRegion, (*run).probed},
 		{"a slot that is released and adopted again: old calls are refused, new ones put off, nothing is lost", needsRegion, (*run).handedOver},
 		{"an effect is applied to a copy once", needsRegion, (*run).appliedOnce},
+		{"what was tried is listed until it has ended", needsRegion | needsTries, (*run).triesListed},
+		{"after a fence every call with a lower epoch is Stale", needsRegion | needsTries, (*run).fenced},
+		{"a copy becomes the home by a forced adoption, field by field", needsRegion | needsTries, (*run).adoptedByForce},
+		{"a try is ended by its name, and an ordinary end excludes the other one", needsRegion | needsSettle, (*run).settled},
 		{"the sum of all balances never changes", needsState, (*run).conserved},
 		{"try and cancel leave every balance as it was", needsState, (*run).cancelRestores},
 		{"an empty cancel leaves every balance as it was", needsState, (*run).emptyCancelRestores},
@@ -140,6 +144,9 @@ func Check(ctx context.Context, target Target) (*Report, error) {
 	} {
 		if c.needs&needsRegion != 0 && target.RegionURL == "" {
 			continue // a participant of one region has nothing to move
+		}
+		if c.needs&needsTries != 0 && !r.probes().Tries || c.needs&needsSettle != 0 && !r.probes().Settle {
+			continue // it does not say that it can
 		}
 		f := Finding{Check: c.check, Verdict: Pass}
 		if why := r.lacks(c.needs); why != "" {
@@ -165,6 +172,8 @@ const (
 	needsBatch
 	needsRefused
 	needsRegion
+	needsTries
+	needsSettle
 )
 
 func (r *run) lacks(n need) string {
