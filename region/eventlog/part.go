@@ -24,6 +24,7 @@ type part struct {
 	dirty   map[int]bool   // heads that Store does not have
 	moved   map[int]bool   // heads that no heartbeat has told
 	broken  map[int]string // slots whose next event does not continue the chain
+	bounds  map[int]Bound  // the cuts that are known; never forgotten
 }
 
 func (t *part) forget() {
@@ -44,6 +45,9 @@ func (t *part) add(events []record.Event) {
 	defer t.mu.Unlock()
 	for _, e := range events {
 		n, seq := e.Slot, e.Head.Seq
+		if t.past(&e) {
+			continue
+		}
 		t.known[n] = max(t.known[n], seq) // also while begin looks how far the journal is
 		if !t.active {
 			continue // whoever publishes it finds them in the journal
@@ -104,7 +108,11 @@ func (p *Publisher) begin(ctx context.Context, t *part) error {
 	if active {
 		return nil
 	}
-	heads, err := p.cfg.Load(ctx)
+	bounds, err := p.bounds(ctx)
+	if err != nil {
+		return err
+	}
+	heads, err := p.cfg.Load(ctx) // after the cuts were read: it is of a time after them
 	if err != nil {
 		return err
 	}
@@ -114,6 +122,11 @@ func (p *Publisher) begin(ctx context.Context, t *part) error {
 	}
 	t.mu.Lock()
 	t.forget()
+	for _, b := range bounds {
+		if b.Slot%len(p.parts) == t.n && t.bounds[b.Slot].Epoch < b.Epoch {
+			t.bounds[b.Slot] = b
+		}
+	}
 	t.mu.Unlock()
 	for n := t.n; n < slot.Count; n += len(p.parts) {
 		tail, err := p.tail(ctx, n, published[n].Seq)

@@ -33,6 +33,8 @@ type PublisherConfig struct {
 	Store func(ctx context.Context, heads []Head) error
 	// Unread finds slots with events that Appended did not tell of. nil: there are none.
 	Unread func(ctx context.Context) ([]int, error)
+	// Bounds gives the chains that were cut in the journal; it is asked every second. nil: there are none.
+	Bounds func(ctx context.Context) ([]Bound, error)
 	// Live gives the region's counts for the heartbeats; Unpublished without the events that the journal has.
 	Live func() Live
 	// Mine says which partitions this process publishes. nil: all.
@@ -81,7 +83,7 @@ func NewPublisher(cfg PublisherConfig) *Publisher {
 	cfg.Log = logger(cfg.Log)
 	p := &Publisher{cfg: cfg, link: connect(cfg.Kafka), failed: make(chan struct{}, 1)}
 	for n := range cfg.Partitions {
-		t := &part{n: n, signal: make(chan struct{}, 1)}
+		t := &part{n: n, signal: make(chan struct{}, 1), bounds: map[int]Bound{}}
 		t.forget()
 		p.parts = append(p.parts, t)
 	}
@@ -162,6 +164,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 func (p *Publisher) poll(ctx context.Context) {
 	tick := time.NewTicker(p.cfg.Poll)
 	defer tick.Stop()
+	var looked time.Time
 	for {
 		select {
 		case <-tick.C:
@@ -171,6 +174,16 @@ func (p *Publisher) poll(ctx context.Context) {
 		if err := p.store(ctx); err != nil {
 			p.cfg.Log.Warn("how far events are published could not be noted", "err", err)
 			continue
+		}
+		if time.Since(looked) > boundsEvery {
+			looked = time.Now()
+			bounds, err := p.bounds(ctx)
+			if err != nil {
+				p.cfg.Log.Warn("the journal could not be asked for the chains that were cut", "err", err)
+			}
+			for _, b := range bounds {
+				p.Back(b)
+			}
 		}
 		if p.cfg.Unread == nil {
 			continue
@@ -327,6 +340,9 @@ func (p *Publisher) step(ctx context.Context, t *part) (bool, error) {
 	}
 	t.mu.Lock()
 	for _, e := range batch {
+		if t.past(&e) {
+			continue // the chain was cut meanwhile; the peers know what to do with it
+		}
 		t.heads[e.Slot] = e.Head
 		t.known[e.Slot] = max(t.known[e.Slot], e.Head.Seq)
 		t.dirty[e.Slot], t.moved[e.Slot] = true, true
@@ -401,6 +417,7 @@ func (p *Publisher) next(ctx context.Context, t *part, n, limit int) ([]record.E
 		if len(out) == limit {
 			t.mustRead(n) // there may be more
 		}
+		out = slices.DeleteFunc(out, func(e record.Event) bool { t.mu.Lock(); defer t.mu.Unlock(); return t.past(&e) })
 		if len(out) > 0 {
 			t.mu.Lock()
 			t.known[n] = max(t.known[n], out[len(out)-1].Head.Seq)

@@ -56,8 +56,11 @@ func (j *Journal) Diverged(ctx context.Context, origin, n int) ([]Divergence, er
 // ErrNoDivergence: there is no divergence with that id.
 var ErrNoDivergence = errors.New("no such divergence")
 
+// SettleBytesMax bounds the text of SettleDivergence.
+const SettleBytesMax = reasonMax
+
 // SettleDivergence notes who settled a divergence and how; it is no longer listed by default. Of two the first stays.
-// Durable on nil. The text has 1 to 900 bytes.
+// Durable on nil. The text has 1 to SettleBytesMax bytes.
 func (j *Journal) SettleDivergence(ctx context.Context, id int64, text string) error {
 	if text == "" || len(text) > reasonMax {
 		return fmt.Errorf("settle divergence %d: the text has %d bytes, not 1 to %d", id, len(text), reasonMax)

@@ -139,6 +139,12 @@ func headOf(seal *slot.Seal) (record.Head, error) {
 	return h, nil
 }
 
+// ChainOf is the chain of the event that a seal names; zero for number 0.
+func ChainOf(seal slot.Seal) (record.Chain, error) {
+	h, err := headOf(&seal)
+	return h.Chain, err
+}
+
 // past gives the forced seal of the event's origin that the event comes after, if there is one.
 func past(seals []slot.Seal, e *record.Event) *slot.Seal {
 	for i := range seals {
@@ -249,4 +255,15 @@ func (a *Applier) isBound(n int, epoch slot.Epoch) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.bound[boundTo{n, epoch}]
+}
+
+// ForcedSeal gives the latest forced seal of a chain that the Applier has heard of; nil where it knows none. It asks nobody.
+func (a *Applier) ForcedSeal(origin, n int) *slot.Seal {
+	var out *slot.Seal
+	for _, s := range a.sealsOf(n) {
+		if s.Forced && s.Epoch.Region() == origin && (out == nil || s.Epoch > out.Epoch) {
+			out = &s
+		}
+	}
+	return out
 }

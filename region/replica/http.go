@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"time"
 
@@ -25,11 +24,15 @@ const (
 	askTimeout  = 5 * time.Second
 )
 
-// Mount adds the handlers to an admin address: GET /v1/region/events and GET /v1/region/heads. Whoever may ask is the
-// caller's business.
+// Mount adds the handlers to an admin address: GET /v1/region/events, heads, exposure and divergence, POST /v1/region/freeze
+// and divergence/settle. Whoever may ask is the caller's business.
 func (s *Service) Mount(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/region/events", s.serveEvents)
 	mux.HandleFunc("GET /v1/region/heads", s.serveHeads)
+	mux.HandleFunc("POST /v1/region/freeze", s.serveFreeze)
+	mux.HandleFunc("GET /v1/region/exposure", s.serveExposure)
+	mux.HandleFunc("GET /v1/region/divergence", s.serveDivergence)
+	mux.HandleFunc("POST /v1/region/divergence/settle", s.serveSettle)
 }
 
 // serveEvents answers with the events of a chain from this journal: each an unsigned varint of its length and
@@ -208,36 +211,6 @@ func (s *Service) getFrom(ctx context.Context, address string) ([]byte, error) {
 	return b, nil
 }
 
-// fill asks the origin, and if it does not answer or does not have them the other regions, for the events of a chain that
-// follow a number.
-func (s *Service) fill(ctx context.Context, o *origin, n int, after uint64) ([]record.Event, error) {
-	q := url.Values{
-		"origin": {strconv.Itoa(o.peer.Index)}, "slot": {strconv.Itoa(n)}, "after": {strconv.FormatUint(after, 10)}, "limit": {strconv.Itoa(fillEvents)},
-	}
-	var errs []error
-	all := []*origin{o}
-	for _, other := range s.origins {
-		if other != o {
-			all = append(all, other)
-		}
-	}
-	for _, from := range all {
-		b, err := s.get(ctx, from, "/v1/region/events?"+q.Encode())
-		var events []record.Event
-		if err == nil {
-			events, err = decodeEvents(b)
-		}
-		if err == nil && len(events) > 0 {
-			return events, nil
-		}
-		if err == nil {
-			err = fmt.Errorf("the journal of region %s does not have event %d", from.peer.Name, after+1)
-		}
-		errs = append(errs, err)
-	}
-	return nil, errors.Join(errs...)
-}
-
 // ask learns every second how far a peer is: its own heads, and what it has of ours.
 func (s *Service) ask(ctx context.Context, o *origin) {
 	for ; ctx.Err() == nil; rest(ctx, time.Second) {
@@ -263,6 +236,7 @@ func (s *Service) ask(ctx context.Context, o *origin) {
 // acknowledged notes what a peer has of our chains.
 func (s *Service) acknowledged(ctx context.Context, peer int, heads []eventlog.Head) error {
 	news := map[int]uint64{}
+	heads = s.ofOurs(ctx, heads)
 	s.mu.Lock()
 	for _, h := range heads {
 		if h.Head.Seq > s.acks[peer][h.Slot] {

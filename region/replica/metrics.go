@@ -13,6 +13,7 @@ type metrics struct {
 	s                                         *Service
 	published                                 prometheus.Counter
 	applied, duplicates, dropped, filled, odd *prometheus.CounterVec
+	diverged                                  *prometheus.CounterVec
 	delay                                     *prometheus.HistogramVec
 	gauges                                    map[string]*prometheus.Desc
 }
@@ -27,6 +28,7 @@ func newMetrics(s *Service) *metrics {
 	m.duplicates = counter("duplicates_total", "Events that came again.", "origin")
 	m.dropped = counter("dropped_total", "Events read while their slot was stopped; they are asked for again when it goes on.", "origin")
 	m.filled = counter("filled_total", "Events that were missing in Kafka and were asked of the origin's journal.", "origin")
+	m.diverged = counter("diverged_total", "Events after a forced seal, which are kept as divergences and not applied; a repeat counts again.", "origin")
 	m.odd = counter("oddities_total", "Reading did not simply go on: expired, rewound, stalled, unreadable, gap_unfilled.", "origin", "kind")
 	m.delay = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "lockstep_replication_delay_seconds", Help: "From a decision in its region to its row here, by both clocks.",
@@ -48,7 +50,7 @@ func newMetrics(s *Service) *metrics {
 	m.gauges["unpublished_events"] = prometheus.NewDesc("lockstep_replication_unpublished_events", "Events decided or finished here that Kafka does not have.", nil, nil)
 	m.gauges["unpublishable_slots"] = prometheus.NewDesc("lockstep_replication_unpublishable_slots", "Slots of this region whose next event in the journal does not continue its chain: the peers get nothing more of them.", nil, nil)
 	for _, p := range s.cfg.Peers {
-		for _, c := range []*prometheus.CounterVec{m.applied, m.duplicates, m.dropped, m.filled} {
+		for _, c := range []*prometheus.CounterVec{m.applied, m.duplicates, m.dropped, m.filled, m.diverged} {
 			c.WithLabelValues(p.Name)
 		}
 	}
@@ -56,7 +58,7 @@ func newMetrics(s *Service) *metrics {
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.published, m.applied, m.duplicates, m.dropped, m.filled, m.odd, m.delay}
+	return []prometheus.Collector{m.published, m.applied, m.duplicates, m.dropped, m.filled, m.diverged, m.odd, m.delay}
 }
 
 // Describe is prometheus.Collector's.

@@ -52,7 +52,9 @@ type puller struct {
 type lane struct {
 	applied uint64
 	promise uint64                  // the highest number that stood in Kafka before what was read last
-	events  map[uint64]record.Event // above applied
+	events  map[uint64]record.Event // above applied; of two epochs the later one's
+	aside   []record.Event          // of an earlier epoch, with a number that a later one has too, until they are judged
+	bounded uint64                  // the epoch up to which the journal has bound the chain
 	gap     time.Time               // since when the next event is missing
 	again   time.Time               // when to ask for it again
 	waits   time.Time               // until when a seal is waited for before the next look
@@ -181,7 +183,7 @@ func (p *puller) take(messages []eventlog.Message) {
 			for _, h := range m.Beat.Heads {
 				if h.Slot%p.s.cfg.Partitions == p.part {
 					l := p.lane(h.Slot)
-					l.promise = max(l.promise, h.Head.Seq)
+					l.promise = max(l.promise, p.o.counts(h.Slot, h.Head.Seq))
 				}
 			}
 		case m.Poison.Slot < 0:
@@ -198,17 +200,32 @@ func (p *puller) take(messages []eventlog.Message) {
 func (p *puller) add(e *record.Event) {
 	l := p.lane(e.Slot)
 	seq := e.Head.Seq
-	l.promise = max(l.promise, seq)
+	if !p.o.past(e.Slot, seq, e.Epoch) {
+		l.promise = max(l.promise, seq)
+	}
 	switch {
-	case p.o.saw(e.Slot, seq):
+	case p.o.saw(e.Slot, seq, e.Epoch):
 		p.s.m.dropped.WithLabelValues(p.o.peer.Name).Inc()
 	case seq <= l.applied:
 		p.repeat = append(p.repeat, *e)
-	case len(l.events) >= laneEvents && !l.has(l.applied+1) || p.held >= heldEvents:
-	case l.has(seq):
+	case l.has(seq) && l.events[seq].Epoch == e.Epoch:
 		p.s.m.duplicates.WithLabelValues(p.o.peer.Name).Inc()
+	case l.has(seq) && l.events[seq].Epoch > e.Epoch:
+		p.putAside(l, *e)
+	case l.has(seq):
+		p.putAside(l, l.events[seq])
+		l.events[seq] = *e
+	case len(l.events) >= laneEvents && !l.has(l.applied+1) || p.held >= heldEvents:
 	default:
 		l.events[seq] = *e
+		p.held++
+	}
+}
+
+// putAside holds an event whose number a later epoch has: most likely it is past a forced seal, which Apply knows.
+func (p *puller) putAside(l *lane, e record.Event) {
+	if len(l.aside) < laneEvents && !slices.ContainsFunc(l.aside, func(a record.Event) bool { return a.Head == e.Head }) {
+		l.aside = append(l.aside, e)
 		p.held++
 	}
 }
@@ -224,8 +241,14 @@ func (p *puller) applyAll(ctx context.Context) error {
 		b := journal.Batch{Origin: p.o.peer.Index, Part: p.part, Offset: -1, Events: p.repeat, Poison: p.poison}
 		more, now := false, time.Now()
 		for n, l := range p.lanes {
-			if len(l.events) == 0 || now.Before(l.waits) || p.o.stopped(n) {
+			if len(l.events)+len(l.aside) == 0 || now.Before(l.waits) || p.o.stopped(n) {
 				continue
+			}
+			for _, e := range l.aside {
+				b.Events = append(b.Events, e)
+				if later, ok := l.events[e.Head.Seq]; ok {
+					b.Events = append(b.Events, later) // by its epoch it is known that there is a seal
+				}
 			}
 			seq := l.applied + 1
 			for ; len(b.Events) < applyEvents; seq++ {
@@ -279,12 +302,22 @@ func (p *puller) apply(ctx context.Context, b journal.Batch) (progress bool, err
 		p.s.log.Warn("slots of another region wait: the arbiter does not say which seals there are", "origin", name, "slots", len(res.Waiting), "err", res.Unsure)
 	}
 	p.o.settled(res.Marks)
+	p.diverged(&res)
 	var durable []record.Event
 	for _, m := range res.Marks {
 		l := p.lane(m.Slot)
+		p.bound(l, &m)
+		progress = p.judged(l, m.Slot, &b, &res) || progress
 		if m.Head.Seq > l.applied {
-			for seq := l.applied + 1; seq <= m.Head.Seq && l.has(seq); seq++ {
-				durable = append(durable, l.events[seq])
+			for seq := l.applied + 1; seq <= m.Head.Seq; seq++ {
+				e, ok := l.events[seq]
+				if !ok {
+					e, ok = latest(b.Events, m.Slot, seq)
+				}
+				if !ok {
+					break
+				}
+				durable = append(durable, e)
 			}
 			l.applied, l.gap, l.again, l.fails = m.Head.Seq, time.Time{}, time.Time{}, 0
 			progress = true
@@ -305,6 +338,80 @@ func (p *puller) apply(ctx context.Context, b journal.Batch) (progress bool, err
 		p.o.note(n, true, "")
 	}
 	return progress, nil
+}
+
+// latest finds an event by slot and number in a batch: of several epochs the last.
+func latest(events []record.Event, n int, seq uint64) (out record.Event, ok bool) {
+	for _, e := range events {
+		if e.Slot == n && e.Head.Seq == seq && e.Epoch > out.Epoch {
+			out, ok = e, true
+		}
+	}
+	return out, ok
+}
+
+// diverged tells of events after a forced seal, and of chains that were cut back to one.
+func (p *puller) diverged(res *journal.Result) {
+	for _, d := range res.Diverged {
+		p.s.m.diverged.WithLabelValues(p.o.peer.Name).Inc()
+		seal := p.s.apply.ForcedSeal(p.o.peer.Index, d.Slot)
+		p.o.sealed(d.Slot, seal)
+		if seal != nil && p.o.tellOnce(d.Slot) {
+			p.s.log.Warn("events of another region come after the forced seal; they are kept as divergences and not applied", "origin", p.o.peer.Name,
+				"slot", d.Slot, "seq", d.Seq, "epoch", d.Epoch, "gid", string(d.Gid), "sealed at", seal.Seq)
+		}
+	}
+	p.s.cutsMade(res.Cuts)
+}
+
+// bound takes a lane back where its chain was cut.
+func (p *puller) bound(l *lane, m *journal.Mark) {
+	if m.Bounded <= l.bounded {
+		return
+	}
+	l.bounded = m.Bounded
+	seal := p.s.apply.ForcedSeal(p.o.peer.Index, m.Slot)
+	if seal == nil {
+		return
+	}
+	p.o.sealed(m.Slot, seal)
+	l.applied = min(l.applied, seal.Seq)
+	l.promise = min(l.promise, seal.Seq)
+	for seq, e := range l.events {
+		if e.Epoch > uint64(seal.Epoch) {
+			l.promise = max(l.promise, seq)
+		}
+	}
+}
+
+// judged drops what diverged from a lane, and keeps aside what could not be judged yet.
+func (p *puller) judged(l *lane, n int, b *journal.Batch, res *journal.Result) (progress bool) {
+	gone := map[[2]uint64]bool{}
+	for _, d := range res.Diverged {
+		if d.Slot == n {
+			gone[[2]uint64{d.Seq, d.Epoch}] = true
+		}
+	}
+	for at := range gone {
+		if e, ok := l.events[at[0]]; ok && e.Epoch == at[1] {
+			delete(l.events, at[0])
+			p.held--
+			progress = true
+		}
+	}
+	before := len(l.aside)
+	l.aside = slices.DeleteFunc(l.aside, func(e record.Event) bool {
+		return gone[[2]uint64{e.Head.Seq, e.Epoch}] || e.Head.Seq <= l.applied &&
+			slices.ContainsFunc(b.Events, func(x record.Event) bool { return x.Slot == n && x.Head == e.Head })
+	})
+	p.held -= before - len(l.aside)
+	for _, e := range res.Again {
+		if e.Slot == n {
+			p.putAside(l, e)
+			l.waits = time.Now().Add(waitEvery)
+		}
+	}
+	return progress
 }
 
 // missing says whether the next event of a lane should be here and is not.

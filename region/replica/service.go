@@ -61,6 +61,13 @@ type Config struct {
 	HTTP *http.Client
 	// Seals gives all seals of a slot that the arbiter has, also those written just before. nil: there are none.
 	Seals func(ctx context.Context, n int) ([]slot.Seal, error)
+	// Owners gives the slots' owners as they are known, nil before they are heard of: where an owner has a forced seal of
+	// another region, what is missing up to it is asked of all regions at once, and the chain is cut to it here (ADR 9). nil:
+	// a forced seal is heard of by an event that follows it.
+	Owners func() *slot.Map
+	// Cut, where set, is told that this process found a chain past a forced seal in the journal, and that it ends at seq now:
+	// what the copies are believed to have of it goes back. It must not wait.
+	Cut func(origin, slot int, seq uint64)
 	// Live counts the open transactions, and the decided or finished ones that the journal does not have. nil: none.
 	Live func() eventlog.Live
 	// Mine says which partitions this process publishes and pulls, where several share the journal; it may change at any
@@ -87,6 +94,7 @@ type Service struct {
 
 	mu   sync.Mutex
 	acks map[int]map[int]uint64 // by peer and slot: what it has of our chains
+	cuts map[int]slot.Seal      // by slot: where our chains were cut last
 }
 
 // New makes one. From now on the journal tells it what is appended.
@@ -106,7 +114,7 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Service{cfg: cfg, log: cfg.Log, origins: map[int]*origin{}, acks: map[int]map[int]uint64{}}
+	s := &Service{cfg: cfg, log: cfg.Log, origins: map[int]*origin{}, acks: map[int]map[int]uint64{}, cuts: map[int]slot.Seal{}}
 	for _, p := range cfg.Peers {
 		if p.Index == cfg.Index || s.origins[p.Index] != nil || p.Index < 1 || p.Index > slot.RegionsMax {
 			return nil, fmt.Errorf("peer %q has index %d, which is another region's or none", p.Name, p.Index)
@@ -171,6 +179,7 @@ func (s *Service) publisher() eventlog.PublisherConfig {
 			}
 			return j.SetPublished(ctx, marks)
 		},
+		Bounds: s.bounds,
 		Unread: func(ctx context.Context) ([]int, error) { return j.Unread(ctx, own) },
 		Sent:   func(events int, took time.Duration) { s.m.published.Add(float64(events)) },
 	}
@@ -189,6 +198,9 @@ func (s *Service) Run(ctx context.Context) error {
 			all.Go(func() { s.pull(ctx, o, p) })
 		}
 		all.Go(func() { s.ask(ctx, o) })
+		if s.cfg.Owners != nil {
+			all.Go(func() { s.reach(ctx, o) })
+		}
 	}
 	all.Go(func() { s.refresh(ctx) })
 	return nil

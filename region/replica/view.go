@@ -32,6 +32,20 @@ type view struct {
 	stopped       string
 	missing       string
 	waiting       bool
+	// epoch is the highest one of the origin that was heard of, bounded the one up to which the journal has bound the chain.
+	epoch, bounded uint64
+	// seal is the latest forced one of the origin that is known, where it has an epoch.
+	seal slot.Seal
+	told bool // that events diverge
+}
+
+// counts gives a number that the origin has told of, or the seal's where it is of what does not count any more: no epoch
+// after the seal's is known of, so that whoever told it does not know of the seal.
+func (v *view) counts(seq uint64) uint64 {
+	if v.seal.Epoch > 0 && v.epoch <= uint64(v.seal.Epoch) {
+		return min(seq, v.seal.Seq)
+	}
+	return seq
 }
 
 func (v *view) settle(now time.Time) {
@@ -53,7 +67,7 @@ func (o *origin) learn(heads []eventlog.Head, live *eventlog.Live) {
 	}
 	for _, h := range heads {
 		v := &o.slots[h.Slot]
-		v.head = max(v.head, h.Head.Seq)
+		v.head = max(v.head, v.counts(h.Head.Seq))
 		v.settle(o.heard)
 	}
 }
@@ -65,6 +79,13 @@ func (o *origin) settled(marks []journal.Mark) {
 	now := time.Now()
 	for _, m := range marks {
 		v := &o.slots[m.Slot]
+		if m.Bounded < v.bounded {
+			continue // read before the chain was cut
+		}
+		if m.Bounded > v.bounded {
+			v.bounded, v.applied = m.Bounded, 0
+		}
+		v.epoch = max(v.epoch, m.Epoch)
 		v.applied, v.stopped = max(v.applied, m.Head.Seq), m.Stopped
 		v.settle(now)
 	}
@@ -101,15 +122,72 @@ func (o *origin) note(n int, waiting bool, missing string) {
 }
 
 // saw takes note of an event that was read, and says whether its chain is stopped.
-func (o *origin) saw(n int, seq uint64) (stopped bool) {
+func (o *origin) saw(n int, seq, epoch uint64) (stopped bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	v := &o.slots[n]
-	if seq > v.head {
+	v.epoch = max(v.epoch, epoch)
+	if seq > v.head && !v.past(seq, epoch) {
 		v.head = seq
 		v.settle(time.Now())
 	}
 	return v.stopped != ""
+}
+
+func (v *view) past(seq, epoch uint64) bool {
+	return v.seal.Epoch > 0 && epoch <= uint64(v.seal.Epoch) && seq > v.seal.Seq
+}
+
+// counts is view.counts; past says that an event comes after a forced seal that is known.
+func (o *origin) counts(n int, seq uint64) uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.slots[n].counts(seq)
+}
+
+func (o *origin) past(n int, seq, epoch uint64) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.slots[n].past(seq, epoch)
+}
+
+// sealed takes note of a forced seal of the origin: what was told of beyond it is forgotten.
+func (o *origin) sealed(n int, seal *slot.Seal) {
+	if seal == nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	v := &o.slots[n]
+	if v.seal.Epoch >= seal.Epoch {
+		return
+	}
+	v.seal = *seal
+	v.head = v.counts(v.head)
+	v.settle(time.Now())
+}
+
+// began takes note of an epoch of the origin that the arbiter knows.
+func (o *origin) began(n int, epoch uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.slots[n].epoch = max(o.slots[n].epoch, epoch)
+}
+
+// boundedAt is the epoch up to which the journal is known to have bound a chain.
+func (o *origin) boundedAt(n int) uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.slots[n].bounded
+}
+
+// tellOnce is true the first time that events of a slot diverge.
+func (o *origin) tellOnce(n int) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	was := o.slots[n].told
+	o.slots[n].told = true
+	return !was
 }
 
 func (o *origin) stopped(n int) bool {
