@@ -109,6 +109,8 @@ type deployment struct {
 	members []*child
 	at      []string // the arbiter's addresses
 	coord   map[string]*coordinator
+	broker  map[string]*child
+	purse   map[string]*child // the wallets' processes
 	wallet  map[string]string // base URLs
 	serial  int
 	opened  int64 // money that there is
@@ -131,7 +133,7 @@ func newDeployment(t *testing.T) *deployment {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &deployment{t: t, dir: t.TempDir(), coord: map[string]*coordinator{}, wallet: map[string]string{}}
+	d := &deployment{t: t, dir: t.TempDir(), coord: map[string]*coordinator{}, broker: map[string]*child{}, purse: map[string]*child{}, wallet: map[string]string{}}
 	d.file = filepath.Join(d.dir, "regions.yaml")
 	const arbiters = 3
 	a := freeAddrs(t, 2*arbiters+10)
@@ -155,8 +157,8 @@ func newDeployment(t *testing.T) *deployment {
 	}
 	for i, r := range regionNames {
 		p := a[2*arbiters+5*i:]
-		startChild(t, filepath.Join(d.dir, "broker-"+r), program, "broker", "--data-dir", filepath.Join(d.dir, "b"+r), "--listen", p[2])
-		startChild(t, filepath.Join(d.dir, "wallet-"+r), shopBin, "wallet", "--db", "sqlite:"+filepath.Join(d.dir, r+".db"), "--listen", p[3])
+		d.broker[r] = startChild(t, filepath.Join(d.dir, "broker-"+r), program, "broker", "--data-dir", filepath.Join(d.dir, "b"+r), "--listen", p[2])
+		d.purse[r] = startChild(t, filepath.Join(d.dir, "wallet-"+r), shopBin, "wallet", "--db", "sqlite:"+filepath.Join(d.dir, r+".db"), "--listen", p[3])
 		d.wallet[r] = "http://" + p[3]
 	}
 	eventually(t, 30*time.Second, "the arbiter answers", func() bool {
@@ -380,6 +382,7 @@ type load struct {
 	wg     sync.WaitGroup
 	mu     sync.Mutex
 	ok     map[string]map[string]int64 // by gid of what was committed: what it did to which account
+	tried  map[string]map[string]int64 // by gid of everything that was asked for, the same
 	failed []string
 	worst  time.Duration
 }
@@ -389,7 +392,7 @@ type load struct {
 func (d *deployment) pay(n int) *load {
 	d.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &load{d: d, stop: cancel, ok: map[string]map[string]int64{}}
+	l := &load{d: d, stop: cancel, ok: map[string]map[string]int64{}, tried: map[string]map[string]int64{}}
 	for _, r := range regionNames {
 		c := d.coord[r].client()
 		for i := range n {
@@ -414,6 +417,10 @@ func (l *load) one(ctx context.Context, c *client.Client, rnd *rand.Rand, name s
 	}
 	tx := l.d.payment(name, at, from, to, amount)
 	began := time.Now()
+	effect := map[string]int64{from: -int64(amount), to: int64(amount)}
+	l.mu.Lock()
+	l.tried[tx.Gid] = effect
+	l.mu.Unlock()
 	for {
 		cctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 		s, err := c.Execute(cctx, tx, client.Decided)
@@ -431,7 +438,7 @@ func (l *load) one(ctx context.Context, c *client.Client, rnd *rand.Rand, name s
 		case !s.Committed():
 			l.failed = append(l.failed, fmt.Sprintf("%s: %s: %s", tx.Gid, s.GetPhase(), s.GetReason()))
 		default:
-			l.ok[tx.Gid] = map[string]int64{from: -int64(amount), to: int64(amount)}
+			l.ok[tx.Gid] = effect
 		}
 		return
 	}
@@ -453,6 +460,14 @@ func (l *load) end(within time.Duration, more map[string]int64) {
 	if len(l.failed) > 0 {
 		t.Errorf("%d payments were not committed, such as %s", len(l.failed), l.failed[0])
 	}
+	l.exact(l.ok, more, within)
+	t.Logf("%d payments were committed, the slowest took %v", len(l.ok), l.worst)
+}
+
+// exact checks that both regions have, account by account, what payments did, and nothing else.
+func (l *load) exact(paid map[string]map[string]int64, more map[string]int64, within time.Duration) {
+	t := l.d.t
+	t.Helper()
 	l.d.level(within)
 	want := map[string]int64{}
 	for _, r := range regionNames { // the two that every deployment begins with
@@ -463,7 +478,7 @@ func (l *load) end(within time.Duration, more map[string]int64) {
 		want[from]--
 		want[l.d.accounts.moving[0]]++
 	}
-	for _, m := range l.ok {
+	for _, m := range paid {
 		for id, v := range m {
 			want[id] += v
 		}
@@ -482,7 +497,6 @@ func (l *load) end(within time.Duration, more map[string]int64) {
 			}
 		}
 	}
-	t.Logf("%d payments were committed, the slowest took %v", len(l.ok), l.worst)
 }
 
 // branchCall calls a participant as a client does with its own try, or a coordinator of an epoch with anything.

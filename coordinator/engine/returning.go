@@ -49,11 +49,11 @@ func (r *Runner) handBackOnce(ctx context.Context, m Move) error {
 	if len(claims) != 1 {
 		return fmt.Errorf("slot %d could not be claimed at epoch %d", n, lost)
 	}
-	left, err := r.leftOf(ctx, n)
+	left, rows, events, err := r.leftOf(ctx, n)
 	if err != nil {
 		return err
 	}
-	cut, err := r.regions.Cut(ctx, m)
+	cut, err := r.regions.Cut(ctx, m, rows, events)
 	if err != nil {
 		return err
 	}
@@ -87,10 +87,9 @@ func (r *Runner) handBackOnce(ctx context.Context, m Move) error {
 	return r.regions.Settled(ctx, m)
 }
 
-// leftOf brings what the store has of a slot into the journal, where the cut finds it, and gives it.
-func (r *Runner) leftOf(ctx context.Context, n int) (map[txn.Gid]*record.Tx, error) {
-	left := map[txn.Gid]*record.Tx{}
-	var rows []Row
+// leftOf reads what the store has of a slot, with the rows and events of it that belong in the journal.
+func (r *Runner) leftOf(ctx context.Context, n int) (left map[txn.Gid]*record.Tx, rows []Row, events []record.Event, err error) {
+	left = map[txn.Gid]*record.Tx{}
 	if err := r.store.Load(ctx, n, func(gid txn.Gid, value []byte) error {
 		tx, err := record.Decode(value)
 		if err != nil {
@@ -102,21 +101,8 @@ func (r *Runner) leftOf(ctx context.Context, n int) (map[txn.Gid]*record.Tx, err
 		}
 		return nil
 	}); err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
-	events, err := r.store.Events(ctx, n)
-	if err != nil {
-		return nil, err
-	}
-	if len(rows) > 0 {
-		if err := r.journal.Append(ctx, rows); err != nil {
-			return nil, err
-		}
-	}
-	if len(events) > 0 {
-		if err := r.journal.AppendEvents(ctx, events); err != nil {
-			return nil, err
-		}
-	}
-	return left, nil
+	events, err = r.store.Events(ctx, n)
+	return left, rows, events, err
 }

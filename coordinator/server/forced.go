@@ -149,8 +149,21 @@ func (s *Server) post(owed []*post) error {
 }
 
 // cut is place.Config.Cut.
-func (s *Server) cut(ctx context.Context, n int, seal slot.Seal) ([]record.Event, error) {
-	return s.journal.Cut(ctx, n, seal)
+func (s *Server) cut(ctx context.Context, n int, seal slot.Seal, rows []engine.Row, events []record.Event) ([]record.Event, error) {
+	was, err := s.journal.Cuts(ctx, s.regions.place.Index())
+	if err != nil {
+		return nil, err
+	}
+	if was[n] != seal {
+		// Until it is cut, no event of the owners behind the seal is applied here.
+		if err := s.journal.Append(ctx, rows); err != nil {
+			return nil, err
+		}
+		if err := s.journal.AppendEvents(ctx, events); err != nil {
+			return nil, err
+		}
+	}
+	return s.regions.replica.Returned(ctx, n, seal)
 }
 
 // late is admin.Late.

@@ -134,7 +134,7 @@ func (s *Server) buildRegions() error {
 	}
 	cfg := replica.Config{
 		TLS: secure, Region: s.cfg.Region, Index: r.place.Index(), Journal: s.journal, Brokers: own.Kafka, Partitions: r.file.Partitions, HTTP: r.admin,
-		Seals: r.arbiter.Seals, Live: func() eventlog.Live {
+		Owners: r.place.Owners, Seals: r.arbiter.Seals, Live: func() eventlog.Live {
 			open, backlog := s.runner.Counts()
 			return eventlog.Live{Open: open, Unpublished: backlog}
 		},
@@ -197,6 +197,10 @@ type RegionStatus struct {
 	// Applied effects since the start; ApplyLag events that the copies lack.
 	Applied  uint64 `json:"applied"`
 	ApplyLag uint64 `json:"apply_lag"`
+	// Unsettled: slots that the region took by force and whose loss is not worked off. Diverged: what this region had when it
+	// was lost, and the slots' owners have not taken over.
+	Unsettled int              `json:"unsettled,omitempty"`
+	Diverged  []place.Diverged `json:"diverged,omitempty"`
 }
 
 func (s *Server) mountRegions(mux *http.ServeMux) {
@@ -214,8 +218,12 @@ func (s *Server) mountRegions(mux *http.ServeMux) {
 		st := RegionStatus{Status: r.replica.Status(), Member: s.member.ID, Slots: map[slot.Status]int{}, ArbiterMillis: -1, Applied: r.applier.Applied(), ApplyLag: r.applier.Lag()}
 		if m := r.place.Owners(); m != nil {
 			for _, o := range m {
-				if o.Region == s.cfg.Region {
-					st.Slots[o.Status]++
+				if o.Region != s.cfg.Region {
+					continue
+				}
+				st.Slots[o.Status]++
+				if o.Lost != 0 {
+					st.Unsettled++
 				}
 			}
 		}
@@ -225,6 +233,7 @@ func (s *Server) mountRegions(mux *http.ServeMux) {
 				st.Held++
 			}
 		}
+		st.Diverged = r.place.Diverged()
 		if at := r.place.Heard(); at != 0 {
 			st.ArbiterMillis = time.Now().UnixMilli() - at
 		}

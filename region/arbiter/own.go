@@ -88,9 +88,11 @@ func put(m *slot.Map, key string, value []byte) error {
 	if err != nil || n < 0 || n >= slot.Count {
 		return fmt.Errorf("the arbiter's key %s names no slot", key)
 	}
-	if err := json.Unmarshal(value, &m[n]); err != nil {
+	var o slot.Owner // a field that is not there says nothing: what stood in the map before is gone
+	if err := json.Unmarshal(value, &o); err != nil {
 		return fmt.Errorf("the owner of slot %d: %w", n, err)
 	}
+	m[n] = o
 	return nil
 }
 

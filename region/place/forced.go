@@ -41,7 +41,7 @@ func (p *Place) Ended(ctx context.Context, n int, below slot.Epoch) (record.Head
 }
 
 // Cut is engine.Regions's. The region's participants come first: what they hold of the slot's accounts lives elsewhere now.
-func (p *Place) Cut(ctx context.Context, m engine.Move) ([]record.Event, error) {
+func (p *Place) Cut(ctx context.Context, m engine.Move, rows []engine.Row, events []record.Event) ([]record.Event, error) {
 	parts, err := p.movable()
 	if err != nil {
 		return nil, err
@@ -52,7 +52,7 @@ func (p *Place) Cut(ctx context.Context, m engine.Move) ([]record.Event, error) 
 		}
 	}
 	n, seal := m.Slot, m.Owner.Seal
-	return p.cfg.Cut(ctx, n, *seal)
+	return p.cfg.Cut(ctx, n, *seal, rows, events)
 }
 
 // Returned is engine.Regions's.

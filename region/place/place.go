@@ -39,7 +39,7 @@ type Config struct {
 	// Carried gives the live records that came with a seal; see engine.Regions.
 	Carried func(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error)
 	// Cut is engine.Regions's, on the region's journal and what publishes it.
-	Cut func(ctx context.Context, n int, seal slot.Seal) ([]record.Event, error)
+	Cut func(ctx context.Context, n int, seal slot.Seal, rows []engine.Row, events []record.Event) ([]record.Event, error)
 	// CaughtUp is nil when the copies here have everything up to all seals of the region that a slot was taken from, and all
 	// that was decided there and touches accounts of the slot.
 	CaughtUp func(ctx context.Context, m engine.Move) error

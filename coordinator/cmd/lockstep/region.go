@@ -200,6 +200,12 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 		if v.Error != "" {
 			next = fmt.Sprintf("lockstep region status --context %s --output json  # %s in %s: %s", c.Context, v.State, v.Region, cut(v.Error, 200))
 		}
+		if len(v.Status.Diverged) > 0 {
+			d := v.Status.Diverged[0]
+			next = fmt.Sprintf("lockstep tx resolve %s --commit --reason REASON --admin-addr %s  # docs/runbooks/divergence.md; %d transactions of %s: %s", shellQuote(d.Gid), hostOf(firstAdmin(o, v.Region)), len(v.Status.Diverged), v.Region, d.Why)
+		} else if v.Status.Unsettled > 0 && next == "" {
+			next = fmt.Sprintf("lockstep tx list --in-doubt --admin-addr %s  # %d slots were taken by force, docs/runbooks/region-lost.md", hostOf(firstAdmin(o, v.Region)), v.Status.Unsettled)
+		}
 		if n := unpublishable(v.Status); n >= 0 {
 			next = fmt.Sprintf("lockstep drift run --context %s  # slot %d of %s goes to no other region, docs/runbooks/slot-stopped.md: %s", c.Context, n, v.Region, v.Status.Unpublishable[n])
 		}
@@ -353,6 +359,15 @@ func (a *asker) view(ctx context.Context, region string, owners *slot.Map) regio
 	return v
 }
 
+// hostOf is an admin address without its scheme.
+func hostOf(base string) string {
+	_, host, ok := strings.Cut(base, "://")
+	if !ok {
+		return base
+	}
+	return host
+}
+
 // add takes one more coordinator's answer. What they all know of the whole region is the first one's.
 func (v *regionView) add(st *server.RegionStatus) {
 	if v.Status == nil {
@@ -362,6 +377,7 @@ func (v *regionView) add(st *server.RegionStatus) {
 	v.Status.Open += st.Open
 	v.Status.Unpublished += st.Unpublished
 	v.Status.Held += st.Held
+	v.Status.Diverged = append(v.Status.Diverged, st.Diverged...)
 	for n, why := range st.Unpublishable {
 		if v.Status.Unpublishable == nil {
 			v.Status.Unpublishable = map[int]string{}

@@ -79,7 +79,7 @@ func (c *regionFailoverCmd) run(e *env, o *opened) error {
 	if err := c.onSwitch(e); err != nil {
 		return err
 	}
-	next(e.out, "lockstep tx list --in-doubt --context "+c.Context)
+	next(e.out, "lockstep tx list --in-doubt --admin-addr "+hostOf(firstAdmin(o, c.To)))
 	return nil
 }
 
