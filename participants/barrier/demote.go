@@ -12,7 +12,7 @@ type TakeFunc func(tx *sql.Tx, slot int, rows []Row) (json.RawMessage, error)
 
 // Homes tells which slots have their home here and which are copies: by the first owners of a deployment, and where a slot
 // was taken away by force. A slot that has been at that epoch or above is left as it is. One that is home here and is
-// elsewhere at a higher epoch becomes a copy: take lets go what its accounts hold, since holds live at the home, and what it
+// elsewhere at a higher epoch becomes a copy, also where calls or a fence have brought its row to that epoch before: take lets go what its accounts hold, since holds live at the home, and what it
 // gave is kept under that epoch as evidence (Released), in one local transaction for each such slot. A planned move has
 // released the slot before, and is not disturbed. Durable on nil; after an error some slots may have been told, and a repeat
 // goes on.
@@ -22,10 +22,13 @@ func (b *Barrier) Homes(ctx context.Context, homes []Home, take TakeFunc) error 
 		demoted = nil
 		for _, h := range homes {
 			row := f.fences[h.Slot]
+			ends, err := b.ends(ctx, tx, row, h)
 			switch {
-			case row.epoch >= h.Epoch || row.epoch >= RegionsFrom && h.Here:
-			case row.demotedBy(h):
+			case err != nil:
+				return err
+			case ends:
 				demoted = append(demoted, h)
+			case row.epoch >= h.Epoch || row.epoch >= RegionsFrom && h.Here:
 			default:
 				if err := b.setFence(ctx, tx, h); err != nil {
 					return err
@@ -42,18 +45,24 @@ func (b *Barrier) Homes(ctx context.Context, homes []Home, take TakeFunc) error 
 	return err
 }
 
-// demotedBy says whether a home ends by h. Before regions were there nothing was written down that could be let go.
-func (row fenceRow) demotedBy(h Home) bool {
-	return !h.Here && !row.copied && row.epoch >= RegionsFrom && row.epoch < h.Epoch
+// ends says whether a home ends by h. Before regions were there nothing was written down that could be let go. A row that is
+// at h's epoch already says home by what it was told at that epoch, or because nobody has told it anything since.
+func (b *Barrier) ends(ctx context.Context, tx *sql.Tx, row fenceRow, h Home) (bool, error) {
+	if h.Here || row.copied || row.epoch < RegionsFrom || row.epoch != h.Epoch {
+		return !h.Here && !row.copied && row.epoch >= RegionsFrom && row.epoch < h.Epoch, nil
+	}
+	var since int64
+	err := tx.QueryRowContext(ctx, "SELECT home_epoch FROM "+b.dialect.fence()+" WHERE slot = "+b.dialect.arg(1), h.Slot).Scan(&since)
+	return RegionsFrom <= since && since < h.Epoch, err
 }
 
 func (b *Barrier) demote(ctx context.Context, h Home, take TakeFunc) error {
 	return b.change(ctx, []int{h.Slot}, func(tx *sql.Tx, f *facts) error {
-		row := f.fences[h.Slot]
-		if !row.demotedBy(h) {
-			return nil // released or told meanwhile
+		ends, err := b.ends(ctx, tx, f.fences[h.Slot], h)
+		if err != nil || !ends {
+			return err // released or told meanwhile
 		}
-		err := b.keep(ctx, tx, h, true, func(tx *sql.Tx, rows []Row) (json.RawMessage, error) { return take(tx, h.Slot, rows) })
+		err = b.keep(ctx, tx, h, true, func(tx *sql.Tx, rows []Row) (json.RawMessage, error) { return take(tx, h.Slot, rows) })
 		if err != nil {
 			return err
 		}

@@ -101,6 +101,7 @@ func TestAConfirmThatRacesAFenceIsBeforeItOrStale(t *testing.T) {
 			before := c.effects(t, "confirm")
 			var done atomic.Int64
 			var fenced atomic.Bool
+			var atFence int
 			var wg sync.WaitGroup
 			for i := range 16 {
 				wg.Go(func() {
@@ -118,11 +119,17 @@ func TestAConfirmThatRacesAFenceIsBeforeItOrStale(t *testing.T) {
 						if err := c.b.Raise(context.Background(), []barrier.SlotEpoch{{Slot: barrier.SlotOf(gid(0)), Epoch: taken}}); err != nil {
 							t.Error(err)
 						}
+						if err := c.db.QueryRow(c.sql(`SELECT count(*) FROM {effect} WHERE op = 'confirm'`)).Scan(&atFence); err != nil {
+							t.Error(err)
+						}
 						fenced.Store(true)
 					})
 				}
 			}
 			wg.Wait()
+			if n := c.effects(t, "confirm"); n != atFence {
+				t.Errorf("%d confirms have had their effect when the fence was there, and %d in the end", atFence, n)
+			}
 			if n := c.effects(t, "confirm") - before; n != int(done.Load()) {
 				t.Errorf("%d confirms have had their effect, %d said so", n, done.Load())
 			}
@@ -331,6 +338,21 @@ func TestAHomeThatIsElsewhereAtAHigherEpochLetsGoAndKeepsEvidence(t *testing.T) 
 		give := func(*sql.Tx, json.RawMessage, []barrier.Row, []barrier.Row) error { return errors.New("given") }
 		if err := c.b.Adopt(t.Context(), n, 402, raw, give); !errors.Is(err, barrier.ErrInvalid) {
 			t.Errorf("the evidence is adopted: %v", err)
+		}
+		// A fence or a call may have brought the row to the epoch before anybody told where the home is.
+		c.tell(t, "g3", lost, true)
+		c.raise(t, "g3", taken)
+		c.tell(t, "g3", taken, false)
+		if epoch, here := c.home(t, "g3"); epoch != taken || here {
+			t.Errorf("a home that was fenced before it was demoted: at %d, home %v", epoch, here)
+		}
+		// A home that was adopted at that very epoch is one, whoever says otherwise: two regions may share a database.
+		if err := c.b.AdoptForced(t.Context(), barrier.SlotEpoch{Slot: barrier.SlotOf("g3"), Epoch: 401}, barrier.Policy{Risk: barrier.RiskAllow}); err != nil {
+			t.Fatal(err)
+		}
+		c.tell(t, "g3", 401, false)
+		if _, here := c.home(t, "g3"); !here {
+			t.Error("a home that was adopted at an epoch is demoted at it")
 		}
 		// A planned move is not disturbed: it was released before, and take has run for it.
 		c.tell(t, "g2", lost, true)

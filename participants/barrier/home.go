@@ -237,8 +237,6 @@ func (b *Barrier) Adopt(ctx context.Context, slot int, epoch int64, raw []byte, 
 		switch {
 		case row.epoch > epoch:
 			return fmt.Errorf("%w: slot %d is at epoch %d, not %d", ErrStale, slot, row.epoch, epoch)
-		case !row.copied && row.epoch == epoch:
-			return nil
 		case row.copied && raw == nil && row.epoch >= RegionsFrom:
 			return fmt.Errorf("%w: slot %d is a copy here, and nothing that was released came with its adoption", ErrInvalid, slot)
 		}
@@ -281,7 +279,9 @@ func (b *Barrier) Refuse(ctx context.Context, gid string, epoch int64, branches 
 				}
 			}
 		}
-		return b.setFence(ctx, tx, Home{Slot: n, Epoch: epoch, Here: !row.copied})
+		a := b.dialect.arg // home or copy stays, and since when
+		_, err := tx.ExecContext(ctx, "UPDATE "+b.dialect.fence()+" SET epoch = "+a(1)+" WHERE slot = "+a(2), epoch, n)
+		return err
 	})
 	return out, err
 }
@@ -385,6 +385,10 @@ func (b *Barrier) change(ctx context.Context, slots []int, work func(tx *sql.Tx,
 
 func (b *Barrier) setFence(ctx context.Context, tx *sql.Tx, h Home) error {
 	a := b.dialect.arg
+	if h.Here {
+		_, err := tx.ExecContext(ctx, "UPDATE "+b.dialect.fence()+" SET epoch = "+a(1)+", home_epoch = "+a(2)+", copied = "+a(3)+" WHERE slot = "+a(4), h.Epoch, h.Epoch, false, h.Slot)
+		return err
+	}
 	_, err := tx.ExecContext(ctx, "UPDATE "+b.dialect.fence()+" SET epoch = "+a(1)+", copied = "+a(2)+" WHERE slot = "+a(3), h.Epoch, !h.Here, h.Slot)
 	return err
 }

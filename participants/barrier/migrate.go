@@ -53,6 +53,7 @@ func columns(d dialect) []struct{ table, name, is string } {
 		{fence, "risk", "varchar(8) NOT NULL DEFAULT ''"},         // what accounts may do after a forced failover
 		{fence, "cap", "bigint NOT NULL DEFAULT 0"},               // of limit, in minor units
 		{fence, "risk_epoch", "bigint NOT NULL DEFAULT 0"},        // of the adoption
+		{fence, "home_epoch", "bigint NOT NULL DEFAULT 0"},        // at which it was told or adopted as home; calls raise epoch alone
 		{touched, "durability", "varchar(8) NOT NULL DEFAULT ''"}, // of the branch's transaction; empty is regional
 		{released, "let_go", "int NOT NULL DEFAULT 0"},            // 1: evidence of a demotion, which nobody adopts
 	}
@@ -75,6 +76,11 @@ func addColumns(ctx context.Context, tx *sql.Tx, dialect dialect, kind Dialect) 
 		}
 		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+c.table+" ADD COLUMN "+c.name+" "+c.is); err != nil && !(kind == MySQL && isDuplicateColumn(err)) {
 			return fmt.Errorf("%s.%s: %w", c.table, c.name, err)
+		}
+		if c.name == "home_epoch" {
+			if _, err := tx.ExecContext(ctx, "UPDATE "+c.table+" SET home_epoch = epoch WHERE epoch > 1"); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

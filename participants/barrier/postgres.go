@@ -77,10 +77,11 @@ func (p postgres) migrate() []string {
 	return stmts
 }
 
-// enterFunction gives rows of four kinds: f, a fence as it was (n is the slot, op_ and reason_ are its policy: the word, and
-// "cap epoch"; the function's type stays, so that a process of an older version can run beside this one); t and o, the n-th member's row of the
+// enterFunction has a number in its name: a process of an older version, which makes its own at each start, takes nothing from
+// this one's. It gives rows of four kinds: f, a fence as it was (n is the slot, op_ and reason_ are its policy: the word, and
+// "cap epoch"); t and o, the n-th member's row of the
 // undone op and of its own op is new; r, a row that is there.
-const enterFunction = `CREATE OR REPLACE FUNCTION %[1]s.lockstep_enter(
+const enterFunction = `CREATE OR REPLACE FUNCTION %[1]s.lockstep_enter2(
 	slots int[], epochs bigint[], raises boolean[],
 	types text[], gids text[], branches text[], ops text[], undones text[], ids text[], reasons text[], excludes boolean[], needs boolean[])
 RETURNS TABLE (kind "char", n int, op_ text, reason_ text, epoch_ bigint, floor_ bigint, copied_ boolean)
@@ -152,7 +153,7 @@ func (p postgres) enter(ctx context.Context, tx *sql.Tx, locks []lock, members [
 		ids[i], reasons[i], excludes[i], needs[i] = m.barrierID, m.reason, m.rival != "" || m.undone != "", m.needRows
 	}
 	rows, err := tx.QueryContext(ctx, "SELECT kind::text, n, coalesce(op_, ''), coalesce(reason_, ''), coalesce(epoch_, 0), coalesce(floor_, 0), coalesce(copied_, false) FROM "+
-		p.schema+".lockstep_enter($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+		p.schema+".lockstep_enter2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
 		slots, epochs, raises, types, gids, branches, ops, undones, ids, reasons, excludes, needs)
 	if err != nil {
 		return nil, err

@@ -97,7 +97,7 @@ func (p Policy) Check() error {
 
 // AdoptForced makes this database, which has copies, the home of a slot at epoch without a release: the region that had it is
 // lost. p rules the slot's accounts from then on. A slot that is home here already goes to the epoch and keeps its policy;
-// at that epoch it is left as it is. Durable on nil. ErrStale when the slot has been at a higher epoch.
+// at that epoch nothing changes. Durable on nil. ErrStale when the slot has been at a higher epoch.
 func (b *Barrier) AdoptForced(ctx context.Context, at SlotEpoch, p Policy) error {
 	if err := checkSlots([]SlotEpoch{at}); err != nil {
 		return err
@@ -111,8 +111,6 @@ func (b *Barrier) AdoptForced(ctx context.Context, at SlotEpoch, p Policy) error
 		switch {
 		case row.epoch > at.Epoch:
 			return fmt.Errorf("%w: slot %d is at epoch %d, not %d", ErrStale, at.Slot, row.epoch, at.Epoch)
-		case !row.copied && row.epoch == at.Epoch:
-			return nil
 		case row.copied:
 			if err := b.setPolicy(ctx, tx, at.Slot, p); err != nil {
 				return err
