@@ -20,13 +20,18 @@ func Passage(currency string) string { return "house:passage:" + currency }
 
 // OpenWallet makes an account with a first deposit, as Buyers.Create does. Every region opens it alike.
 func (w Wallets) OpenWallet(ctx context.Context, db *sql.DB, id, currency string, deposit int64) error {
-	if strings.HasPrefix(id, "house:") {
-		return fmt.Errorf("%w: account id %q is of the house", barrier.ErrInvalid, id)
+	return w.OpenWalletIn(ctx, db, Account{ID: id, Currency: currency}, deposit)
+}
+
+// OpenWalletIn is OpenWallet for an account with attributes, as Buyers.CreateIn takes it.
+func (w Wallets) OpenWalletIn(ctx context.Context, db *sql.DB, a Account, deposit int64) error {
+	if strings.HasPrefix(a.ID, "house:") {
+		return fmt.Errorf("%w: account id %q is of the house", barrier.ErrInvalid, a.ID)
 	}
-	if err := w.OpenAccount(ctx, db, Account{ID: Passage(currency), Currency: currency, Overdraft: true}); err != nil {
+	if err := w.OpenAccount(ctx, db, Account{ID: Passage(a.Currency), Currency: a.Currency, Overdraft: true}); err != nil {
 		return err
 	}
-	return Buyers{w.Ledger}.Create(ctx, db, id, currency, deposit)
+	return Buyers{w.Ledger}.CreateIn(ctx, db, a, deposit)
 }
 
 // Direction of a wallet's branch.

@@ -122,6 +122,8 @@ func (w *wallets) handler() http.Handler {
 			ID       string `json:"id"`
 			Currency string `json:"currency"`
 			Balance  int64  `json:"balance"`
+			// GlobalOnly refuses debits of transactions that are not of durability global.
+			GlobalOnly bool `json:"global_only"`
 		}
 		err := json.NewDecoder(http.MaxBytesReader(rw, r.Body, 1<<20)).Decode(&in)
 		if err != nil {
@@ -130,7 +132,7 @@ func (w *wallets) handler() http.Handler {
 			in.Currency = money.DefaultCurrency
 		}
 		if err == nil {
-			err = w.book.OpenWallet(r.Context(), w.barrier.DB(), in.ID, in.Currency, in.Balance)
+			err = w.book.OpenWalletIn(r.Context(), w.barrier.DB(), ledger.Account{ID: in.ID, Currency: in.Currency, GlobalOnly: in.GlobalOnly}, in.Balance)
 		}
 		if err != nil {
 			http.Error(rw, err.Error(), branch.Status(err))

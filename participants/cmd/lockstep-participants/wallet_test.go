@@ -390,6 +390,18 @@ func TestWalletsPassTheConformanceSuiteWithItsRegionCases(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	forced := 0
+	for _, f := range report.Findings {
+		for _, check := range []string{"what was tried is listed until it has ended", "after a fence every call with a lower epoch is Stale",
+			"a copy becomes the home by a forced adoption, field by field", "a try is ended by its name, and an ordinary end excludes the other one"} {
+			if f.Check == check {
+				forced++
+			}
+		}
+	}
+	if forced != 4 {
+		t.Errorf("%d of the four checks of forced failover were made", forced)
+	}
 	if report.Count(participanttest.Fail) != 0 || report.Count(participanttest.NotChecked) != 0 {
 		var text bytes.Buffer
 		report.Write(&text)
