@@ -1,9 +1,13 @@
 package ledger_test
 
 import (
+	"database/sql"
 	"fmt"
 	"sync"
 	"testing"
+
+	"github.com/lockstep-tx/lockstep/participants/barrier"
+	"github.com/lockstep-tx/lockstep/participants/ledger"
 )
 
 // What a settlement by name and an ordinary confirm or cancel leave of each other.
@@ -81,5 +85,31 @@ func TestAConfirmAndACancelByNameAtOnceEndOnce(t *testing.T) {
 			s.t.Errorf("posted %d, held %d, and %d were confirmed", posted, held, spent)
 		}
 		s.sound()
+	})
+}
+
+// Without a barrier before it: the transfer's id alone has it posted once, and a hold that is here is what is posted.
+func TestAnEffectPastALimitIsPostedOnceByItsID(t *testing.T) {
+	onEach(t, func(t *testing.T, b *book) {
+		b.open(t, ledger.Account{ID: "ann"}, ledger.Account{ID: "bob"})
+		b.deposit(t, "ann", 100)
+		post := func(gid string, minor int64) {
+			t.Helper()
+			c := &barrier.Call{TransType: "tcc", Gid: gid, BranchID: "01", Op: barrier.OpConfirm, Apply: true, Suspense: true}
+			b.must(t, b.InTx(ctx, b.db, func(tx *sql.Tx) error { return b.Effect(ctx, tx, ledger.Of(c, leg("ann", "bob", minor))) }))
+		}
+		b.must(t, b.hold("held", leg("ann", "bob", 80)))
+		for range 2 {
+			post("past", 30) // of 20 that are free
+			post("held", 80)
+		}
+		for id, want := range map[string]int64{"ann": 20, "bob": 110, ledger.Suspense("CNY"): -30} {
+			if have, err := b.Balance(ctx, b.db, id); err != nil || have.Total() != want || have.DebitsPending != 0 {
+				t.Errorf("%s has %d, %v; want %d", id, have.Total(), err, want)
+			}
+		}
+		if faults, err := b.Audit(ctx, b.db); err != nil || len(faults) > 0 {
+			t.Errorf("%v, %v", faults, err)
+		}
 	})
 }
