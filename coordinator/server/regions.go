@@ -159,7 +159,7 @@ func (s *Server) buildRegions() error {
 		Ends: func(each func(origin, slot int, seq uint64)) { r.replica.Ends(each) },
 		Mine: func(n int) bool { return s.mine(n % r.file.Partitions) }, Log: s.log,
 	})
-	cfg.Durable = r.applier.Told
+	cfg.Durable, cfg.Cut = r.applier.Told, r.applier.Back
 	r.replica, err = replica.New(cfg)
 	return err
 }

@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -65,6 +66,7 @@ type Applier struct {
 	mu      sync.Mutex
 	applied map[[2]int]uint64
 	unnoted map[[2]int]uint64 // applied, and not noted in the journal
+	cuts    map[[2]int]int    // how often a chain was taken back
 }
 
 // New makes an Applier.
@@ -78,7 +80,7 @@ func New(cfg Config) *Applier {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Applier{cfg: cfg, told: newTold(), room: make(chan struct{}, roundsAtOnce), applied: map[[2]int]uint64{}, unnoted: map[[2]int]uint64{}}
+	return &Applier{cfg: cfg, told: newTold(), room: make(chan struct{}, roundsAtOnce), applied: map[[2]int]uint64{}, unnoted: map[[2]int]uint64{}, cuts: map[[2]int]int{}}
 }
 
 const (
@@ -126,7 +128,37 @@ func (a *Applier) note(at [2]int, seq uint64) {
 	a.unnoted[at] = max(a.unnoted[at], seq)
 }
 
-// look reads how far the chains are applied, also by others.
+// noteOf is note for a chain that is worked at; false where the chain was taken back since.
+func (a *Applier) noteOf(w *work, seq uint64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.cuts[w.at] != w.cuts {
+		return false
+	}
+	a.applied[w.at] = max(a.applied[w.at], seq)
+	a.unnoted[w.at] = max(a.unnoted[w.at], seq)
+	return true
+}
+
+// Back says that a chain was cut in the journal (ADR 9) and ends at seq now: what comes after it under the same numbers is
+// to be applied. It does not wait. A process that is not told finds out by what is noted in the journal, within a second.
+func (a *Applier) Back(origin, n int, seq uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.back([2]int{origin, n}, seq)
+}
+
+// back is Back with a.mu held.
+func (a *Applier) back(at [2]int, seq uint64) {
+	a.told.drop(at, math.MaxUint64)
+	a.cuts[at]++
+	a.applied[at] = min(a.applied[at], seq)
+	if have, ok := a.unnoted[at]; ok {
+		a.unnoted[at] = min(have, seq)
+	}
+}
+
+// look reads how far the chains are applied, also by others. What was noted and has gone back was cut.
 func (a *Applier) look(ctx context.Context) error {
 	applied, err := a.cfg.Journal.Applied(ctx)
 	if err != nil {
@@ -134,6 +166,11 @@ func (a *Applier) look(ctx context.Context) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	for at, have := range a.applied {
+		if _, open := a.unnoted[at]; !open && applied[at] < have {
+			a.back(at, applied[at])
+		}
+	}
 	for at, seq := range applied {
 		a.applied[at] = max(a.applied[at], seq)
 	}
@@ -209,7 +246,9 @@ func (a *Applier) write(ctx context.Context) {
 	if err := a.cfg.Journal.SetApplied(nctx, seqs); err != nil {
 		a.cfg.Log.Warn("what is applied could not be noted; trying again", "chains", len(seqs), "err", err)
 		for at, seq := range seqs {
-			a.note(at, seq)
+			if a.have(at) >= seq { // else it was cut meanwhile
+				a.note(at, seq)
+			}
 		}
 	}
 }
@@ -251,13 +290,19 @@ type work struct {
 	at     [2]int
 	window []*pending
 	read   uint64
+	cuts   int // of the chain when it began
 }
 
 // chain applies one chain until it has caught up. Effects that are refused wait for others: a debit for the credit that
 // comes behind it; so the window grows while its beginning waits.
 func (a *Applier) chain(ctx context.Context, at [2]int) {
-	w := &work{at: at, read: a.have(at)}
-	a.note(at, w.read) // also 0: what is not applied is not trimmed from then on
+	w := &work{at: at}
+	a.mu.Lock()
+	w.read, w.cuts = a.applied[at], a.cuts[at]
+	a.mu.Unlock()
+	if !a.noteOf(w, w.read) { // also 0: what is not applied is not trimmed from then on
+		return
+	}
 	for tries := 0; ctx.Err() == nil; tries++ {
 		progress, err := a.round(ctx, w)
 		if err != nil {
@@ -319,7 +364,10 @@ func (a *Applier) round(ctx context.Context, w *work) (progress bool, err error)
 	}
 	a.call(ctx, w)
 	for len(w.window) > 0 && w.window[0].done() {
-		a.note(w.at, w.window[0].seq)
+		if !a.noteOf(w, w.window[0].seq) {
+			w.window = nil // the chain begins again where it was cut
+			return true, nil
+		}
 		w.window, progress = w.window[1:], true
 	}
 	return progress, nil

@@ -54,6 +54,7 @@ type rig struct {
 	c     *copies
 	heads map[int]record.Head
 	rows  []engine.Row
+	epoch uint64       // of what is added; 0 means 101
 	mu    sync.Mutex   // of heads
 	reads atomic.Int64 // of the journal
 }
@@ -91,11 +92,12 @@ func newRig(t *testing.T) *rig {
 // add journals a finished transaction with branches at the wallets and at a participant that keeps no copies.
 func (r *rig) add(gid string, mode txn.Mode, commit bool) {
 	r.t.Helper()
+	epoch := max(101, r.epoch)
 	phase := txn.PhaseAborted
 	if commit {
 		phase = txn.PhaseCommitted
 	}
-	tx := record.Tx{State: txn.State{Gid: txn.Gid(gid), Mode: mode, Phase: phase, Epoch: 101, BegunAt: 1, DecidedAt: 2, UpdatedAt: 3, FinishedAt: 3}}
+	tx := record.Tx{State: txn.State{Gid: txn.Gid(gid), Mode: mode, Phase: phase, Epoch: epoch, BegunAt: 1, DecidedAt: 2, UpdatedAt: 3, FinishedAt: 3}}
 	for i, u := range []string{"lockstep://wallet/pay/confirm", "http://east-w:1/receive/confirm?x=1", "http://other:1/confirm"} {
 		tx.State.Branches = append(tx.State.Branches, txn.Branch{ID: txn.BranchID(fmt.Sprint(i)), Confirm: u, Cancel: u, Account: []string{"ann", "", ""}[i],
 			Payload: []byte(`{"account":"bob"}`), Two: txn.OpState{Status: txn.OpDone, Attempts: 1, DoneAt: 3}})
@@ -104,9 +106,9 @@ func (r *rig) add(gid string, mode txn.Mode, commit bool) {
 		r.t.Fatal(err)
 	}
 	n := slot.Of(gid)
-	row := engine.Row{Gid: tx.State.Gid, Slot: n, Mode: mode, Phase: phase, BegunAt: 1, DecidedAt: 2, FinishedAt: 3, Closed: tx.Closed, Progress: tx.Progress, DecisionEpoch: 101, FinishEpoch: 101}
-	row.Decision = r.heads[n].Next(n, 101, record.KindDecision, row.Gid, row.Closed)
-	row.Finish = row.Decision.Next(n, 101, record.KindFinish, row.Gid, row.Progress)
+	row := engine.Row{Gid: tx.State.Gid, Slot: n, Mode: mode, Phase: phase, BegunAt: 1, DecidedAt: 2, FinishedAt: 3, Closed: tx.Closed, Progress: tx.Progress, DecisionEpoch: epoch, FinishEpoch: 101}
+	row.Decision = r.heads[n].Next(n, epoch, record.KindDecision, row.Gid, row.Closed)
+	row.Finish = row.Decision.Next(n, epoch, record.KindFinish, row.Gid, row.Progress)
 	r.rows = append(r.rows, row)
 	if err := r.j.Append(r.t.Context(), []engine.Row{row}); err != nil {
 		r.t.Fatal(err)
@@ -377,4 +379,65 @@ func TestAParticipantThatIsDownHoldsUpItsOwnEffectsAlone(t *testing.T) {
 		}
 		return true
 	})
+}
+
+// TestAChainThatWasCutIsAppliedAgainFromTheCut: the next epoch has the numbers of what was taken out (ADR 9). The applier is
+// told, or finds out by what the journal has noted.
+func TestAChainThatWasCutIsAppliedAgainFromTheCut(t *testing.T) {
+	for _, told := range []bool{true, false} {
+		t.Run(fmt.Sprint("told ", told), func(t *testing.T) {
+			r := newRig(t)
+			n := slot.Of("{a}1")
+			r.j.Applier(journal.ApplyConfig{Own: 1})
+			for i := range 2 {
+				r.add(fmt.Sprintf("{a}%d", i), txn.ModeTCC, true)
+			}
+			at := r.heads[n]
+			seal := *slot.SealOf(101, at.Seq, at.Chain[:])
+			seal.Forced = true
+			for i := range 5 {
+				r.add(fmt.Sprintf("{a}lost%d", i), txn.ModeTCC, true)
+			}
+			a, stop := r.start()
+			defer stop()
+			until := func(what string, ok func() bool) {
+				t.Helper()
+				for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+					if time.Now().After(end) {
+						t.Fatal(what)
+					}
+				}
+			}
+			noted := func(seq uint64) func() bool {
+				return func() bool {
+					seqs, err := r.j.Applied(t.Context())
+					return err == nil && seqs[[2]int{1, n}] == seq
+				}
+			}
+			until("all is applied", noted(14))
+			a.Told([]record.Event{{Slot: n, Kind: record.KindDecision, Gid: "{a}stale", Epoch: 101, Head: record.Head{Seq: 15}}})
+			r.mu.Lock()
+			r.heads[n] = at
+			r.mu.Unlock()
+			if _, err := r.j.Cut(t.Context(), n, seal); err != nil {
+				t.Fatal(err)
+			}
+			if told {
+				a.Back(1, n, seal.Seq)
+			}
+			until("the cut is known", func() bool { return a.have([2]int{1, n}) == seal.Seq })
+			r.epoch = 301
+			for i := range 3 {
+				r.add(fmt.Sprintf("{a}next%d", i), txn.ModeTCC, true)
+			}
+			until("what is new under the old numbers is applied", noted(10))
+			r.c.mu.Lock()
+			defer r.c.mu.Unlock()
+			for i := range 3 {
+				if r.c.applied[fmt.Sprintf("{a}next%d/0", i)] != 1 {
+					t.Fatalf("%v", r.c.applied)
+				}
+			}
+		})
+	}
 }

@@ -153,6 +153,11 @@ func TestAFrozenSlotWaitsForItsSealAndWhatIsLateDiverges(t *testing.T) {
 		d.seals.add(n, seal)
 		west.chainIs(east.index, n, old[:6])
 		west.diverged(east.index, n, old[6:9])
+		had := counted(t, west, "lockstep_replication_diverged_total")
+		time.Sleep(300 * time.Millisecond)
+		if now := counted(t, west, "lockstep_replication_diverged_total"); now != had {
+			t.Fatalf("what diverged is applied again and again: %v, %v", had, now)
+		}
 		// reordered with the next epoch: its numbers first, then what is late with them
 		east.events(again[1], again[2], old[7], old[8], again[0], old[9], old[10])
 		west.chainIs(east.index, n, slices.Concat(old[:6], again[:3]))
@@ -296,6 +301,11 @@ func TestTheLostRegionCutsAndGoesOnAtItsNextEpoch(t *testing.T) {
 				t.Fatal(seq)
 			}
 		}
+		for _, h := range east.service.pub.Heads() {
+			if h.Slot == n && h.Head != old[7].Head {
+				t.Fatalf("the publisher is at event %d", h.Head.Seq)
+			}
+		}
 		if _, err := east.service.Returned(context.Background(), n, slot.Seal{Epoch: slot.Initial(west.index), Forced: true}); err == nil {
 			t.Fatal("another region's seal was taken")
 		}
@@ -311,7 +321,7 @@ func TestTheLostRegionCutsAndGoesOnAtItsNextEpoch(t *testing.T) {
 		m := &slot.Map{}
 		m[n] = slot.Owner{Region: east.name, Epoch: back.Epoch.Next(east.index), Status: slot.Active, Seal: &back}
 		owners.Store(m)
-		next, events := numbered(old[7].Head, uint64(back.Epoch.Next(east.index)), east.tagged("a", 200, 9))
+		next, events := numbered(old[7].Head, uint64(back.Epoch.Next(east.index)), east.tagged("a", 200, 3)) // fewer than it had: what is remembered of the old numbers would show
 		for _, r := range next {
 			east.append(r)
 		}
