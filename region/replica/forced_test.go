@@ -143,11 +143,14 @@ func TestAFrozenSlotWaitsForItsSealAndWhatIsLateDiverges(t *testing.T) {
 			}
 			return ""
 		})
-		var exposed Exposure
-		if code, text := west.call("GET", "/v1/region/exposure?origin="+east.name, nil, &exposed); code != 200 || exposed.Unapplied != 5 || exposed.HeardMillis < 0 ||
-			len(exposed.Slots) != 1 || exposed.Slots[0] != (ExposedSlot{Slot: n, Applied: 4, Head: 9}) {
-			t.Fatal(code, text)
-		}
+		eventually(t, "what is not applied is told", func() string {
+			var x Exposure
+			code, text := west.call("GET", "/v1/region/exposure?origin="+east.name, nil, &x)
+			if code != 200 || x.Unapplied != 5 || x.HeardMillis < 0 || len(x.Slots) != 1 || x.Slots[0] != (ExposedSlot{Slot: n, Applied: 4, Head: 9}) {
+				return fmt.Sprint(code, text)
+			}
+			return ""
+		})
 		time.Sleep(200 * time.Millisecond)
 		west.chainIs(east.index, n, old[:4])
 		d.seals.add(n, seal)
