@@ -22,8 +22,7 @@ const (
 // Returned has a slot of this region end where a forced seal says: what is past it leaves the journal for the divergence
 // record (journal.Cut), and what this process publishes goes on after the seal. It gives the events that were past it,
 // also when it is repeated. Durable on nil. The caller has closed the slot and appends nothing of the epoch any more. The
-// publishers of the region's other processes hear of it within a second; the next epoch's events must not be appended before
-// it, and wait for nothing else.
+// publishers of the region's other processes hear of it within a second. The next epoch's events must not be appended before it.
 func (s *Service) Returned(ctx context.Context, n int, seal slot.Seal) ([]record.Event, error) {
 	if seal.Epoch.Region() != s.cfg.Index {
 		return nil, fmt.Errorf("slot %d: the seal of epoch %d is not of this region, which has index %d", n, seal.Epoch, s.cfg.Index)
