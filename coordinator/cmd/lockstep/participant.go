@@ -97,7 +97,7 @@ func lostBy(had, can *registry.Capabilities) string {
 
 // probeAll asks every endpoint; what not all of them can do the participant cannot.
 func probeAll(ctx context.Context, p *registry.Participant) (registry.Capabilities, error) {
-	all := registry.Capabilities{Fenced: true, Batch: true, Apply: true, Movable: true}
+	all := registry.Capabilities{Fenced: true, Batch: true, Apply: true, Movable: true, Tries: true, Settle: true}
 	for _, region := range slices.Sorted(maps.Keys(p.Endpoints)) {
 		can, err := place.Probe(ctx, http.DefaultClient, p.Endpoints[region])
 		if err != nil {
@@ -105,6 +105,7 @@ func probeAll(ctx context.Context, p *registry.Participant) (registry.Capabiliti
 		}
 		all.Fenced, all.Batch = all.Fenced && can.Fenced, all.Batch && can.Batch
 		all.Apply, all.Movable = all.Apply && can.Apply, all.Movable && can.Movable
+		all.Tries, all.Settle = all.Tries && can.Tries, all.Settle && can.Settle
 	}
 	return all, nil
 }
@@ -133,6 +134,10 @@ func describe(can *registry.Capabilities) string {
 	word(can.Batch, "batch", "no batch")
 	word(can.Apply, "apply", "NO COPIES (no apply)")
 	word(can.Movable, "movable", "NOT MOVABLE (no release/adopt)")
+	if can.Fenced {
+		word(can.Tries, "tries", "NO TRIES (what is open there is not seen when a region is lost)")
+		word(can.Settle, "settle", "no settle")
+	}
 	return strings.Join(words, ", ")
 }
 
