@@ -306,7 +306,7 @@ func codeOf(c txn.Code) codes.Code {
 		return codes.InvalidArgument
 	case txn.CodeNotFound:
 		return codes.NotFound
-	case txn.CodePhase, txn.CodeStaleEpoch:
+	case txn.CodePhase, txn.CodeStaleEpoch, txn.CodeIncomplete:
 		return codes.FailedPrecondition
 	case txn.CodeMismatch, txn.CodeDuplicateStep:
 		return codes.AlreadyExists

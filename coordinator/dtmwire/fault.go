@@ -195,7 +195,7 @@ func refusal(e *txn.Error, v verb) error {
 		switch e.Code {
 		case txn.CodeDuplicateStep:
 			return &Fault{Kind: FaultDuplicate, Text: "storage: UniqueKeyConflict: " + e.Text}
-		case txn.CodePhase, txn.CodeNotFound, txn.CodeMismatch, txn.CodeStaleEpoch, txn.CodeInvalid:
+		case txn.CodePhase, txn.CodeNotFound, txn.CodeMismatch, txn.CodeStaleEpoch, txn.CodeIncomplete, txn.CodeInvalid:
 			return &Fault{Kind: FaultNotFound, Text: fmt.Sprintf("no trans with gid: %s status: prepared found", e.Gid)}
 		}
 	case verbForceStop:

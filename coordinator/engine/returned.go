@@ -6,7 +6,8 @@ import (
 )
 
 // Returned is a transaction as a region that was lost had left it, for the slot's new owner (ADR 9). What is in doubt here ends
-// by it. What it says more than what stands here, or otherwise, is refused with txn.CodeMismatch: an operator settles it.
+// by it. Where it has more branches than what was committed here, the answer is txn.CodeIncomplete: their effects are to be posted.
+// Where it says otherwise, or what nobody knows here, it is txn.CodeMismatch: an operator settles it.
 type Returned struct {
 	txn.Tick // an event that Step ignores
 	Tx       record.Tx
@@ -49,18 +50,18 @@ func (c *Core) learnt(at int64, e *entry, theirs *record.Tx) {
 
 // differs says how what a lost region has of a transaction and what stands here do not go together; nil when they do.
 func differs(here, theirs *txn.State) error {
-	refuse := func(text string) error {
-		return &txn.Error{Code: txn.CodeMismatch, Gid: theirs.Gid, Mode: theirs.Mode, Phase: here.Phase, Text: text}
+	refuse := func(code txn.Code, text string) error {
+		return &txn.Error{Code: code, Gid: theirs.Gid, Mode: theirs.Mode, Phase: here.Phase, Text: text}
 	}
 	switch {
 	case here.Phase == txn.PhaseNone && theirs.Phase.Commit():
-		return refuse("the lost region had committed it, and it is not known here; next: lockstep tx resolve --commit")
+		return refuse(txn.CodeMismatch, "the lost region had committed it, and it is not known here; next: lockstep tx resolve --commit")
 	case here.Phase == txn.PhaseNone:
 		return nil
 	case theirs.Phase.Decided() && here.Phase.Decided() && here.Phase.Commit() != theirs.Phase.Commit():
-		return refuse("it is " + here.Phase.String() + " here, and the lost region had it " + theirs.Phase.String())
+		return refuse(txn.CodeMismatch, "it is " + here.Phase.String() + " here, and the lost region had it " + theirs.Phase.String())
 	case here.Phase.Commit() && len(missing(here, theirs)) > 0:
-		return refuse("it is committed here without branches that the lost region has: next: lockstep tx resolve --commit")
+		return refuse(txn.CodeIncomplete, "it is committed here without branches that the lost region has")
 	}
 	return nil
 }

@@ -50,7 +50,9 @@ type sim struct {
 	txs   []*client
 	rows  map[txn.Gid]engine.Row
 	arb   simArbiter
-	err   error
+	// fenced says that a call's participant has seen a newer epoch; nil: none has.
+	fenced func(*engine.Call) bool
+	err    error
 }
 
 type node struct {
@@ -412,6 +414,9 @@ func (s *sim) try(c *client, i int) {
 
 // carry carries a call out at its participant's barrier.
 func (s *sim) carry(c *engine.Call) txn.Outcome {
+	if s.fenced != nil && s.fenced(c) {
+		return txn.Stale
+	}
 	p := s.part(c.Gid, c.Branch)
 	switch c.Op {
 	case txn.OpTry:

@@ -244,7 +244,7 @@ func decodeError(e *peerpb.Error, gid txn.Gid) error {
 	}
 	switch e.Kind {
 	case errRefused:
-		if e.Code < uint32(txn.CodeInvalid) || e.Code > uint32(txn.CodeStaleEpoch) || e.Mode > uint32(txn.ModeWorkflow) || e.Phase > uint32(txn.PhaseAborted) {
+		if e.Code < uint32(txn.CodeInvalid) || e.Code > uint32(txn.CodeIncomplete) || e.Mode > uint32(txn.ModeWorkflow) || e.Phase > uint32(txn.PhaseAborted) {
 			return fmt.Errorf("the holder refuses in a way that this version does not know (code %d): %s", e.Code, e.Text)
 		}
 		return &txn.Error{Code: txn.Code(e.Code), Gid: gid, Mode: txn.Mode(e.Mode), Phase: txn.Phase(e.Phase), Stopped: e.Stopped, Text: e.Text}

@@ -55,7 +55,7 @@ func TestEveryRequestSurvivesTheHop(t *testing.T) {
 }
 
 func TestEveryErrorSurvivesTheHop(t *testing.T) {
-	for c := txn.CodeInvalid; c <= txn.CodeStaleEpoch; c++ {
+	for c := txn.CodeInvalid; c <= txn.CodeIncomplete; c++ {
 		want := &txn.Error{Code: c, Gid: "g", Mode: txn.ModeXA, Phase: txn.PhaseAborting, Stopped: true, Text: "why"}
 		var got *txn.Error
 		if !errors.As(decodeError(encodeError(fmt.Errorf("wrapped: %w", want)), "g"), &got) || *got != *want {

@@ -18,6 +18,8 @@ const (
 	CodeDuplicateStep
 	// CodeStaleEpoch: this epoch may not decide.
 	CodeStaleEpoch
+	// CodeIncomplete: it is committed without branches that a record from elsewhere has (ADR 9).
+	CodeIncomplete
 )
 
 func (c Code) String() string {
@@ -34,6 +36,8 @@ func (c Code) String() string {
 		return "duplicate_step"
 	case CodeStaleEpoch:
 		return "stale_epoch"
+	case CodeIncomplete:
+		return "incomplete"
 	}
 	return fmt.Sprintf("code(%d)", uint8(c))
 }

@@ -61,7 +61,10 @@ func (p *Place) Returned(ctx context.Context, m engine.Move, tx *record.Tx) erro
 	defer cancel()
 	_, err := p.Forward(cctx, m.Owner.Region, engine.Request{Gid: tx.State.Gid, Event: engine.Returned{Tx: *tx}, Want: engine.WantAccepted, Border: true})
 	var refused *txn.Error
-	if errors.As(err, &refused) {
+	if errors.As(err, &refused) && refused.Code == txn.CodeIncomplete {
+		// The same decision, and here is the whole record: what only the lost region knew of is posted from it.
+		err = p.cfg.Complete(cctx, tx)
+	} else if errors.As(err, &refused) {
 		p.noteDiverged(m.Slot, tx.State.Gid, refused.Text)
 		return fmt.Errorf("%w: %w", engine.ErrDiverged, err)
 	}

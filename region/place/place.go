@@ -43,6 +43,8 @@ type Config struct {
 	// CaughtUp is nil when the copies here have everything up to all seals of the region that a slot was taken from, and all
 	// that was decided there and touches accounts of the slot.
 	CaughtUp func(ctx context.Context, m engine.Move) error
+	// Complete posts the effects of all branches of a committed transaction, in all regions. It may be repeated.
+	Complete func(ctx context.Context, tx *record.Tx) error
 	// HTTP calls participants; nil is a client with a timeout of 10 s.
 	HTTP *http.Client
 	// Log gets what changes; nil discards.

@@ -139,7 +139,7 @@ func refused(w http.ResponseWriter, gid string, err error) {
 			code, next = http.StatusNotFound, "lockstep tx list"
 		case txn.CodeInvalid:
 			code, next = http.StatusBadRequest, "lockstep tx list"
-		case txn.CodePhase, txn.CodeMismatch, txn.CodeDuplicateStep, txn.CodeStaleEpoch:
+		case txn.CodePhase, txn.CodeMismatch, txn.CodeDuplicateStep, txn.CodeStaleEpoch, txn.CodeIncomplete:
 		}
 		writeError(w, code, &Error{Code: te.Code.String(), Text: te.Error(), Next: next})
 	default:
