@@ -12,8 +12,8 @@ import (
 
 	"github.com/lockstep-tx/lockstep/coordinator/clock"
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
-	"github.com/lockstep-tx/lockstep/coordinator/store/memstore"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
+	"github.com/lockstep-tx/lockstep/coordinator/store/memstore"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -196,7 +196,9 @@ func (p *place) Ended(context.Context, int, slot.Epoch) (record.Head, error) {
 }
 
 // Cut gives nothing: there is one journal for all here.
-func (p *place) Cut(context.Context, engine.Move, []engine.Row, []record.Event) ([]record.Event, error) { return nil, nil }
+func (p *place) Cut(context.Context, engine.Move, []engine.Row, []record.Event) ([]record.Event, error) {
+	return nil, nil
+}
 
 func (p *place) Returned(ctx context.Context, m engine.Move, tx *record.Tx) error {
 	_, err := p.Forward(ctx, m.Owner.Region, engine.Request{Gid: tx.State.Gid, Event: engine.Returned{Tx: *tx}, Want: engine.WantAccepted, Border: true})

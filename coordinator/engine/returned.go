@@ -59,7 +59,7 @@ func differs(here, theirs *txn.State) error {
 	case here.Phase == txn.PhaseNone:
 		return nil
 	case theirs.Phase.Decided() && here.Phase.Decided() && here.Phase.Commit() != theirs.Phase.Commit():
-		return refuse(txn.CodeMismatch, "it is " + here.Phase.String() + " here, and the lost region had it " + theirs.Phase.String())
+		return refuse(txn.CodeMismatch, "it is "+here.Phase.String()+" here, and the lost region had it "+theirs.Phase.String())
 	case here.Phase.Commit() && len(missing(here, theirs)) > 0:
 		return refuse(txn.CodeIncomplete, "it is committed here without branches that the lost region has")
 	}
