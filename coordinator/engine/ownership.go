@@ -448,6 +448,7 @@ func (r *Runner) sample(ctx context.Context) {
 		if r.Ask(ctx, func(c *Core, _ int64) {
 			if err == nil {
 				c.Shed(shedReason(usage))
+				r.shedding.Store(shedReason(usage) != "")
 			}
 			g = Gauges{Live: c.Live(), Unsaved: c.Unsaved(), Slots: len(c.Held()), Stuck: c.Stuck(StuckFails)}
 		}) != nil {

@@ -179,6 +179,25 @@ func (r *Runner) Ask(ctx context.Context, f func(c *Core, at int64)) error {
 // own are read.
 func (r *Runner) Ready() bool { return r.ready.Load() && !r.stopping.Load() }
 
+// Accepts says that begins are taken: at least one slot is this region's, active and held by a live coordinator, the store has
+// room, and this process is not on its way out.
+func (r *Runner) Accepts() bool {
+	v := r.view.Load()
+	if v == nil || !r.Ready() || r.shedding.Load() {
+		return false
+	}
+	live := map[string]bool{}
+	for _, m := range v.Members {
+		live[m.ID] = true
+	}
+	for n := range slot.Count {
+		if live[v.Holders[n]] && r.Owns(n) {
+			return true
+		}
+	}
+	return false
+}
+
 // View is the latest view of the region's coordinators; nil before the first.
 func (r *Runner) View() *View { return r.view.Load() }
 

@@ -166,6 +166,23 @@ func (s *Server) cut(ctx context.Context, n int, seal slot.Seal, rows []engine.R
 	return s.regions.replica.Returned(ctx, n, seal)
 }
 
+// closeDivergences is place.Config.Close.
+func (s *Server) closeDivergences(ctx context.Context, n int, epoch slot.Epoch) error {
+	list, err := s.journal.Diverged(ctx, epoch.Region(), n)
+	if err != nil {
+		return err
+	}
+	for _, d := range list {
+		if d.SettledAt != 0 || d.Sealed == 0 || d.Epoch > uint64(epoch) {
+			continue
+		}
+		if err := s.journal.SettleDivergence(ctx, d.ID, "the return of the lost region was worked off"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // late is admin.Late.
 type late struct{ s *Server }
 

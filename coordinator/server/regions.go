@@ -65,7 +65,7 @@ func (s *Server) openRegions(ctx context.Context) error {
 	s.regions = &regions{file: f, posts: posts{owed: map[int][]*post{}}, arbiter: arbiter.New(cli, s.log), http: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: secure, MaxIdleConnsPerHost: 16}}}
 	s.regions.admin = &http.Client{Timeout: 10 * time.Second, Transport: s.peerTransport()}
 	s.regions.place, err = place.New(ctx, place.Config{
-		Self: c.Region, Topology: f, Arbiter: s.regions.arbiter, Forward: forwarder{s}, Carried: s.carried, Cut: s.cut, CaughtUp: s.caughtUp, Complete: late{s}.Post, HTTP: s.regions.http, Log: s.log,
+		Self: c.Region, Topology: f, Arbiter: s.regions.arbiter, Forward: forwarder{s}, Carried: s.carried, Cut: s.cut, CaughtUp: s.caughtUp, Complete: late{s}.Post, Close: s.closeDivergences, HTTP: s.regions.http, Log: s.log,
 	})
 	if errors.Is(err, arbiter.ErrNoDeployment) {
 		return fmt.Errorf("regions-file: %w", err)
@@ -240,9 +240,9 @@ func (s *Server) mountRegions(mux *http.ServeMux) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(st) // the caller has left, then
 	})
-	// GET /region/ready is for load balancers: 200 while this region takes payments.
+	// GET /region/ready is for load balancers: 200 only where begins are accepted.
 	mux.HandleFunc("GET /region/ready", func(w http.ResponseWriter, _ *http.Request) {
-		if !s.ready() || !s.runner.Ready() {
+		if !s.ready() || !s.runner.Accepts() {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})

@@ -20,6 +20,8 @@ const (
 	Quota   Evidence = "quota"   // a majority of its own store is gone for good
 	// MaySpend: nothing is known, and the operator has accepted that it may still spend.
 	MaySpend Evidence = "may-spend"
+	// Rehearsed: the region lives and hears of it; a drill.
+	Rehearsed Evidence = "drill"
 )
 
 // Loss is what a forced failover's consent is about: part of the plan, and so of its hash.
@@ -39,7 +41,7 @@ func (p *Plan) checkLoss() error {
 		return fmt.Errorf("loss: it goes with a forced failover, and with nothing else")
 	case l == nil:
 		return nil
-	case !slices.Contains([]Evidence{Power, Network, Quota, MaySpend}, l.Evidence):
+	case !slices.Contains([]Evidence{Power, Network, Quota, MaySpend, Rehearsed}, l.Evidence):
 		return fmt.Errorf("fenced-by: %q is none of power, network, quota", l.Evidence)
 	case !slices.Contains([]slot.Policy{slot.Block, slot.Limit, slot.Allow}, l.Risk.Policy):
 		return fmt.Errorf("at-risk: %q is none of block, limit, allow", l.Risk.Policy)

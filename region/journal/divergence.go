@@ -44,6 +44,15 @@ func (j *Journal) Divergences(ctx context.Context, limit int) ([]Divergence, err
 	return out, nil
 }
 
+// LatestDivergences lists the latest, the settled ones too, newest first.
+func (j *Journal) LatestDivergences(ctx context.Context, limit int) ([]Divergence, error) {
+	out, err := j.divergences(ctx, j.read, "ORDER BY id DESC LIMIT ?", limit)
+	if err != nil {
+		return nil, fmt.Errorf("read the divergences in the journal at %s: %w", j.where, err)
+	}
+	return out, nil
+}
+
 // Diverged lists all divergences of the chain of (origin, n), the settled ones too, by number and epoch.
 func (j *Journal) Diverged(ctx context.Context, origin, n int) ([]Divergence, error) {
 	out, err := j.divergences(ctx, j.read, "WHERE origin = ? AND slot = ? ORDER BY seq, epoch, id", origin, n)

@@ -111,6 +111,9 @@ func (p *Place) Settled(ctx context.Context, m engine.Move) error {
 	if err != nil {
 		return err
 	}
+	if err := p.cfg.Close(ctx, m.Slot, m.Owner.Lost); err != nil {
+		return err
+	}
 	return p.change(ctx, m, to)
 }
 
@@ -132,6 +135,9 @@ func (p *Place) adoptForced(ctx context.Context, part *registry.Participant, m e
 	}
 	if m.Owner.Lost != 0 {
 		return nil
+	}
+	if err := p.cfg.Close(ctx, m.Slot, m.Owner.Seal.Epoch); err != nil {
+		return err
 	}
 	_, err := p.post(ctx, endpoint, "/lockstep/risk", map[string]any{"slots": []map[string]any{{"slot": m.Slot, "epoch": m.Owner.Epoch}}})
 	return err

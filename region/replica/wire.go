@@ -79,6 +79,8 @@ type DivergenceInfo struct {
 	// Decided is commit or abort where the event tells, Phase what it says the transaction is in.
 	Decided string `json:"decided,omitempty"`
 	Phase   string `json:"phase,omitempty"`
+	// Settled says who settled it and how; empty while nobody has.
+	Settled string `json:"settled,omitempty"`
 }
 
 // SettleRequest settles a divergence: Text says who did and how.
@@ -167,9 +169,13 @@ func (s *Service) Exposure(origin string) (*Exposure, error) {
 	return out, nil
 }
 
-// Divergences lists at most limit that nobody has settled, newest first.
-func (s *Service) Divergences(ctx context.Context, limit int) ([]DivergenceInfo, error) {
-	list, err := s.cfg.Journal.Divergences(ctx, limit)
+// Divergences lists at most limit, newest first: those that nobody has settled, or, where settled is set, all.
+func (s *Service) Divergences(ctx context.Context, limit int, settled bool) ([]DivergenceInfo, error) {
+	read := s.cfg.Journal.Divergences
+	if settled {
+		read = s.cfg.Journal.LatestDivergences
+	}
+	list, err := read(ctx, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -181,7 +187,7 @@ func (s *Service) Divergences(ctx context.Context, limit int) ([]DivergenceInfo,
 }
 
 func (s *Service) info(d *journal.Divergence) DivergenceInfo {
-	out := DivergenceInfo{ID: d.ID, Origin: strconv.Itoa(d.Origin), Slot: d.Slot, Seq: d.Seq, Epoch: slot.Epoch(d.Epoch), Gid: string(d.Gid), Reason: d.Reason, At: d.At}
+	out := DivergenceInfo{ID: d.ID, Origin: strconv.Itoa(d.Origin), Slot: d.Slot, Seq: d.Seq, Epoch: slot.Epoch(d.Epoch), Gid: string(d.Gid), Reason: d.Reason, At: d.At, Settled: d.Settled}
 	if d.Origin == s.cfg.Index {
 		out.Origin = s.cfg.Region
 	} else if o := s.origins[d.Origin]; o != nil {
@@ -249,7 +255,7 @@ func (s *Service) serveDivergence(w http.ResponseWriter, req *http.Request) {
 			return
 		}
 	}
-	out, err := s.Divergences(req.Context(), limit)
+	out, err := s.Divergences(req.Context(), limit, req.URL.Query().Get("settled") == "true")
 	respond(w, out, err)
 }
 

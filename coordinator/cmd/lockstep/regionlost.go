@@ -153,6 +153,10 @@ func (c *regionFailoverCmd) plan(owners *slot.Map, x *exposure) (*failover.Plan,
 	if evidence == "" {
 		return nil, &failure{fmt.Errorf("--fenced-by: say how it is known that %s spends no more (power, network, quota), or accept with --may-spend that it may", c.From), c.again("--fenced-by power")}
 	}
+	return c.planOf(owners, x, evidence)
+}
+
+func (c *regionFailoverCmd) planOf(owners *slot.Map, x *exposure, evidence failover.Evidence) (*failover.Plan, error) {
 	p := &failover.Plan{
 		ID: uuid.NewString()[:13], Kind: failover.Forced, From: c.From, To: c.To, Batch: slot.Count, DeadlineMillis: 10_000, Who: whoOr(c.Who), Why: c.Why,
 		Loss: &failover.Loss{Evidence: evidence, Risk: slot.Risk{Policy: slot.Policy(c.AtRisk), Cap: c.Cap}, Exposure: x.digest()},

@@ -236,11 +236,15 @@ func (c *regionFailbackCmd) Run(e *env) error {
 
 type regionDrillCmd struct {
 	betweenFlags
-	Hold time.Duration `help:"How long they stay there." default:"30s"`
+	Hold   time.Duration `help:"How long they stay there." default:"30s"`
+	Forced bool          `help:"Take the slots by force, as if --from were lost, though it lives: it measures what would be lost, and how long it takes. Wants --slots."`
 }
 
 // Run moves slots there and back.
 func (c *regionDrillCmd) Run(e *env) error {
+	if c.Forced {
+		return c.with(e, c.rehearse)
+	}
 	return c.move(e, failover.Drill, c.From, c.To, c.Hold)
 }
 

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/region/failover"
+	"github.com/lockstep-tx/lockstep/region/replica"
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// rehearse takes slots by force from a region that lives, lets it hand back what it has, and moves them home by plan. What the
+// living region says afterwards is the truth that the loss is measured against.
+func (c *regionDrillCmd) rehearse(e *env, o *opened) error {
+	if c.Slots == "" {
+		return usageError{errors.New("--slots: a forced drill wants the slots named: payments in them are put off, and what was not replicated is handed back after it")}
+	}
+	a := c.asker(e, o)
+	ctx, cancel := c.within(e.ctx)
+	defer cancel()
+	checks, err := c.preflight(e, o, c.From, c.To)
+	if err != nil {
+		return err
+	}
+	if !printChecks(e, checks) {
+		return &failure{errors.New("the preflight failed; nothing was moved"), "lockstep region status --context " + c.Context}
+	}
+	f := &regionFailoverCmd{contextFile: c.contextFile, From: c.From, To: c.To, AtRisk: string(slot.Block), Slots: c.Slots, Why: c.Why, Who: c.Who, Answers: true, Scan: 10 * time.Second}
+	owners, err := o.arbiter.Owners(ctx)
+	if err != nil {
+		return err
+	}
+	x, err := f.expose(ctx, e, o, owners)
+	if err != nil {
+		return err
+	}
+	p, err := f.planOf(owners, x, failover.Rehearsed)
+	if err != nil {
+		return err
+	}
+	x.print(e.out, c.From, c.To)
+	if c.DryRun {
+		fmt.Fprintf(e.out, "plan %s: %d slots would be taken by force and go home again; nothing was written\n", p.Hash()[:16], len(p.Slots))
+		return nil
+	}
+	con := c.conductor(e, o)
+	if err := con.Start(e.ctx, *p, time.Now()); err != nil {
+		return &failure{err, "lockstep region resume --context " + c.Context + "  # or abort it"}
+	}
+	if err := c.drive(e, con, p.ID); err != nil {
+		return err
+	}
+	return c.measure(e, o, a, p)
+}
+
+// returnLimit is how long a living region may take to hand back what it has.
+const returnLimit = 2 * time.Minute
+
+// measure waits until the living region has handed back what it had, says how much the taking would have lost, and moves the
+// slots home.
+func (c *regionDrillCmd) measure(e *env, o *opened, a *asker, p *failover.Plan) error {
+	taken := map[string]bool{}
+	for end := time.Now().Add(returnLimit); ; {
+		left, err := c.unsettled(e.ctx, o, p)
+		if err != nil {
+			return err
+		}
+		if left == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			return &failure{fmt.Errorf("region %s has not handed back what it had in %d slots", c.From, left), "lockstep region status --context " + c.Context}
+		}
+		for _, d := range a.view(e.ctx, c.From, &slot.Map{}).diverged() {
+			if taken[d] {
+				continue
+			}
+			q := url.Values{"gid": {d}, "decision": {"commit"}, "reason": {"drill " + p.ID + ": the living region had committed it"}}
+			var out json.RawMessage
+			if err := a.ask(e.ctx, c.From, http.MethodPost, "/v1/transaction/resolve?"+q.Encode(), &out); err == nil {
+				taken[d] = true
+			}
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-e.ctx.Done():
+			return context.Cause(e.ctx)
+		}
+	}
+	lost, err := c.lostIn(e.ctx, a, p)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(e.out, "against what %s had: %d decisions were past the seals, %d transactions were known to nobody else and were taken over\n", c.From, lost, len(taken))
+	back := c.moveFlags
+	back.Why = "back from forced drill " + p.ID
+	return back.move(e, failover.Handover, c.To, c.From, 0)
+}
+
+func (c *regionDrillCmd) unsettled(ctx context.Context, o *opened, p *failover.Plan) (int, error) {
+	rctx, cancel := c.within(ctx)
+	defer cancel()
+	owners, err := o.arbiter.Owners(rctx)
+	if err != nil {
+		return 0, err
+	}
+	left := 0
+	for _, n := range p.Slots {
+		if owners[n].Lost != 0 {
+			left++
+		}
+	}
+	return left, nil
+}
+
+// lostIn counts the decisions past the seals that the living region has in its divergence record.
+func (c *regionDrillCmd) lostIn(ctx context.Context, a *asker, p *failover.Plan) (int, error) {
+	var list []replica.DivergenceInfo
+	if err := a.ask(ctx, c.From, http.MethodGet, "/v1/region/divergence?limit=1000&settled=true", &list); err != nil {
+		return 0, err
+	}
+	epochs := map[int]slot.Epoch{}
+	for i, n := range p.Slots {
+		epochs[n] = p.Loss.Epochs[i]
+	}
+	n := 0
+	for _, d := range list {
+		if d.Origin == c.From && d.Epoch == epochs[d.Slot] && d.Decided != "" && d.Kind == "decision" {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// diverged are the gids of what a region had when slots were taken from it, and nobody has taken over.
+func (v regionView) diverged() (gids []string) {
+	if v.Status == nil {
+		return nil
+	}
+	for _, d := range v.Status.Diverged {
+		gids = append(gids, d.Gid)
+	}
+	return gids
+}
