@@ -81,10 +81,16 @@ func (p *Plan) Check() error {
 	return p.checkLoss()
 }
 
-// Hash of the plan, in hexadecimal. Its ID is left out: what was shown and what is done are the same plan.
+// Hash of the plan, in hexadecimal. Its ID is left out, and what the operator says of the lost region: what was shown and what
+// is done are the same plan.
 func (p *Plan) Hash() string {
 	same := *p
 	same.ID = ""
+	if p.Loss != nil {
+		loss := *p.Loss
+		loss.Evidence = ""
+		same.Loss = &loss
+	}
 	raw, err := json.Marshal(&same)
 	if err != nil {
 		panic(err) // texts and numbers

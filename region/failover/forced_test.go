@@ -132,6 +132,9 @@ func TestAForcedPlanSaysWhatItRisks(t *testing.T) {
 	if p.ID = "another"; p.Hash() != h {
 		t.Error("the hash is over the operation's id: what was shown is never what is done")
 	}
+	if p.Loss.Evidence = Network; p.Hash() != h {
+		t.Error("the hash is over the evidence: what a dry run shows is never what is done")
+	}
 	if p.Loss.Exposure = "more"; p.Hash() == h {
 		t.Error("the exposure is not in the hash: consent to one loss is consent to any")
 	}

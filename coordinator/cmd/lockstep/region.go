@@ -30,6 +30,7 @@ type regionCmd struct {
 	Plan      regionPlanCmd      `cmd:"" help:"Print what a handover would do. Changes nothing."`
 	Handover  regionHandoverCmd  `cmd:"" help:"Move slots to another region, under load."`
 	Failover  regionFailoverCmd  `cmd:"" help:"Take the slots of a region that is lost, from the arbiter and the target alone."`
+	Watch     regionWatchCmd     `cmd:"" help:"Look whether a region is dead, from here and from the other regions; with --auto and every guard, fail over."`
 	Failback  regionFailbackCmd  `cmd:"" help:"Move slots back to the region that the deployment gave them first."`
 	Drill     regionDrillCmd     `cmd:"" help:"Move slots there and back again, to practise."`
 	Pause     regionPauseCmd     `cmd:"" help:"Let the operation stop at its next batch."`
@@ -166,6 +167,7 @@ type regionView struct {
 	State  string               `json:"state"` // up, up 1/2 where one of two coordinators answers, unreachable
 	Error  string               `json:"error,omitempty"`
 	Slots  map[slot.Status]int  `json:"slots"`
+	Forced int                  `json:"forced,omitempty"` // slots taken by force whose loss is not worked off
 	Status *server.RegionStatus `json:"status,omitempty"`
 }
 
@@ -190,11 +192,12 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 				slots += fmt.Sprintf(" +%d %s", v.Slots[st], st)
 			}
 		}
+		if v.Forced > 0 {
+			slots += fmt.Sprintf(" (%d by force)", v.Forced)
+		}
 		if v.Status == nil {
 			fmt.Fprintf(w, "%s\t%s\t%s\t?\t?\t?\t?\t?\t?\n", v.Region, v.State, slots)
-			if admin := o.file.Regions[v.Region].Admin; len(admin) > 0 {
-				next = fmt.Sprintf("curl %s/readyz  # %s", admin[0], v.Error)
-			}
+			next = c.silentNext(o, views, &v)
 			continue
 		}
 		if v.Error != "" {
@@ -203,8 +206,8 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 		if len(v.Status.Diverged) > 0 {
 			d := v.Status.Diverged[0]
 			next = fmt.Sprintf("lockstep tx resolve %s --commit --reason REASON --admin-addr %s  # docs/runbooks/divergence.md; %d transactions of %s: %s", shellQuote(d.Gid), hostOf(firstAdmin(o, v.Region)), len(v.Status.Diverged), v.Region, d.Why)
-		} else if v.Status.Unsettled > 0 && next == "" {
-			next = fmt.Sprintf("lockstep tx list --in-doubt --admin-addr %s  # %d slots were taken by force, docs/runbooks/region-lost.md", hostOf(firstAdmin(o, v.Region)), v.Status.Unsettled)
+		} else if v.Forced > 0 && next == "" {
+			next = fmt.Sprintf("lockstep tx list --in-doubt --admin-addr %s  # %d slots were taken by force, docs/runbooks/region-lost.md", hostOf(firstAdmin(o, v.Region)), v.Forced)
 		}
 		if n := unpublishable(v.Status); n >= 0 {
 			next = fmt.Sprintf("lockstep drift run --context %s  # slot %d of %s goes to no other region, docs/runbooks/slot-stopped.md: %s", c.Context, n, v.Region, v.Status.Unpublishable[n])
@@ -233,6 +236,17 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 		fmt.Fprintln(e.out, "next:", next)
 	}
 	return nil
+}
+
+// silentNext is what to do about a region that does not answer: another one says whether it hears it.
+func (c *contextFile) silentNext(o *opened, views []regionView, v *regionView) string {
+	owns := v.Slots[slot.Active]+v.Slots[slot.Draining]+v.Slots[slot.Sealed]+v.Slots[slot.Taken] > 0
+	for _, other := range views {
+		if owns && other.Status != nil {
+			return fmt.Sprintf("lockstep region watch --from %s --to %s --context %s  # docs/runbooks/region-lost.md; it does not answer: %s", v.Region, other.Region, c.Context, cut(v.Error, 120))
+		}
+	}
+	return fmt.Sprintf("curl %s/readyz  # %s", firstAdmin(o, v.Region), v.Error)
 }
 
 // stoppedNext is what to do about a slot that does not go on.
@@ -329,6 +343,9 @@ func (a *asker) view(ctx context.Context, region string, owners *slot.Map) regio
 	for _, w := range owners {
 		if w.Region == region {
 			v.Slots[w.Status]++
+		}
+		if w.Region == region && w.Lost != 0 {
+			v.Forced++
 		}
 	}
 	bases := a.o.file.Regions[region].Admin

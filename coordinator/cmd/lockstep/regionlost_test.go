@@ -1,0 +1,218 @@
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+var updateGolden = flag.Bool("update", false, "write testdata/region-lost.golden anew")
+
+// left is a world in which west lives, and a participant that holds something for a transaction of east's slots.
+func left(t *testing.T) *world {
+	w := newWorld(t)
+	w.must("region", "init")
+	part := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/lockstep/probe":
+			fmt.Fprint(rw, `{"fenced":true,"batch":true,"apply":true,"movable":true,"tries":true,"settle":true}`)
+		case "/lockstep/tries":
+			fmt.Fprint(rw, `{"tries":[{"gid":"order-7","branch":"02","trans_type":"tcc","state":"tried","account":"alice","amount":1200,"currency":"CNY","debit":true}]}`)
+		}
+	}))
+	t.Cleanup(part.Close)
+	plain := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(plain.Close)
+	w.must("participant", "set", "wallet", "--endpoint", "east="+part.URL, "--endpoint", "west="+part.URL)
+	w.must("participant", "set", "points", "--endpoint", "east="+plain.URL, "--endpoint", "west="+plain.URL)
+	w.status("west", calm)
+	handle := func(pattern, answer string) {
+		w.admin["west"].HandleFunc(pattern, func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprint(rw, answer) })
+	}
+	handle("GET /v1/region/exposure", `{"origin":"east","heard_ms":4200,"open":3,"unpublished":1,"unapplied":2,"slots":[{"slot":4,"applied":7,"head":9}]}`)
+	handle("GET /v1/region/reached", `{"reached":true}`)
+	handle("POST /v1/region/canary", `{"took_ms":1}`)
+	w.admin["west"].HandleFunc("POST /v1/region/freeze", func(rw http.ResponseWriter, r *http.Request) {
+		var in struct {
+			Slots []struct {
+				Slot  int
+				Epoch uint64
+			}
+		}
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+			t.Error(err)
+		}
+		out := map[string]any{}
+		var marks []map[string]any
+		for _, s := range in.Slots {
+			marks = append(marks, map[string]any{"slot": s.Slot, "epoch": s.Epoch, "seq": 7, "chain": strings.Repeat("ab", 32)})
+		}
+		out["marks"] = marks
+		if err := json.NewEncoder(rw).Encode(out); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+// masked takes out what differs from run to run.
+func (w *world) masked(out string) string {
+	out = strings.ReplaceAll(out, w.file, "regions.yaml")
+	for _, m := range []struct{ pattern, by string }{
+		{`127\.0\.0\.1:\d+`, "HOST:PORT"}, {`[0-9a-f]{8}-[0-9a-f]{4}`, "OPERATION"}, {`plan [0-9a-f]{16}`, "plan HASH"}, {`--plan [0-9a-f]{16}`, "--plan HASH"},
+		{`it is [0-9a-f]{16} by now`, "it is HASH by now"}, {`after \d+ ms`, "after N ms"}, {`in \d+ ms`, "in N ms"}, {`slots moved in \d+ ms`, "slots moved in N ms"},
+	} {
+		out = regexp.MustCompile(m.pattern).ReplaceAllString(out, m.by)
+	}
+	return out
+}
+
+// TestTheTranscriptOfALostRegion holds every line that an operator reads at 3 a.m. to the letter: refusals and statuses end with
+// a command to paste.
+func TestTheTranscriptOfALostRegion(t *testing.T) {
+	w := left(t)
+	var b strings.Builder
+	step := func(why string, args ...string) string {
+		out, code := w.command(args...)
+		fmt.Fprintf(&b, "# %s\n$ lockstep %s\n%s[exit code %d]\n\n", why, strings.Join(args, " "), w.masked(out), code)
+		return out
+	}
+	failover := func(more ...string) []string {
+		return append([]string{"region", "failover", "--from", "east", "--to", "west"}, more...)
+	}
+	step("a limit without its amount", failover()...)
+	step("to the lost region itself", "region", "failover", "--from", "east", "--to", "east", "--at-risk", "block")
+	step("what is exposed, and what would be done", failover("--at-risk", "limit", "--cap", "5000", "--dry-run")...)
+	step("without a word of how it is fenced", failover("--at-risk", "block")...)
+	step("without the consent", failover("--at-risk", "block", "--fenced-by", "power")...)
+	step("consent to another plan", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "0123456789abcdef")...)
+	step("consent to losing another region", failover("--at-risk", "block", "--may-spend", "--confirm-region", "west")...)
+	step("the region is watched", "region", "watch", "--from", "east", "--to", "west", "--once")
+	if m := w.owned("east"); m != slot.Count/2 {
+		t.Fatalf("east has %d slots before anybody consented", m)
+	}
+	step("done", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--slots", "0-9", "--on-switch", `test "$LOCKSTEP_TO" = west`)...)
+	step("the status after it", "region", "status")
+	step("again: these slots are taken", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--slots", "0-9")...)
+	step("outside traffic does not move", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--slots", "10", "--on-switch", "exit 3")...)
+	w.status("east", calm)
+	step("a region that answers is not lost", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east")...)
+	file := filepath.Join("testdata", "region-lost.golden")
+	if *updateGolden {
+		if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), b.String()); d != "" {
+		t.Errorf("the transcript is not testdata/region-lost.golden (-file +now); if it should be: go test ./coordinator/cmd/lockstep -run TestTheTranscript -update\n%s", d)
+	}
+}
+
+// owned counts a region's slots.
+func (w *world) owned(region string) (n int) {
+	w.t.Helper()
+	m, err := w.arbiter.Owners(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, o := range m {
+		if o.Region == region {
+			n++
+		}
+	}
+	return n
+}
+
+// TestADeadRegionIsOneThatNobodyHears: two vantage points, and the way from here may be what is cut.
+func TestADeadRegionIsOneThatNobodyHears(t *testing.T) {
+	const limit = time.Minute
+	for name, c := range map[string]struct {
+		s    sight
+		here time.Duration
+		dead bool
+		why  string
+	}{
+		"nobody hears it":                  {sight{true, map[string]time.Duration{"west": 2 * limit, "north": limit}}, limit, true, ""},
+		"it answers here":                  {sight{false, nil}, 0, false, "it answers here"},
+		"not long enough":                  {sight{true, map[string]time.Duration{"west": 2 * limit}}, limit / 2, false, "does not answer here for 30s"},
+		"another region hears it":          {sight{true, map[string]time.Duration{"west": 2 * limit, "north": time.Second}}, limit, false, "region north heard it 1s ago"},
+		"nobody else answers this process": {sight{true, map[string]time.Duration{"west": -1}}, limit, false, "this process may be the one that is cut off"},
+		"one of two does not answer":       {sight{true, map[string]time.Duration{"west": limit, "north": -1}}, limit, true, ""},
+	} {
+		if dead, why := c.s.dead(c.here, limit); dead != c.dead || !strings.Contains(why, c.why) {
+			t.Errorf("%s: %v, %q", name, dead, why)
+		}
+	}
+}
+
+// TestNothingFailsOverByItselfPastAGuard: each guard by itself stands in the way.
+func TestNothingFailsOverByItselfPastAGuard(t *testing.T) {
+	good := func() guards { return guards{Members: 3, Dead: []string{"east"}, Forced: time.Now().Add(-time.Hour)} }
+	g := good()
+	if got := g.against(30 * time.Minute); len(got) != 0 {
+		t.Fatalf("%v", got)
+	}
+	for want, spoil := range map[string]func(*guards){
+		"no witness": func(g *guards) { g.Members = 2 }, "one at most": func(g *guards) { g.Dead = append(g.Dead, "north") },
+		"must pass": func(g *guards) { g.Forced = time.Now().Add(-time.Minute) }, "is on its way": func(g *guards) { g.Running = "handover x is on its way" },
+		"chains do not go on": func(g *guards) { g.Stopped = 1 }, "findings of drift": func(g *guards) { g.Drift = 2 }, "not worked off": func(g *guards) { g.Taken = 5 },
+	} {
+		g := good()
+		spoil(&g)
+		if got := g.against(30 * time.Minute); len(got) != 1 || !strings.Contains(got[0], want) {
+			t.Errorf("%s: %v", want, got)
+		}
+	}
+}
+
+// TestTheWatchFailsOverOnlyWhenItIsToldTo: by default it says what to run; with --auto the guards decide, and a fence that fails
+// stops it.
+func TestTheWatchFailsOverOnlyWhenItIsToldTo(t *testing.T) {
+	w := left(t)
+	watch := func(more ...string) (string, int) {
+		return w.command(append([]string{"region", "watch", "--from", "east", "--to", "west", "--dead-for", "1s", "--every", "50ms"}, more...)...)
+	}
+	if out, code := watch(); code != exitOK || !strings.Contains(out, "east is dead") || !strings.Contains(out, "next: lockstep region failover --from east --to west") {
+		t.Fatal(code, out)
+	}
+	if out, code := watch("--auto"); code != exitUsage || !strings.Contains(out, "--fence-cmd:") {
+		t.Fatal(code, out)
+	}
+	// The world's arbiter has one member: no witness.
+	if out, code := watch("--auto", "--fence-cmd", "touch "+filepath.Join(t.TempDir(), "fenced")); code != exitFailure || !strings.Contains(out, "no witness") || w.owned("east") != slot.Count/2 {
+		t.Fatal(code, out)
+	}
+	raw, err := os.ReadFile(w.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := regexp.MustCompile(`arbiter: \["([^"]+)"\]`).FindStringSubmatch(string(raw))[1]
+	if err := os.WriteFile(w.file, []byte(strings.Replace(string(raw), fmt.Sprintf("[%q]", addr), fmt.Sprintf("[%q, %q, %q]", addr, addr, addr), 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := watch("--auto", "--fence-cmd", "exit 1"); code != exitFailure || !strings.Contains(out, "may still spend") || w.owned("east") != slot.Count/2 {
+		t.Fatal(code, out)
+	}
+	if out, code := watch("--auto", "--fence-cmd", `test "$LOCKSTEP_REGION" = east`); code != exitOK || w.owned("west") != slot.Count {
+		t.Fatal(code, out)
+	}
+	if !strings.Contains(w.audit(), "watch: unheard for 1s") {
+		t.Error(w.audit())
+	}
+}
