@@ -198,6 +198,17 @@ func (r *Runner) Accepts() bool {
 	return false
 }
 
+// Epochs gives the highest epoch of each slot at which this process has held it, or knows of; 0 where it knows of none.
+func (r *Runner) Epochs() (out [slot.Count]slot.Epoch) {
+	for n := range out {
+		out[n] = slot.Epoch(r.heldEpoch[n].Load())
+		if o, known := r.owner(n); known {
+			out[n] = max(out[n], o.Epoch)
+		}
+	}
+	return out
+}
+
 // View is the latest view of the region's coordinators; nil before the first.
 func (r *Runner) View() *View { return r.view.Load() }
 

@@ -41,7 +41,11 @@ func (s *Server) recovered(ctx context.Context, n int) ([][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := recovery.Known{Decisions: map[txn.Gid][]byte{}, RestoredEpoch: uint64(s.regions.place.Deployment().RestoredEpoch), AtMillis: time.Now().UnixMilli(),
+	dep, err := s.regions.arbiter.Deployment(ctx) // as it is now: it may have been restored since this process began
+	if err != nil {
+		return nil, err
+	}
+	k := recovery.Known{Decisions: map[txn.Gid][]byte{}, RestoredEpoch: uint64(dep.RestoredEpoch), AtMillis: time.Now().UnixMilli(),
 		Finished: func(gid txn.Gid) (bool, error) {
 			tx, err := s.journal.Get(ctx, gid)
 			return tx != nil && tx.State.Phase.Finished(), err

@@ -240,6 +240,19 @@ func (s *Server) mountRegions(mux *http.ServeMux) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(st) // the caller has left, then
 	})
+	mux.HandleFunc("GET /v1/region/epochs", func(w http.ResponseWriter, req *http.Request) {
+		marks, err := s.journal.Marks(req.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		epochs := s.runner.Epochs()
+		for _, m := range marks {
+			epochs[m.Slot] = max(epochs[m.Slot], slot.Epoch(m.Epoch))
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(map[string]any{"epochs": epochs}) // the caller has left, then
+	})
 	// GET /region/ready is for load balancers: 200 only where begins are accepted.
 	mux.HandleFunc("GET /region/ready", func(w http.ResponseWriter, _ *http.Request) {
 		if !s.ready() || !s.runner.Accepts() {

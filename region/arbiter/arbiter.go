@@ -229,6 +229,27 @@ func (a *Arbiter) initSlots(ctx context.Context, d *Deployment, from, to int, as
 	return nil
 }
 
+// Restored notes that the arbiter was restored from a backup: absence of a decision proves nothing about transactions that began
+// in an epoch below the one given. It never goes back. Durable on nil.
+func (a *Arbiter) Restored(ctx context.Context, epoch slot.Epoch) error {
+	for {
+		d, rev, err := a.deployment(ctx)
+		if err != nil || d.RestoredEpoch >= epoch {
+			return err
+		}
+		d.RestoredEpoch = epoch
+		resp, err := a.settle(ctx, func(t clientv3.Txn) clientv3.Txn {
+			return t.If(clientv3.Compare(clientv3.ModRevision(deploymentKey), "=", rev)).Then(clientv3.OpPut(deploymentKey, mustJSON(d)))
+		})
+		if err != nil {
+			return fmt.Errorf("note that the arbiter was restored: %w", err)
+		}
+		if resp.Succeeded {
+			return nil
+		}
+	}
+}
+
 // Deployment reads the deployment; ErrNoDeployment before Init.
 func (a *Arbiter) Deployment(ctx context.Context) (Deployment, error) {
 	d, _, err := a.deployment(ctx)

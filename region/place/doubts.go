@@ -54,6 +54,10 @@ func (p *Place) FindDoubts(ctx context.Context, mine func(n int) bool, do func(c
 }
 
 func (p *Place) findDoubts(ctx context.Context, moves []engine.Move, do func(context.Context, engine.Request) (engine.Reply, error)) error {
+	dep, err := p.cfg.Arbiter.Deployment(ctx) // as it is now: it may have been restored since this process began
+	if err != nil {
+		return err
+	}
 	tries, err := p.tries(ctx, moves)
 	epochs := map[int]slot.Epoch{}
 	for _, m := range moves {
@@ -61,7 +65,7 @@ func (p *Place) findDoubts(ctx context.Context, moves []engine.Move, do func(con
 	}
 	errs := []error{err}
 	for gid, list := range tries {
-		if err := p.doubt(ctx, gid, list, epochs[slot.Of(string(gid))], do); err != nil {
+		if err := p.doubt(ctx, gid, list, epochs[slot.Of(string(gid))], dep.RestoredEpoch == 0, do); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -157,8 +161,9 @@ func Tries(ctx context.Context, client *http.Client, endpoint string, slots []in
 	return out, nil
 }
 
-// doubt makes a live transaction of tries that nobody knows a record of.
-func (p *Place) doubt(ctx context.Context, gid txn.Gid, tries []recovery.Try, epoch slot.Epoch, do func(context.Context, engine.Request) (engine.Reply, error)) error {
+// doubt makes a live transaction of tries that nobody knows a record of. conclusive: what the arbiter does not know was not
+// decided globally.
+func (p *Place) doubt(ctx context.Context, gid txn.Gid, tries []recovery.Try, epoch slot.Epoch, conclusive bool, do func(context.Context, engine.Request) (engine.Reply, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, returnedTimeout)
 	defer cancel()
 	rep, err := do(ctx, engine.Request{Gid: gid, Want: engine.WantAccepted})
@@ -170,7 +175,7 @@ func (p *Place) doubt(ctx context.Context, gid txn.Gid, tries []recovery.Try, ep
 	if err != nil {
 		p.cfg.Log.Error("participants contradict each other; an operator must look", "gid", gid, "err", err)
 	}
-	if err == nil && tx.State.Opt.Durability == txn.Global && p.dep.RestoredEpoch == 0 {
+	if err == nil && tx.State.Opt.Durability == txn.Global && conclusive {
 		// The arbiter's silence is conclusive once abort is written there, and it is before a cancel leaves.
 		if tx, err = recovery.Aborted(tx, time.Now().UnixMilli()); err != nil {
 			return err
