@@ -170,6 +170,17 @@ func (s *Server) cut(ctx context.Context, n int, seal slot.Seal, rows []engine.R
 	return s.regions.replica.Returned(ctx, n, seal)
 }
 
+// noted is place.Config.Noted.
+func (s *Server) noted(ctx context.Context, n int, gid txn.Gid) (bool, error) {
+	list, err := s.journal.Diverged(ctx, s.regions.place.Index(), n)
+	for _, d := range list {
+		if d.Gid == gid && d.SettledAt != 0 {
+			return true, err
+		}
+	}
+	return false, err
+}
+
 // closeDivergences is place.Config.Close.
 func (s *Server) closeDivergences(ctx context.Context, n int, epoch slot.Epoch) error {
 	list, err := s.journal.Diverged(ctx, epoch.Region(), n)

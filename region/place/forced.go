@@ -65,6 +65,10 @@ func (p *Place) Returned(ctx context.Context, m engine.Move, tx *record.Tx) erro
 		// The same decision, and here is the whole record: what only the lost region knew of is posted from it.
 		err = p.cfg.Complete(cctx, tx)
 	} else if errors.As(err, &refused) {
+		if noted, nerr := p.cfg.Noted(cctx, m.Slot, tx.State.Gid); nerr != nil || noted {
+			p.noteDiverged(m.Slot, tx.State.Gid, "")
+			return nerr
+		}
 		p.noteDiverged(m.Slot, tx.State.Gid, refused.Text)
 		return fmt.Errorf("%w: %w", engine.ErrDiverged, err)
 	}

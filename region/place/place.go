@@ -45,6 +45,8 @@ type Config struct {
 	CaughtUp func(ctx context.Context, m engine.Move) error
 	// Complete posts the effects of all branches of a committed transaction, in all regions. It may be repeated.
 	Complete func(ctx context.Context, tx *record.Tx) error
+	// Noted says that an operator has settled what diverges of a transaction, outside of it.
+	Noted func(ctx context.Context, n int, gid txn.Gid) (bool, error)
 	// Close notes that the divergences of a slot's events of an epoch and before are worked off.
 	Close func(ctx context.Context, n int, epoch slot.Epoch) error
 	// HTTP calls participants; nil is a client with a timeout of 10 s.
