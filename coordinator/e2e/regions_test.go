@@ -299,6 +299,16 @@ func TestGlobalNeedsTheArbiter(t *testing.T) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+	// What is begun now fails fast, and says why.
+	eventually(t, 10*time.Second, "a new global payment is refused at once", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		_, err := c.Execute(ctx, global(fmt.Sprint("late-", time.Now().UnixNano()), from, to), client.Decided)
+		return err != nil && ctx.Err() == nil && strings.Contains(err.Error(), "the arbiter was not heard")
+	})
+	if tool := d.tool(d.move("handover", "east", "west")...); tool.ended(60*time.Second) == 0 {
+		t.Errorf("slots moved without the arbiter:\n%s", tool.text())
+	}
 	d.members[0].signal(syscall.SIGCONT)
 	s = persist(t, 30*time.Second, func(ctx context.Context) (client.State, error) { return c.Execute(ctx, waits, client.Decided) })
 	t.Logf("the payment that waited is %v", s.GetPhase())

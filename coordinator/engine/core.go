@@ -73,6 +73,7 @@ type Core struct {
 	deletes []*entry         // finished and journaled, oldest first
 	poison  map[txn.Gid]bool // records that cannot be read: nothing may begin under their gids
 	shed    string           // why begins are refused; "" while they are not
+	global  error            // why begins of global durability are refused; nil while they are not
 	out     Output
 }
 
@@ -186,6 +187,23 @@ func (c *Core) Unsaved() int { return c.unsaved }
 // Shed refuses begins from now on for the reason given; "" takes them again. What was begun is finished either way.
 func (c *Core) Shed(why string) { c.shed = why }
 
+// NoGlobal refuses begins of global durability from now on for the reason given; nil takes them again. What was begun waits for
+// the arbiter.
+func (c *Core) NoGlobal(why error) { c.global = why }
+
+// globally says that an event begins a transaction of global durability.
+func globally(ev txn.Event) bool {
+	switch e := ev.(type) {
+	case txn.Prepare:
+		return e.Spec.Opt.Durability == txn.Global
+	case txn.Execute:
+		return e.Spec.Opt.Durability == txn.Global
+	case txn.Submit:
+		return e.Spec.Opt.Durability == txn.Global
+	}
+	return false
+}
+
 // Poison keeps everything from a gid whose record cannot be read: a begin would overwrite it.
 func (c *Core) Poison(gid txn.Gid) {
 	if c.poison == nil {
@@ -236,7 +254,7 @@ func (c *Core) Apply(at int64, p *pending) {
 	}
 	if e == nil {
 		if mode, ok := begins(p.req.Event); ok {
-			if err := c.admit(mode); err != nil {
+			if err := c.admit(mode, p.req.Event); err != nil {
 				p.finish(answer{err: err})
 				return
 			}
@@ -327,7 +345,10 @@ func (c *Core) Found(at int64, p *pending, tx *record.Tx) {
 }
 
 // admit says whether a transaction may begin.
-func (c *Core) admit(mode txn.Mode) error {
+func (c *Core) admit(mode txn.Mode, ev txn.Event) error {
+	if c.global != nil && globally(ev) {
+		return fmt.Errorf("%w: a decision of global durability cannot be written: %w; repeat the request, or ask for regional", ErrUnavailable, c.global)
+	}
 	limit := c.lim.UnsavedMax
 	if mode == txn.ModeMsg {
 		limit /= 2

@@ -2,6 +2,8 @@ package engine_test
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -153,4 +155,18 @@ func TestAnOwnerOfBeforeDecidesNothingGlobally(t *testing.T) {
 		t.Fatalf("decided %s in an epoch that has ended", d)
 	}
 	_ = held
+}
+
+// TestAGlobalBeginFailsFastWhileTheArbiterIsAway: with the reason, and a regional one goes on.
+func TestAGlobalBeginFailsFastWhileTheArbiterIsAway(t *testing.T) {
+	w := newWorld("east")
+	w.places["east"].away = errors.New("the arbiter was not heard")
+	east, _ := w.places["east"].join(t, newDesk())
+	until(t, "a global begin is refused", func() bool {
+		_, err := east.Do(t.Context(), engine.Request{Gid: gidIn(4, 1), Event: txn.Prepare{Spec: txn.Spec{Mode: txn.ModeTCC, Opt: txn.Options{Durability: txn.Global}}}, Want: engine.WantAccepted})
+		return errors.Is(err, engine.ErrUnavailable) && strings.Contains(err.Error(), "the arbiter was not heard") && strings.Contains(err.Error(), "regional")
+	})
+	if _, err := east.Do(t.Context(), engine.Request{Gid: gidIn(4, 2), Event: txn.Prepare{Spec: txn.Spec{Mode: txn.ModeTCC}}, Want: engine.WantAccepted}); err != nil {
+		t.Fatal(err)
+	}
 }

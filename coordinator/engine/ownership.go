@@ -450,6 +450,9 @@ func (r *Runner) sample(ctx context.Context) {
 				c.Shed(shedReason(usage))
 				r.shedding.Store(shedReason(usage) != "")
 			}
+			if r.regions != nil {
+				c.NoGlobal(r.regions.Arbiter())
+			}
 			g = Gauges{Live: c.Live(), Unsaved: c.Unsaved(), Slots: len(c.Held()), Stuck: c.Stuck(StuckFails)}
 		}) != nil {
 			return

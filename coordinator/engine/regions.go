@@ -51,6 +51,8 @@ type Regions interface {
 	// Adopt makes this region's participants take the accounts of slots that this region owns, wherever they were released.
 	// nil: all of them have. It may be repeated.
 	Adopt(ctx context.Context, moves []Move) error
+	// Arbiter is nil while the arbiter answers, and else why not.
+	Arbiter() error
 	// Generations gives, by slot, the number that every removal of global decisions changes; slots without one are left out.
 	Generations(ctx context.Context) (map[int]int64, error)
 	// Decide writes a global decision if none stands, and gives the one that stands. ErrOutdated: nothing was written, and

@@ -38,6 +38,7 @@ type place struct {
 	*world
 	name     string
 	index    int
+	away     error // why the arbiter does not answer
 	store    *memstore.Store
 	journal  *memstore.Journal
 	released map[int]slot.Epoch
@@ -189,6 +190,8 @@ func (p *place) Undo(_ context.Context, m engine.Move) error {
 	}
 	return p.change(m.Slot, m.Owner, to)
 }
+
+func (p *place) Arbiter() error { return p.away }
 
 // Ended is where a planned move's store goes on anyway, and nothing under a forced seal: these stores began with it.
 func (p *place) Ended(context.Context, int, slot.Epoch) (record.Head, error) {

@@ -125,6 +125,17 @@ func (p *Place) Registry() *registry.Registry { return p.registry }
 // Heard is when the arbiter last answered, in unix milliseconds; 0 never.
 func (p *Place) Heard() int64 { return p.heard.Load() }
 
+// arbiterSilence is how long the arbiter may be unheard, which is asked every second, until it is said to be away.
+const arbiterSilence = 5 * time.Second
+
+// Arbiter is engine.Regions's.
+func (p *Place) Arbiter() error {
+	if at := p.heard.Load(); at == 0 || time.Now().UnixMilli()-at > arbiterSilence.Milliseconds() {
+		return fmt.Errorf("the arbiter was not heard for more than %v", arbiterSilence)
+	}
+	return nil
+}
+
 // Changed is engine.Regions's.
 func (p *Place) Changed() <-chan struct{} {
 	p.mu.Lock()
