@@ -162,8 +162,10 @@ func TestAGlobalBeginFailsFastWhileTheArbiterIsAway(t *testing.T) {
 	w := newWorld("east")
 	w.places["east"].away = errors.New("the arbiter was not heard")
 	east, _ := w.places["east"].join(t, newDesk())
+	n := 10
 	until(t, "a global begin is refused", func() bool {
-		_, err := east.Do(t.Context(), engine.Request{Gid: gidIn(4, 1), Event: txn.Prepare{Spec: txn.Spec{Mode: txn.ModeTCC, Opt: txn.Options{Durability: txn.Global}}}, Want: engine.WantAccepted})
+		n++
+		_, err := east.Do(t.Context(), engine.Request{Gid: gidIn(4, n), Event: txn.Prepare{Spec: txn.Spec{Mode: txn.ModeTCC, Opt: txn.Options{Durability: txn.Global}}}, Want: engine.WantAccepted})
 		return errors.Is(err, engine.ErrUnavailable) && strings.Contains(err.Error(), "the arbiter was not heard") && strings.Contains(err.Error(), "regional")
 	})
 	if _, err := east.Do(t.Context(), engine.Request{Gid: gidIn(4, 2), Event: txn.Prepare{Spec: txn.Spec{Mode: txn.ModeTCC}}, Want: engine.WantAccepted}); err != nil {
