@@ -153,7 +153,7 @@ func TestARegionIsLost(t *testing.T) {
 	if err != nil || strings.Contains(string(out), "in-doubt") {
 		t.Fatalf("in doubt after the return: %v\n%s", err, out)
 	}
-	back := d.tool("failback", "--from", "west", "--to", "east", "--max-lag", "60s", "--batch", "64")
+	back := d.tool(d.move("failback", "west", "east", "--max-lag", "60s", "--pause", "100ms")...)
 	if code := back.ended(120 * time.Second); code != 0 {
 		t.Fatalf("the failback ended with %d:\n%s", code, back.text())
 	}

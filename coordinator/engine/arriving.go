@@ -82,8 +82,8 @@ func (r *Runner) between(ctx context.Context, v *View, ids []string, take []int)
 			if r.working.begin(n) {
 				arrive = append(arrive, m)
 			}
-		case !ours && r.lostIt(o) && v.Closed[n] < uint64(o.Lost) && !r.holds(n):
-			r.start(n, func() { r.handBack(ctx, m) })
+		case !ours && !r.holds(n) && r.lostIt(n, o, v.Closed[n]) != nil:
+			r.start(n, func() { r.handBack(ctx, m, r.regions.Lost(n)) })
 		case !ours && o.Status == slot.Active && v.Closed[n] != 0 && v.Closed[n] < uint64(o.Epoch) && r.purged[n].Load() < v.Closed[n]:
 			r.start(n, func() { r.purge(ctx, n, v.Closed[n]) })
 		}

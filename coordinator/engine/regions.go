@@ -71,10 +71,13 @@ type Regions interface {
 	// Ended gives the end of this region's own last epoch of a slot below the one given: where its chain goes on. Zero where
 	// there was none.
 	Ended(ctx context.Context, n int, below slot.Epoch) (record.Head, error)
+	// Lost gives the last seal under which a slot was taken from this region by force, as far as is known; nil where there was
+	// none.
+	Lost(n int) *slot.Seal
 	// Cut makes copies of the accounts here of a slot that was taken from this region, brings what the store has of it into
 	// the own journal, takes all that is past the seal out of it again, and gives that: the decisions and finishes that do
 	// not count. It may be repeated, and gives the same: nothing gets into a journal that was cut.
-	Cut(ctx context.Context, m Move, rows []Row, events []record.Event) ([]record.Event, error)
+	Cut(ctx context.Context, m Move, seal *slot.Seal, rows []Row, events []record.Event) ([]record.Event, error)
 	// Returned hands the slot's owner a transaction as this region left it when it was lost. ErrDiverged: it was not taken
 	// over, and an operator has to settle it.
 	Returned(ctx context.Context, m Move, tx *record.Tx) error

@@ -199,7 +199,14 @@ func (p *place) Ended(context.Context, int, slot.Epoch) (record.Head, error) {
 }
 
 // Cut gives nothing: there is one journal for all here.
-func (p *place) Cut(context.Context, engine.Move, []engine.Row, []record.Event) ([]record.Event, error) {
+func (p *place) Lost(n int) *slot.Seal {
+	if o := p.owner(n); o.Lost != 0 && o.Lost.Region() == p.index {
+		return o.Seal
+	}
+	return nil
+}
+
+func (p *place) Cut(context.Context, engine.Move, *slot.Seal, []engine.Row, []record.Event) ([]record.Event, error) {
 	return nil, nil
 }
 

@@ -14,9 +14,13 @@ import (
 // This file is what a region does that was lost and is back (ADR 9): what it has of slots that were taken from it goes to
 // their owners, its journal is cut back to the seals, and its store forgets them. Every step can be repeated.
 
-// lostIt says that the slot was taken from this region by force, and that what is here of it is not worked off.
-func (r *Runner) lostIt(o slot.Owner) bool {
-	return o.Lost != 0 && o.Lost.Region() == r.regions.Index() && o.Status == slot.Active && o.Seal != nil && o.Seal.Epoch == o.Lost
+// lostIt gives the seal under which the slot was taken from this region by force while what is here of it is not worked off: it
+// is not closed in the store, or the arbiter was not told. It may have gone on to others since, also by force. nil otherwise.
+func (r *Runner) lostIt(n int, o slot.Owner, closed uint64) *slot.Seal {
+	if s := r.regions.Lost(n); s != nil && o.Status == slot.Active && s.Epoch < o.Epoch && (closed < uint64(s.Epoch) || o.Lost == s.Epoch) {
+		return s
+	}
+	return nil
 }
 
 // handBackPause is how long a slot that is not worked off rests until it is looked at again.
@@ -24,11 +28,11 @@ const handBackPause = time.Second
 
 // handBack works off what this region has of a slot that was taken from it. What diverges keeps the slot from being closed:
 // it is looked at again until an operator has settled it.
-func (r *Runner) handBack(ctx context.Context, m Move) {
-	err := r.handBackOnce(ctx, m)
+func (r *Runner) handBack(ctx context.Context, m Move, seal *slot.Seal) {
+	err := r.handBackOnce(ctx, m, seal)
 	switch {
 	case err == nil:
-		r.cfg.Log.Info("what was left of a slot that was taken is worked off", "slot", m.Slot, "epoch", m.Owner.Lost, "owner", m.Owner.Region)
+		r.cfg.Log.Info("what was left of a slot that was taken is worked off", "slot", m.Slot, "epoch", seal.Epoch, "owner", m.Owner.Region)
 	case ctx.Err() == nil:
 		if !errors.Is(err, ErrDiverged) {
 			r.cfg.Log.Warn("what is left of a slot that was taken is not worked off yet; trying again", "slot", m.Slot, "err", err)
@@ -40,8 +44,8 @@ func (r *Runner) handBack(ctx context.Context, m Move) {
 	}
 }
 
-func (r *Runner) handBackOnce(ctx context.Context, m Move) error {
-	n, lost := m.Slot, uint64(m.Owner.Lost)
+func (r *Runner) handBackOnce(ctx context.Context, m Move, seal *slot.Seal) error {
+	n, lost := m.Slot, uint64(seal.Epoch)
 	claims, err := r.store.Claim(ctx, r.cfg.Self.ID, []int{n}, func(int) uint64 { return lost })
 	if err != nil {
 		return err
@@ -53,7 +57,7 @@ func (r *Runner) handBackOnce(ctx context.Context, m Move) error {
 	if err != nil {
 		return err
 	}
-	cut, err := r.regions.Cut(ctx, m, rows, events)
+	cut, err := r.regions.Cut(ctx, m, seal, rows, events)
 	if err != nil {
 		return err
 	}
@@ -83,6 +87,9 @@ func (r *Runner) handBackOnce(ctx context.Context, m Move) error {
 		if err := r.store.Commit(cctx, &Batch{Guards: []Guard{{Slot: n, Term: claims[0].Term, Close: true}}}); err != nil {
 			return err
 		}
+	}
+	if m.Owner.Lost != seal.Epoch {
+		return nil // it was lost again since, and that is another region's to work off
 	}
 	return r.regions.Settled(ctx, m)
 }

@@ -40,8 +40,67 @@ func (p *Place) Ended(ctx context.Context, n int, below slot.Epoch) (record.Head
 	return last, nil
 }
 
+// Lost is engine.Regions's.
+func (p *Place) Lost(n int) *slot.Seal {
+	if all := p.lost.Load(); all != nil {
+		return all[n]
+	}
+	return nil
+}
+
+// lostEvery is how often the forced seals are read while one may have been written.
+const lostEvery = time.Second
+
+// followLosses keeps the forced seals of this region's own epochs: at the start, and while the owners say that somebody's slots
+// were taken.
+func (p *Place) followLosses(ctx context.Context) {
+	for ctx.Err() == nil {
+		changed := p.Changed()
+		if m := p.owners.Load(); m != nil && (p.lost.Load() == nil || anyLost(m)) {
+			if err := p.readLosses(ctx); err != nil && ctx.Err() == nil {
+				p.cfg.Log.Warn("the seals of slots that were taken could not be read; trying again", "err", err)
+			}
+		}
+		select {
+		case <-changed:
+		case <-time.After(lostEvery):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func anyLost(m *slot.Map) bool {
+	for _, o := range m {
+		if o.Lost != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *Place) readLosses(ctx context.Context) error {
+	rctx, cancel := context.WithTimeout(ctx, returnedTimeout)
+	defer cancel()
+	seals, err := p.cfg.Arbiter.AllSeals(rctx)
+	if err != nil {
+		return err
+	}
+	owners := p.owners.Load()
+	var all [slot.Count]*slot.Seal
+	for n, list := range seals {
+		for _, s := range list { // oldest first
+			// What was taken after its seal was written is no less lost.
+			if s.Epoch.Region() == p.index && (s.Forced || owners[n].Lost == s.Epoch) {
+				all[n] = &s
+			}
+		}
+	}
+	p.lost.Store(&all)
+	return nil
+}
+
 // Cut is engine.Regions's. The region's participants come first: what they hold of the slot's accounts lives elsewhere now.
-func (p *Place) Cut(ctx context.Context, m engine.Move, rows []engine.Row, events []record.Event) ([]record.Event, error) {
+func (p *Place) Cut(ctx context.Context, m engine.Move, seal *slot.Seal, rows []engine.Row, events []record.Event) ([]record.Event, error) {
 	parts, err := p.movable()
 	if err != nil {
 		return nil, err
@@ -51,8 +110,7 @@ func (p *Place) Cut(ctx context.Context, m engine.Move, rows []engine.Row, event
 			return nil, fmt.Errorf("participant %s: %w", part.Name, err)
 		}
 	}
-	n, seal := m.Slot, m.Owner.Seal
-	return p.cfg.Cut(ctx, n, *seal, rows, events)
+	return p.cfg.Cut(ctx, m.Slot, *seal, rows, events)
 }
 
 // Returned is engine.Regions's.

@@ -64,6 +64,7 @@ type Place struct {
 	owners   atomic.Pointer[slot.Map]
 	heard    atomic.Int64 // unix milliseconds
 	next     atomic.Uint64
+	lost     atomic.Pointer[[slot.Count]*slot.Seal]
 
 	mu       sync.Mutex
 	changed  chan struct{}
@@ -96,6 +97,7 @@ func (p *Place) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { p.registry.Run(ctx) })
 	wg.Go(func() { p.introduce(ctx) })
+	wg.Go(func() { p.followLosses(ctx) })
 	p.cfg.Arbiter.Follow(ctx, func(m *slot.Map) {
 		p.owners.Store(m)
 		p.heard.Store(time.Now().UnixMilli())
