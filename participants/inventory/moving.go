@@ -171,8 +171,8 @@ func (e *Differs) Error() string {
 		e.Want.SKU, e.Want.Free, e.Want.Held, e.Want.Sold, e.Have.Free, e.Have.Held, e.Have.Sold)
 }
 
-// Give is branch.Movable's: deductions that have not happened here are posted, holds are held, and then every article must
-// be as it was released.
+// Give is branch.Movable's: deductions that have not happened here are posted, holds are held unless they were sold after the
+// release, and then every article must be as it was released.
 func (s Slots) Give(ctx context.Context, tx *sql.Tx, slot int, data json.RawMessage, _, fresh []barrier.Row) error {
 	var in moved
 	if err := json.Unmarshal(data, &in); err != nil {
@@ -192,7 +192,13 @@ func (s Slots) Give(ctx context.Context, tx *sql.Tx, slot int, data json.RawMess
 		}
 	}
 	for _, h := range in.Holds {
-		if err := s.enter(ctx, tx, h.Holder, h.Item, "held"); err != nil {
+		ok, err := s.soldHere(ctx, tx, h)
+		if ok {
+			in.confirmed(h)
+		} else if err == nil {
+			err = s.enter(ctx, tx, h.Holder, h.Item, "held")
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -210,4 +216,21 @@ func (s Slots) Give(ctx context.Context, tx *sql.Tx, slot int, data json.RawMess
 		}
 	}
 	return nil
+}
+
+// soldHere says whether a hold that was released open has been sold here since: after a forced seal apply
+// comes in confirm's place, and no home is asked for it.
+func (s Slots) soldHere(ctx context.Context, tx *sql.Tx, h held) (bool, error) {
+	var n int
+	err := tx.QueryRowContext(ctx, s.d.Q("SELECT count(*) FROM inventory_hold WHERE holder = ? AND sku = ? AND state = 'sold'"), h.Holder, h.SKU).Scan(&n)
+	return n > 0, err
+}
+
+// confirmed counts a hold as sold.
+func (m *moved) confirmed(h held) {
+	for i := range m.Articles {
+		if a := &m.Articles[i]; a.SKU == h.SKU {
+			a.Held, a.Sold = a.Held-h.N, a.Sold+h.N
+		}
+	}
 }

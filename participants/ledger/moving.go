@@ -274,7 +274,7 @@ func (e *Differs) Error() string {
 }
 
 // Give is branch.Movable's: effects that have not happened here are posted, credits of the slot's accounts first, holds are
-// held, and then every account must be as it was released.
+// held unless they were confirmed after the release, and then every account must be as it was released.
 func (s Slots) Give(ctx context.Context, tx *sql.Tx, slot int, data json.RawMessage, _, fresh []barrier.Row) error {
 	var in moved
 	if err := json.Unmarshal(data, &in); err != nil {
@@ -304,6 +304,13 @@ func (s Slots) Give(ctx context.Context, tx *sql.Tx, slot int, data json.RawMess
 		}
 	}
 	for _, t := range in.Holds {
+		state, _, _, err := s.TransferState(ctx, tx, t.ID)
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		if state == "posted" {
+			in.confirmed(t)
+		}
 		if err := s.HoldCopy(ctx, tx, t); err != nil {
 			return err
 		}
@@ -312,6 +319,22 @@ func (s Slots) Give(ctx context.Context, tx *sql.Tx, slot int, data json.RawMess
 		return err
 	}
 	return s.asReleased(ctx, tx, in.Accounts)
+}
+
+// confirmed says that a hold which was released open has been posted here since: after a forced seal apply
+// comes in confirm's place, and no home is asked for it.
+func (m *moved) confirmed(t Transfer) {
+	for i := range m.Accounts {
+		a := &m.Accounts[i]
+		for _, leg := range t.Legs {
+			if leg.Debit == a.ID {
+				a.DebitsPending, a.DebitsPosted = a.DebitsPending-leg.Minor, a.DebitsPosted+leg.Minor
+			}
+			if leg.Credit == a.ID {
+				a.CreditsPending, a.CreditsPosted = a.CreditsPending-leg.Minor, a.CreditsPosted+leg.Minor
+			}
+		}
+	}
 }
 
 // openAll makes the accounts that are not here, and takes over their states.
