@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/slot"
@@ -142,20 +144,7 @@ func (r *Runner) arrive(ctx context.Context, moves []Move) {
 	if err != nil {
 		r.cfg.Log.Warn("slots that arrive could not be claimed; trying again", "slots", len(slots), "err", err)
 	}
-	var ready []Claim
-	for _, cl := range claims {
-		if cl.Closed {
-			continue
-		}
-		switch err := r.importSlot(ctx, &cl, owners[cl.Slot]); {
-		case err == nil:
-			cl.Imported = max(cl.Imported, uint64(owners[cl.Slot].Seal.Epoch))
-			ready = append(ready, cl)
-		case !errors.Is(err, ErrNotYet):
-			r.cfg.Log.Warn("a slot that arrives could not be imported; trying again", "slot", cl.Slot, "err", err)
-		}
-	}
-	held, records := r.loadAll(ctx, ready)
+	held, records := r.loadAll(ctx, r.importAll(ctx, claims, owners))
 	if len(held) > 0 {
 		r.buildKnown(ctx)
 		r.cfg.Log.Info("slots arrived", "slots", len(held), "transactions", records)
@@ -213,6 +202,36 @@ func (r *Runner) adoptions(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// importsAtOnce bounds the slots that are imported side by side: what came with a forced seal is asked of the arbiter, which
+// may be far away.
+const importsAtOnce = 32
+
+// importAll imports slots, and gives the claims of those that may be held now.
+func (r *Runner) importAll(ctx context.Context, claims []Claim, owners map[int]slot.Owner) (ready []Claim) {
+	var mu sync.Mutex
+	var g errgroup.Group
+	g.SetLimit(importsAtOnce)
+	for _, cl := range claims {
+		if cl.Closed {
+			continue
+		}
+		g.Go(func() error {
+			switch err := r.importSlot(ctx, &cl, owners[cl.Slot]); {
+			case err == nil:
+				cl.Imported = max(cl.Imported, uint64(owners[cl.Slot].Seal.Epoch))
+				mu.Lock()
+				ready = append(ready, cl)
+				mu.Unlock()
+			case !errors.Is(err, ErrNotYet):
+				r.cfg.Log.Warn("a slot that arrives could not be imported; trying again", "slot", cl.Slot, "err", err)
+			}
+			return nil // the others are imported all the same
+		})
+	}
+	_ = g.Wait() // it has only nil errors
+	return ready
 }
 
 // importSlot replaces what the store has of a slot by what came with the seal. It is repeated from the start after a

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
@@ -33,11 +36,16 @@ func (s *Server) carried(ctx context.Context, n int, seal *slot.Seal) ([][]byte,
 }
 
 func (s *Server) recovered(ctx context.Context, n int) ([][]byte, error) {
-	left, err := s.journal.Unfinished(ctx, n)
+	decisions, err := s.regions.arbiter.DecisionsOf(ctx, n)
 	if err != nil {
 		return nil, err
 	}
-	decisions, err := s.regions.arbiter.DecisionsOf(ctx, n)
+	return s.driven(ctx, n, decisions)
+}
+
+// driven is recovered with the arbiter's decisions at hand.
+func (s *Server) driven(ctx context.Context, n int, decisions map[string][]byte) ([][]byte, error) {
+	left, err := s.journal.Unfinished(ctx, n)
 	if err != nil {
 		return nil, err
 	}
@@ -101,34 +109,65 @@ func (s *Server) caughtUp(ctx context.Context, m engine.Move) error {
 	return s.post(p.owed[m.Slot])
 }
 
-// readPosts reads what was decided in slots that it has not read yet; posts.mu is held.
+// readsAtOnce bounds the slots whose decisions are read from the arbiter side by side: it may be far away.
+const readsAtOnce = 32
+
+// readPosts reads what was decided in slots that it has not read yet; posts.mu is held. Nothing is decided any more in the
+// epochs that were lost, so that one look at the arbiter says in which slots there is anything to read.
 func (s *Server) readPosts(ctx context.Context, owners *slot.Map, taken []int) error {
 	p := &s.regions.posts
-	for _, n := range taken {
-		if p.epochs[n] == owners[n].Epoch {
-			continue
+	fresh := slices.DeleteFunc(slices.Clone(taken), func(n int) bool { return p.epochs[n] == owners[n].Epoch })
+	if len(fresh) == 0 {
+		return nil
+	}
+	decided, err := s.regions.arbiter.AllDecisions(ctx)
+	if err != nil {
+		return err
+	}
+	found := make([][][]byte, len(fresh))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(readsAtOnce)
+	for i, n := range fresh {
+		g.Go(func() (err error) {
+			if len(decided[n]) > 0 {
+				found[i], err = s.recovered(gctx, n)
+			} else {
+				found[i], err = s.driven(gctx, n, nil)
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for i, n := range fresh {
+		if err := s.owe(n, found[i]); err != nil {
+			return err
 		}
-		records, err := s.recovered(ctx, n)
+		p.epochs[n] = owners[n].Epoch
+	}
+	return nil
+}
+
+// owe notes the effects of a slot's records: all of them or none.
+func (s *Server) owe(n int, records [][]byte) error {
+	var all []*engine.Call
+	for _, raw := range records {
+		tx, err := record.Decode(raw)
 		if err != nil {
 			return err
 		}
-		for _, raw := range records {
-			tx, err := record.Decode(raw)
-			if err != nil {
-				return err
-			}
-			if !tx.State.Phase.Commit() || tx.State.Mode != txn.ModeTCC {
-				continue
-			}
-			calls, known := s.regions.applier.Posts(tx, n, s.cfg.Region)
-			if !known {
-				return fmt.Errorf("%w: a participant of %q is not registered", errBehind, string(tx.State.Gid))
-			}
-			for _, c := range calls {
-				p.owed[c.AccountSlot] = append(p.owed[c.AccountSlot], &post{call: c})
-			}
+		if !tx.State.Phase.Commit() || tx.State.Mode != txn.ModeTCC {
+			continue
 		}
-		p.epochs[n] = owners[n].Epoch
+		calls, known := s.regions.applier.Posts(tx, n, s.cfg.Region)
+		if !known {
+			return fmt.Errorf("%w: a participant of %q is not registered", errBehind, string(tx.State.Gid))
+		}
+		all = append(all, calls...)
+	}
+	for _, c := range all {
+		s.regions.posts.owed[c.AccountSlot] = append(s.regions.posts.owed[c.AccountSlot], &post{call: c})
 	}
 	return nil
 }
