@@ -215,7 +215,7 @@ func (c *Conductor) Drive(ctx context.Context, id string) (failover.Run, error) 
 			Reached: together(r.All(), func(n int) bool {
 				return owners[n].Seal != nil && c.World.Reached(ctx, to, n, owners[n].Seal)
 			}),
-			Serves: together(r.All(), func(n int) bool { return c.serves(ctx, to, n) }),
+			Serves: sampled(r, func(n int) bool { return c.serves(ctx, to, n) }),
 		})
 		if s.Why != "" && s.Why != said && c.Tell != nil {
 			c.Tell("%s", s.Why)
@@ -268,6 +268,25 @@ func together(slots []int, ask func(n int) bool) func(n int) bool {
 		return yes
 	})
 	return func(n int) bool { return answers()[n] }
+}
+
+// canariesMost bounds the slots of a forced failover that are written to: half of a deployment's slots at once would keep the
+// target from the payments that wait for it, and slots that arrive together are served together.
+const canariesMost = 64
+
+// sampled is together for as many of a forced failover's slots, evenly spread, and for all of another one's batch.
+func sampled(r failover.Run, ask func(n int) bool) func(n int) bool {
+	slots := r.All()
+	if r.Plan.Kind == failover.Forced {
+		every := (len(slots) + canariesMost - 1) / canariesMost
+		var some []int
+		for i := 0; i < len(slots); i += every {
+			some = append(some, slots[i])
+		}
+		slots = some
+	}
+	answer := together(slots, ask)
+	return func(n int) bool { return !slices.Contains(slots, n) || answer(n) }
 }
 
 // AsksAtOnce bounds the questions under way to a region.
