@@ -1,6 +1,7 @@
 // Package demo is `lockstep demo`: real payments on this machine, in two or more regions whose coordinators, brokers,
 // participants and arbiter are processes of their own. A coordinator is killed, slots are moved under load, the link between
-// the regions is cut and healed, drift is planted, found and repaired; it ends by counting the money.
+// the regions is cut and healed, drift is planted, found and repaired, a region is lost whole, failed over by force, and
+// returns; it ends by counting the money.
 //
 // The law it keeps: it shows nothing that it did not do. The processes are those that anybody runs, faults come from a
 // program that the product does not know, the money is read from the participants' databases by statements of its own, and
@@ -56,6 +57,7 @@ type demo struct {
 	load     *load
 	watch    *watcher
 	drift    []*planted
+	loss     *loss // nil until a region is lost
 	// apartSince is when drift is looked for from: a little before the link was cut.
 	apartSince time.Time
 	rested     time.Time // when the load was over
@@ -83,7 +85,7 @@ func newDemo(cfg Config) *demo {
 // Run plays the demo. It returns an error when anything did not go as told, and when the money is off.
 func Run(ctx context.Context, cfg Config) error {
 	d := newDemo(cfg)
-	return d.play(ctx, d.open, d.payWithDTM, d.payNative, d.payOrders, d.refuse, d.beginLoad, d.kill, d.moveSlots, d.cutLink, d.heal, d.repair, d.end, d.keep)
+	return d.play(ctx, d.open, d.payWithDTM, d.payNative, d.payOrders, d.refuse, d.beginLoad, d.kill, d.moveSlots, d.cutLink, d.heal, d.repair, d.loseRegion, d.bringBack, d.end, d.keep)
 }
 
 // play plays acts in a directory of its own, and cleans up.

@@ -57,7 +57,7 @@ func TestDemo(t *testing.T) {
 	if err := Run(ctx, cfg); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, want := range []string{"The first payment was made", "SIGKILL", "lockstep region handover", "is asked for a payment of", "the link is healed", "D01 in east", "D06 in east", "drift verify looks again and finds nothing", "MONEY BEFORE", "not a cent is off"} {
+	for _, want := range []string{"The first payment was made", "SIGKILL", "lockstep region handover", "is asked for a payment of", "the link is healed", "D01 in east", "D06 in east", "drift verify looks again and finds nothing", "everything of east is killed", "exposure of east", "plan ", "first success", "returns from its disks", "worked off", "failback", "REGION LOST", "MONEY BEFORE", "not a cent is off"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it does not say %q:\n%s", want, out)
 		}
@@ -66,7 +66,7 @@ func TestDemo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"kind":"kill"`, `"kind":"handover"`, `"kind":"cut"`, `"kind":"heal"`, `"kind":"planted"`, `"kind":"found"`, `"kind":"repaired"`, "MONEY BEFORE", `"rate":`} {
+	for _, want := range []string{`"kind":"kill"`, `"kind":"handover"`, `"kind":"cut"`, `"kind":"heal"`, `"kind":"planted"`, `"kind":"found"`, `"kind":"repaired"`, `"kind":"lost"`, `"kind":"failover"`, `"kind":"first success"`, `"kind":"return"`, `"kind":"settled"`, `"kind":"failback"`, "REGION LOST", "MONEY BEFORE", `"rate":`} {
 		if !strings.Contains(string(page), want) {
 			t.Errorf("the timeline lacks %s", want)
 		}

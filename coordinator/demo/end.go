@@ -123,6 +123,10 @@ func (d *demo) table(ctx context.Context, books map[string]*book, doubtful int) 
 			yuan(int64(wallets)*firstDeposit), yuan(books[r.name].total()), yuan(books[r.name].held))
 	}
 	errs = append(errs, w.Flush())
+	if d.loss != nil {
+		fmt.Fprintln(&b)
+		errs = append(errs, d.loss.table(&b, books[d.loss.heir.name].total()))
+	}
 	fmt.Fprintf(&b, "(each journal has the decisions of all regions, and the shop's; each region has a copy of every wallet; %d answers were lost and asked for again)\n", doubtful)
 	return b.String(), errors.Join(errs...)
 }

@@ -54,13 +54,14 @@ type load struct {
 
 	mu    sync.Mutex
 	home  map[string]string // region by account, as the arbiter said last
+	away  map[string]bool   // regions that their clients do not ask any more
 	pays  []*transferred
 	fresh int // how many of pays have had their outcome looked at
 	fault error
 }
 
 func newLoad(perSecond int) *load {
-	l := &load{made: map[string]*atomic.Int64{}, home: map[string]string{}, every: time.Second * loadWorkers / time.Duration(max(1, perSecond))}
+	l := &load{made: map[string]*atomic.Int64{}, home: map[string]string{}, away: map[string]bool{}, every: time.Second * loadWorkers / time.Duration(max(1, perSecond))}
 	for i := range wallets {
 		l.accounts = append(l.accounts, fmt.Sprintf("wallet-%02d", i))
 	}
@@ -108,7 +109,7 @@ func (l *load) work(ctx context.Context, r *region, rnd *rand.Rand, global int) 
 		}
 		t := l.choose(r, rnd)
 		if t == nil {
-			continue // no two accounts have their home here
+			continue // no two accounts have their home here, or nobody asks here
 		}
 		durability := client.Regional
 		if rnd.IntN(100) < global {
@@ -127,6 +128,9 @@ func (l *load) work(ctx context.Context, r *region, rnd *rand.Rand, global int) 
 func (l *load) choose(r *region, rnd *rand.Rand) *transferred {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.away[r.name] {
+		return nil
+	}
 	var here []string
 	for _, a := range l.accounts {
 		if l.home[a] == r.name {

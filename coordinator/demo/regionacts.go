@@ -27,7 +27,8 @@ const (
 	cutAt     = 0.40
 	plantAt   = 0.48
 	healAt    = 0.60
-	loadEnds  = 0.90
+	loseAt    = 0.70
+	loadEnds  = 0.95
 	movedMost = 64 // slots
 
 	// globalShare of the payments, of a hundred, are decided at the arbiter.
