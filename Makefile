@@ -38,7 +38,7 @@ DEMO_DB := $(if $(DB), --db "$$LOCKSTEP_TEST_$(if $(filter postgres,$(DB)),POSTG
 DEMO_KAFKA := $(if $(filter real,$(KAFKA)), --kafka "$$LOCKSTEP_TEST_KAFKA_URL")
 
 .PHONY: demo
-demo: build chaos $(if $(DB)$(KAFKA),devctl) ## two regions: a kill, a handover, a cut, drift; counted to the cent (DB=postgres or mysql, KAFKA=real: private servers)
+demo: build chaos $(if $(DB)$(KAFKA),devctl) ## two regions: a kill, a handover, a cut, drift, a region lost and returned; counted to the cent (DB=postgres or mysql, KAFKA=real: private servers)
 	@$(if $(DB)$(KAFKA),bin/devctl run -- sh -c 'exec bin/lockstep demo$(DEMO_DB)$(DEMO_KAFKA)',bin/lockstep demo)
 
 .PHONY: generate
@@ -117,6 +117,11 @@ bench-drift: ## what finding one altered record costs, in 10^4 and 10^6 rows and
 bench-regions: devctl build chaos ## two regions 40 ms apart, a core and an Apache Kafka each: lag, durabilities, cost of replication, a handover's pause
 	@CGO_ENABLED=0 $(GO) build -o bin/ ./coordinator/bench/cmd/bench-participants ./coordinator/bench/cmd/bench-regions
 	@bin/devctl run -- sh -c 'export EAST="$$LOCKSTEP_TEST_KAFKA_URL"; exec bin/devctl run -- sh -c "exec bin/bench-regions --check --brokers \$$EAST,\$$LOCKSTEP_TEST_KAFKA_URL"'
+
+.PHONY: bench-failover
+bench-failover: build chaos ## a region of two, 40 ms apart, killed whole under load, 20 times: RTO in its parts, and what is lost by durability
+	@CGO_ENABLED=0 $(GO) build -o bin/ ./coordinator/bench/cmd/bench-failover
+	@bin/bench-failover --check
 
 .PHONY: bench-xa
 bench-xa: devctl build ## what two-phase commit does beside TCC: a slow participant, one that hangs, a killed coordinator

@@ -31,13 +31,13 @@ func (w *window) ms(percent int) float64 {
 
 // run executes transactions of two branches at a coordinator for a time: clients at once, each the next one when the one
 // before is answered, and with a rate (per second, all together) no faster than that.
-func (r *region) run(ctx context.Context, addr string, clients int, rate float64, d client.Durability, until client.Until, dur time.Duration) (window, error) {
+func run(ctx context.Context, noop, addr string, clients int, rate float64, d client.Durability, until client.Until, dur time.Duration) (window, error) {
 	cl, err := client.Dial(addr)
 	if err != nil {
 		return window{}, err
 	}
 	defer cl.Close()
-	base := "http://" + r.noop
+	base := "http://" + noop
 	var branches []client.Branch
 	for i := range 2 {
 		branches = append(branches, client.Branch{ID: strconv.Itoa(i + 1), Try: base + "/try", Confirm: base + "/confirm", Cancel: base + "/cancel", Payload: []byte(`{"account":"alice","amount":30}`)})
@@ -78,16 +78,16 @@ func (r *region) run(ctx context.Context, addr string, clients int, rate float64
 }
 
 // both runs the same load in both regions at once and gives what they did together.
-func (b *bed) both(ctx context.Context, plain bool, clients int, rate float64, d client.Durability, until client.Until, dur time.Duration) (window, error) {
+func (b *bench) both(ctx context.Context, plain bool, clients int, rate float64, d client.Durability, until client.Until, dur time.Duration) (window, error) {
 	var ws [2]window
 	var errs [2]error
 	var wg sync.WaitGroup
-	for i, r := range b.regions {
-		addr := r.grpc
+	for i, r := range b.Regions {
+		addr := r.GRPC
 		if plain {
-			addr = r.plainGRPC
+			addr = r.PlainGRPC
 		}
-		wg.Go(func() { ws[i], errs[i] = r.run(ctx, addr, clients, rate/2, d, until, dur) })
+		wg.Go(func() { ws[i], errs[i] = run(ctx, r.Noop, addr, clients, rate/2, d, until, dur) })
 	}
 	wg.Wait()
 	w := window{perSecond: ws[0].perSecond + ws[1].perSecond, failed: ws[0].failed + ws[1].failed, sample: ws[0].sample + ws[1].sample}
@@ -102,10 +102,10 @@ func (b *bed) both(ctx context.Context, plain bool, clients int, rate float64, d
 }
 
 // delays are the counts of lockstep_replication_delay_seconds of both regions, by upper bound.
-func (b *bed) delays() (map[float64]float64, error) {
+func (b *bench) delays() (map[float64]float64, error) {
 	out := map[float64]float64{}
-	for _, r := range b.regions {
-		resp, err := http.Get("http://" + r.admin + "/metrics")
+	for _, r := range b.Regions {
+		resp, err := http.Get("http://" + r.Admin + "/metrics")
 		if err != nil {
 			return nil, err
 		}

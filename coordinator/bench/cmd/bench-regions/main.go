@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/api/client"
+	"github.com/lockstep-tx/lockstep/coordinator/bench/bed"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/stats"
 )
 
@@ -32,6 +33,12 @@ type options struct {
 	dir, bin         string
 	lagTarget, pause time.Duration
 	check, keep      bool
+}
+
+// bench is a bed and what is measured on it.
+type bench struct {
+	*bed.Bed
+	o options
 }
 
 func main() {
@@ -62,9 +69,11 @@ func main() {
 	o.bin = bin
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	b := &bed{o: o}
+	b := &bench{o: o}
 	short, err := b.measure(ctx)
-	b.Close()
+	if b.Bed != nil {
+		b.Close()
+	}
 	switch {
 	case ctx.Err() != nil:
 		os.Exit(130)
@@ -86,10 +95,11 @@ func row(what, got, target string, ok bool) int {
 	return short
 }
 
-func (b *bed) measure(ctx context.Context) (short int, err error) {
+func (b *bench) measure(ctx context.Context) (short int, err error) {
 	o := b.o
 	began := time.Now()
-	if err := b.open(ctx); err != nil {
+	b.Bed, err = bed.New(ctx, bed.Config{RTT: o.rtt, Kafka: o.kafka, Brokers: o.brokers, Dir: o.dir, Bin: o.bin, Idle: true, Keep: o.keep})
+	if err != nil {
 		return 0, err
 	}
 	fmt.Printf("two regions, a core each, round trip %v (also to the arbiter), Kafka %s (%s), participants of the load do nothing; started in %v\n",
@@ -164,7 +174,7 @@ func (b *bed) measure(ctx context.Context) (short int, err error) {
 }
 
 // quiet waits until every region has what the other has, for half a minute at most.
-func (b *bed) quiet(ctx context.Context) {
+func (b *bench) quiet(ctx context.Context) {
 	last := -1.0
 	for i := 0; i < 60 && ctx.Err() == nil; i++ {
 		m, err := b.delays()
@@ -180,7 +190,7 @@ var batchLine = regexp.MustCompile(`(?m)^batch \d+: \d+ slots; switched after \d
 
 // handovers moves slots there and back under load and gives the batches' pauses as the tool reports them: from the freeze to
 // the first success in the last of its slots.
-func (b *bed) handovers(ctx context.Context, rate float64) ([]float64, error) {
+func (b *bench) handovers(ctx context.Context, rate float64) ([]float64, error) {
 	var all []float64
 	lctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -199,7 +209,7 @@ func (b *bed) handovers(ctx context.Context, rate float64) ([]float64, error) {
 		for n := range b.o.slots {
 			list += strconv.Itoa(2*n) + ","
 		}
-		out, err := b.tool(ctx, "region", way[0], "--context", b.regions[0].file, "--from", way[1], "--to", way[2], "--slots", list[:len(list)-1],
+		out, err := b.Tool(ctx, "region", way[0], "--context", b.Regions[0].File, "--from", way[1], "--to", way[2], "--slots", list[:len(list)-1],
 			"--batch", strconv.Itoa(b.o.batch), "--pause", "500ms", "--max-lag", "30s", "--why", "bench")
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w\n%s", way[0], err, out)
