@@ -81,11 +81,11 @@ func (p *Plan) Check() error {
 	return p.checkLoss()
 }
 
-// Hash of the plan, in hexadecimal. Its ID is left out, and what the operator says of the lost region: what was shown and what
-// is done are the same plan.
+// Hash of the plan, in hexadecimal. Its ID is left out, and what only who does it says: who, why, and how it is known that the
+// region is lost. What was shown and what is done are the same plan.
 func (p *Plan) Hash() string {
 	same := *p
-	same.ID = ""
+	same.ID, same.Who, same.Why = "", "", ""
 	if p.Loss != nil {
 		loss := *p.Loss
 		loss.Evidence = ""

@@ -196,7 +196,7 @@ func TestAPlanIsCheckedAndItsHashIsItsOwn(t *testing.T) {
 		if p.Check() == nil {
 			t.Errorf("%s: not refused", name)
 		}
-		if p.Hash() == h {
+		if p.Hash() == h && name != "who" { // the same plan, whoever carries it out
 			t.Errorf("%s: the same hash", name)
 		}
 	}

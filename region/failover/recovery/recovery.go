@@ -138,7 +138,7 @@ const (
 	Cancelled = "cancelled"
 )
 
-// SettlePath is where a participant ends a try by its name.
+// SettlePath is where a participant ends a try by its name. It takes a POST, and a call without a payload is a GET: so there is one.
 const SettlePath = "/lockstep/settle"
 
 // Doubt makes the transaction of tries that have no record, as a live one in doubt; begun is when it began as far as anybody
@@ -157,7 +157,7 @@ func Doubt(gid txn.Gid, tries []Try, begun int64, epoch uint64) (tx *record.Tx, 
 		}
 		known[t.Branch] = true
 		url := "lockstep://" + t.Participant + SettlePath
-		s.Branches = append(s.Branches, txn.Branch{ID: t.Branch, Confirm: url, Cancel: url, Account: t.Account, One: txn.OpState{Status: txn.OpDone}})
+		s.Branches = append(s.Branches, txn.Branch{ID: t.Branch, Confirm: url, Cancel: url, Account: t.Account, Payload: []byte("{}"), One: txn.OpState{Status: txn.OpDone}})
 		if t.Global {
 			s.Opt.Durability = txn.Global
 		}
