@@ -39,6 +39,7 @@ func (c *Core) call(e *entry, inv txn.Invoke) *Call {
 		Gid: s.Gid, Slot: e.slot.n, Term: e.slot.term, Epoch: e.slot.epoch, Mode: s.Mode, Branch: inv.Branch, Op: inv.Op,
 		AccountSlot: e.slot.n, AccountEpoch: e.slot.epoch,
 		OpWord: inv.Op.String(), Attempt: inv.Attempt, Protocol: s.Opt.Protocol, Headers: s.Opt.Headers, Timeout: s.RequestTimeout(),
+		Global: s.Opt.Durability == txn.Global,
 	}
 	if inv.Op == txn.OpQuery || inv.Op == txn.OpCallback {
 		call.URL = s.QueryURL

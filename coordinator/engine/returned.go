@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"slices"
+
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 )
@@ -60,10 +62,16 @@ func differs(here, theirs *txn.State) error {
 		return nil
 	case theirs.Phase.Decided() && here.Phase.Decided() && here.Phase.Commit() != theirs.Phase.Commit():
 		return refuse(txn.CodeMismatch, "it is "+here.Phase.String()+" here, and the lost region had it "+theirs.Phase.String())
+	case here.Phase.Commit() && refusedOne(theirs):
+		return refuse(txn.CodeMismatch, "it is committed here, and a branch of it was refused in the lost region")
 	case here.Phase.Commit() && len(missing(here, theirs)) > 0:
 		return refuse(txn.CodeIncomplete, "it is committed here without branches that the lost region has")
 	}
 	return nil
+}
+
+func refusedOne(s *txn.State) bool {
+	return slices.ContainsFunc(s.Branches, func(b txn.Branch) bool { return b.One.Status == txn.OpRefused })
 }
 
 // missing are the branches of theirs that here does not have.

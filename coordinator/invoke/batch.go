@@ -327,9 +327,28 @@ func memberOf(c *engine.Call) (*batchpb.BranchCall, error) {
 	accountSlot, accountEpoch := account(c)
 	return &batchpb.BranchCall{
 		Target: targetOf(c), Gid: string(c.Gid), TransType: c.Mode.String(), BranchId: string(c.Branch), Op: c.OpWord, Payload: payload,
-		Slot: uint32(c.Slot), Epoch: c.Epoch, AccountSlot: uint32(accountSlot), AccountEpoch: accountEpoch, Headers: c.Headers,
+		Slot: uint32(c.Slot), Epoch: c.Epoch, AccountSlot: uint32(accountSlot), AccountEpoch: accountEpoch, Headers: headersOf(c),
 		TimeoutMs: uint32(min(c.Timeout.Milliseconds(), 1<<31)),
 	}, nil
+}
+
+// headersOf are a member's headers: the client's, and what a participant must know of the transaction.
+func headersOf(c *engine.Call) map[string]string {
+	clean := !c.Global && !c.Suspense
+	for k := range c.Headers {
+		clean = clean && !ours(k)
+	}
+	if clean {
+		return c.Headers
+	}
+	out := map[string]string{}
+	for k, v := range c.Headers {
+		if !ours(k) {
+			out[k] = v
+		}
+	}
+	said(c, func(k, v string) { out[k] = v })
+	return out
 }
 
 func (v *Invoker) batchHTTP(ctx context.Context, c *engine.Call, offer string, raw []byte) ([]byte, error) {

@@ -77,7 +77,9 @@ func (v *Invoker) roundTrip(ctx context.Context, c *engine.Call, method, target 
 		req.Header.SetMethod(method)
 		req.Header.SetContentType("application/json")
 		for k, val := range c.Headers {
-			req.Header.Set(k, val)
+			if !ours(k) {
+				req.Header.Set(k, val)
+			}
 		}
 		fence(c, req.Header.Set) // last: a client's header never takes its place
 		if method == http.MethodPost {

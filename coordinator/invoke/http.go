@@ -21,6 +21,8 @@ const (
 	HeaderEpoch        = "Lockstep-Epoch"
 	HeaderAccountSlot  = "Lockstep-Account-Slot"
 	HeaderAccountEpoch = "Lockstep-Account-Epoch"
+	headerDurability   = "Lockstep-Durability"
+	headerSuspense     = "Lockstep-Suspense"
 )
 
 // statusStale is the HTTP status of Stale: a newer epoch has been here.
@@ -88,6 +90,22 @@ func fence(c *engine.Call, set func(k, v string)) {
 	n, epoch := account(c)
 	set(HeaderAccountSlot, strconv.Itoa(n))
 	set(HeaderAccountEpoch, strconv.FormatUint(epoch, 10))
+	said(c, set)
+}
+
+// said is what a participant must know of the transaction beside its fences: what its durability is, after whose region is lost.
+func said(c *engine.Call, set func(k, v string)) {
+	if c.Global {
+		set(headerDurability, "global")
+	}
+	if c.Suspense {
+		set(headerSuspense, "true")
+	}
+}
+
+// ours says that a header is the coordinator's to set: a client's never takes its place.
+func ours(name string) bool {
+	return strings.EqualFold(name, headerDurability) || strings.EqualFold(name, headerSuspense)
 }
 
 // account is the account's slot and its epoch; the transaction's own where nobody has resolved the call.

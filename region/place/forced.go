@@ -117,11 +117,11 @@ func (p *Place) Cut(ctx context.Context, m engine.Move, seal *slot.Seal, rows []
 func (p *Place) Returned(ctx context.Context, m engine.Move, tx *record.Tx) error {
 	cctx, cancel := context.WithTimeout(ctx, returnedTimeout)
 	defer cancel()
-	_, err := p.Forward(cctx, m.Owner.Region, engine.Request{Gid: tx.State.Gid, Event: engine.Returned{Tx: *tx}, Want: engine.WantAccepted, Border: true})
+	rep, err := p.Forward(cctx, m.Owner.Region, engine.Request{Gid: tx.State.Gid, Event: engine.Returned{Tx: *tx}, Want: engine.WantAccepted, Border: true})
 	var refused *txn.Error
 	if errors.As(err, &refused) && refused.Code == txn.CodeIncomplete {
 		// The same decision, and here is the whole record: what only the lost region knew of is posted from it.
-		err = p.cfg.Complete(cctx, tx)
+		err = p.cfg.Post(cctx, tx)
 	} else if errors.As(err, &refused) {
 		if noted, nerr := p.cfg.Noted(cctx, m.Slot, tx.State.Gid); nerr != nil || noted {
 			p.noteDiverged(m.Slot, tx.State.Gid, "")
@@ -130,10 +130,30 @@ func (p *Place) Returned(ctx context.Context, m engine.Move, tx *record.Tx) erro
 		p.noteDiverged(m.Slot, tx.State.Gid, refused.Text)
 		return fmt.Errorf("%w: %w", engine.ErrDiverged, err)
 	}
-	if err == nil {
-		p.noteDiverged(m.Slot, tx.State.Gid, "")
+	if err != nil {
+		return err
 	}
-	return err
+	p.noteDiverged(m.Slot, tx.State.Gid, "")
+	if rep.State.Phase.Commit() && knowsMore(&tx.State, &rep.State) {
+		return p.cfg.Post(ctx, tx)
+	}
+	return nil
+}
+
+// knowsMore says that a lost region's record has branches that the owner does not have, or ended by name alone: it committed
+// the transaction by evidence or on an operator's word. Only the record can post those to all copies.
+func knowsMore(theirs, here *txn.State) bool {
+	known := map[txn.BranchID]string{}
+	for i := range here.Branches {
+		known[here.Branches[i].ID] = here.Branches[i].Confirm
+	}
+	for i := range theirs.Branches {
+		b := &theirs.Branches[i]
+		if confirm, ok := known[b.ID]; !ok || confirm != b.Confirm {
+			return true
+		}
+	}
+	return false
 }
 
 const returnedTimeout = 5 * time.Second

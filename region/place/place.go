@@ -43,8 +43,9 @@ type Config struct {
 	// CaughtUp is nil when the copies here have everything up to all seals of the region that a slot was taken from, and all
 	// that was decided there and touches accounts of the slot.
 	CaughtUp func(ctx context.Context, m engine.Move) error
-	// Complete posts the effects of all branches of a committed transaction, in all regions. It may be repeated.
-	Complete func(ctx context.Context, tx *record.Tx) error
+	// Post posts the effects of all branches of a committed transaction to all copies that do not have them, from its record.
+	// It may be repeated.
+	Post func(ctx context.Context, tx *record.Tx) error
 	// Noted says that an operator has settled what diverges of a transaction, outside of it.
 	Noted func(ctx context.Context, n int, gid txn.Gid) (bool, error)
 	// Close notes that the divergences of a slot's events of an epoch and before are worked off.
