@@ -127,7 +127,10 @@ const (
 	perKind     = 6
 )
 
-func newDeployment(t *testing.T) *deployment {
+func newDeployment(t *testing.T) *deployment { return deploy(t, nil) }
+
+// deploy starts a deployment in which east reaches the arbiter by what through gives of each address; nil: by the addresses.
+func deploy(t *testing.T, through func(addr string) string) *deployment {
 	t.Helper()
 	shopBin, err := shopProgram()
 	if err != nil {
@@ -173,6 +176,12 @@ func newDeployment(t *testing.T) *deployment {
 		c := &coordinator{t: t, dir: t.TempDir(), args: []string{"--embedded", "--data-dir", t.TempDir(), "--region", r, "--regions-file", d.file}}
 		if r == "west" {
 			c.args = append(c.args, "--arbiter-endpoints", strings.Join(d.at, ","))
+		} else if through != nil {
+			var at []string
+			for _, addr := range d.at {
+				at = append(at, through(addr))
+			}
+			c.args = append(c.args, "--arbiter-endpoints", strings.Join(at, ","))
 		}
 		c.addr.GRPC, c.addr.Admin, c.addr.HTTP = p[0], strings.TrimPrefix(p[1], "http://"), p[4]
 		t.Cleanup(c.kill)
