@@ -77,6 +77,7 @@ type posts struct {
 
 type post struct {
 	call *engine.Call
+	home bool // it goes to the account's home
 	done bool
 }
 
@@ -267,16 +268,30 @@ func (l late) Record(ctx context.Context, gid txn.Gid) (*record.Tx, error) {
 	return nil, nil
 }
 
-// Post is admin.Late's.
-func (l late) Post(ctx context.Context, tx *record.Tx) error {
+// Post is admin.Late's. What the account's home has no money for any more goes through suspense there: it is committed.
+func (l late) Post(_ context.Context, tx *record.Tx) error {
 	var owed []*post
+	owners := l.s.regions.place.Owners()
+	if owners == nil {
+		return errBehind
+	}
 	for _, region := range l.s.regions.place.Deployment().Regions {
 		calls, known := l.s.regions.applier.Posts(tx, slot.Of(string(tx.State.Gid)), region)
 		if !known {
 			return fmt.Errorf("a participant of %q is not registered; next: lockstep participant list", string(tx.State.Gid))
 		}
 		for _, c := range calls {
-			owed = append(owed, &post{call: c})
+			owed = append(owed, &post{call: c, home: owners[c.AccountSlot].Region == region})
+		}
+	}
+	if l.s.post(owed) == nil {
+		return nil
+	}
+	for _, p := range owed {
+		if !p.done && p.home {
+			past := *p.call
+			past.Suspense = true
+			p.call = &past
 		}
 	}
 	return l.s.post(owed)

@@ -66,8 +66,10 @@ func (s *Server) resolved(ctx context.Context, gid txn.Gid, commit bool, reason 
 	case unknown && !late.State.Phase.Commit():
 		return rep, err // nobody has committed it: there is nothing to take over
 	case unknown:
-		return s.Engine.Do(ctx, engine.Request{Gid: gid, Event: engine.Adopt{Tx: *late}, Want: engine.WantAccepted})
+		if rep, err = s.Engine.Do(ctx, engine.Request{Gid: gid, Event: engine.Adopt{Tx: *late}, Want: engine.WantAccepted}); err != nil {
+			return rep, err
+		}
 	}
-	// It is committed here, and the lost region's record may have branches that nobody here knew of.
+	// The lost region's record may have branches that nobody here knew of, and an account of it may have no money any more.
 	return rep, s.Late.Post(ctx, late)
 }
