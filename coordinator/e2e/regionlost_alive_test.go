@@ -126,7 +126,7 @@ func (d *deployment) bothWays(region string) (both []string, rows int) {
 // sends on, until it hears what has become of its slots.
 func TestALostRegionThatIsAliveGoesOnAndHears(t *testing.T) {
 	l := &links{t: t, open: map[net.Conn]bool{}}
-	d := deploy(t, l.to)
+	d := deploy(t, regionNames, l.to)
 	d.level(20 * time.Second)
 	owners, east, west := d.epochs(), d.coord["east"].client(), d.coord["west"].client()
 	at, w := d.accounts.staying, d.accounts.west
@@ -166,8 +166,12 @@ func TestALostRegionThatIsAliveGoesOnAndHears(t *testing.T) {
 			t.Fatalf("%s in the lost region: %v %v", name, s.GetPhase(), err)
 		}
 	}
-	ask("committed", func(ctx context.Context) (client.State, error) { return east.Commit(ctx, all["committed"].tx.Gid, client.Decided) })
-	ask("aborted", func(ctx context.Context) (client.State, error) { return east.Abort(ctx, all["aborted"].tx.Gid, "no", client.Decided) })
+	ask("committed", func(ctx context.Context) (client.State, error) {
+		return east.Commit(ctx, all["committed"].tx.Gid, client.Decided)
+	})
+	ask("aborted", func(ctx context.Context) (client.State, error) {
+		return east.Abort(ctx, all["aborted"].tx.Gid, "no", client.Decided)
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	if s, err := east.Commit(ctx, all["global"].tx.Gid, client.Decided); err == nil {
 		t.Errorf("a global transaction was decided without the arbiter: %v", s.GetPhase())

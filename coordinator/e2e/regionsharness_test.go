@@ -101,9 +101,10 @@ func freeAddrs(t *testing.T, n int) []string {
 	return out
 }
 
-// deployment is two regions, east and west, as processes: even slots are east's at first, odd ones west's.
+// deployment is regions as processes, east and west where nothing else is said: even slots are east's at first, odd ones west's.
 type deployment struct {
 	t       *testing.T
+	names   []string // of the regions that are compared
 	dir     string
 	file    string
 	members []*child
@@ -127,26 +128,27 @@ const (
 	perKind     = 6
 )
 
-func newDeployment(t *testing.T) *deployment { return deploy(t, nil) }
+func newDeployment(t *testing.T) *deployment { return deploy(t, regionNames, nil) }
 
-// deploy starts a deployment in which east reaches the arbiter by what through gives of each address; nil: by the addresses.
-func deploy(t *testing.T, through func(addr string) string) *deployment {
+// deploy starts a deployment of regions, the first of them east, in which east reaches the arbiter by what through gives of each
+// address; nil: by the addresses.
+func deploy(t *testing.T, names []string, through func(addr string) string) *deployment {
 	t.Helper()
 	shopBin, err := shopProgram()
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &deployment{t: t, dir: t.TempDir(), coord: map[string]*coordinator{}, broker: map[string]*child{}, purse: map[string]*child{}, wallet: map[string]string{}}
+	d := &deployment{t: t, names: names, dir: t.TempDir(), coord: map[string]*coordinator{}, broker: map[string]*child{}, purse: map[string]*child{}, wallet: map[string]string{}}
 	d.file = filepath.Join(d.dir, "regions.yaml")
 	const arbiters = 3
-	a := freeAddrs(t, 2*arbiters+10)
+	a := freeAddrs(t, 2*arbiters+5*len(names))
 	var cluster []string
 	for i := range arbiters {
 		d.at = append(d.at, a[2*i])
 		cluster = append(cluster, fmt.Sprintf("m%d=%s", i, a[2*i+1]))
 	}
 	text := fmt.Sprintf("arbiter: [%s]\nregions:\n", strings.Join(d.at, ", "))
-	for i, r := range regionNames {
+	for i, r := range names {
 		p := a[2*arbiters+5*i:]
 		text += fmt.Sprintf("  %s: {grpc: [%q], admin: [%q], kafka: [%q]}\n", r, p[0], "http://"+p[1], p[2])
 	}
@@ -158,7 +160,7 @@ func deploy(t *testing.T, through func(addr string) string) *deployment {
 		d.members = append(d.members, startChild(t, filepath.Join(d.dir, "arbiter-"+name), program, "arbiter", "--name", name, "--data-dir", filepath.Join(d.dir, name),
 			"--client", a[2*i], "--peer", a[2*i+1], "--cluster", strings.Join(cluster, ",")))
 	}
-	for i, r := range regionNames {
+	for i, r := range names {
 		p := a[2*arbiters+5*i:]
 		d.broker[r] = startChild(t, filepath.Join(d.dir, "broker-"+r), program, "broker", "--data-dir", filepath.Join(d.dir, "b"+r), "--listen", p[2])
 		d.purse[r] = startChild(t, filepath.Join(d.dir, "wallet-"+r), shopBin, "wallet", "--db", "sqlite:"+filepath.Join(d.dir, r+".db"), "--listen", p[3])
@@ -169,14 +171,14 @@ func deploy(t *testing.T, through func(addr string) string) *deployment {
 		return err == nil && strings.Contains(string(out), "there is no deployment yet")
 	})
 	eventually(t, 30*time.Second, "the deployment is made", func() bool {
-		return exec.Command(program, "region", "init", "--context", d.file).Run() == nil
+		return exec.Command(program, "region", "init", "--context", d.file, "--regions", strings.Join(names, ",")).Run() == nil
 	})
-	for i, r := range regionNames {
+	for i, r := range names {
 		p := a[2*arbiters+5*i:]
 		c := &coordinator{t: t, dir: t.TempDir(), args: []string{"--embedded", "--data-dir", t.TempDir(), "--region", r, "--regions-file", d.file}}
 		if r == "west" {
 			c.args = append(c.args, "--arbiter-endpoints", strings.Join(d.at, ","))
-		} else if through != nil {
+		} else if r == "east" && through != nil {
 			var at []string
 			for _, addr := range d.at {
 				at = append(at, through(addr))
@@ -190,7 +192,11 @@ func deploy(t *testing.T, through func(addr string) string) *deployment {
 	}
 	var last string
 	eventually(t, 30*time.Second, "the wallets are registered", func() bool {
-		set := []string{"participant", "set", "wallet", "--context", d.file, "--endpoint", "east=" + d.wallet["east"] + ",west=" + d.wallet["west"], "--account-field", "account"}
+		var at []string
+		for _, r := range names {
+			at = append(at, r+"="+d.wallet[r])
+		}
+		set := []string{"participant", "set", "wallet", "--context", d.file, "--endpoint", strings.Join(at, ","), "--account-field", "account"}
 		if last == "" {
 			if out, err := exec.Command(program, append(set, "--dry-run")...).CombinedOutput(); err != nil {
 				return false
@@ -205,7 +211,7 @@ func deploy(t *testing.T, through func(addr string) string) *deployment {
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("registered: %s", last)
-			for _, r := range regionNames {
+			for _, r := range names {
 				t.Logf("%s's coordinator:\n%s", r, tail(d.coord[r].log()))
 				if to := os.Getenv("LOCKSTEP_TEST_KEEP"); to != "" {
 					_ = os.WriteFile(filepath.Join(to, strings.ReplaceAll(t.Name(), "/", "-")+"-"+r+".log"), []byte(d.coord[r].log()), 0o600)
@@ -237,17 +243,19 @@ func (d *deployment) openAccounts() {
 		id := fmt.Sprintf("acct%d", i)
 		into := &d.accounts.west
 		switch n := slot.Of(id); {
-		case n%2 == 0 && n < movingSlots:
+		case n%len(d.names) == 0 && n < movingSlots:
 			into = &d.accounts.moving
-		case n%2 == 0:
+		case n%len(d.names) == 0:
 			into = &d.accounts.staying
+		case n%len(d.names) != 1:
+			continue
 		}
 		if len(*into) == perKind {
 			continue
 		}
 		*into = append(*into, id)
 		d.opened += deposit
-		for _, r := range regionNames {
+		for _, r := range d.names {
 			resp, err := http.Post(d.wallet[r]+"/accounts", "application/json", strings.NewReader(fmt.Sprintf(`{"id":%q,"balance":%d}`, id, deposit)))
 			if err != nil {
 				d.t.Fatal(err)
@@ -326,12 +334,12 @@ func (d *deployment) state(region string) (ledger.WalletsState, error) {
 	return s, json.NewDecoder(resp.Body).Decode(&s)
 }
 
-// differences says what is not as it must be after quiescence: both regions have the same money in every account, all of
+// differences says what is not as it must be after quiescence: all regions have the same money in every account, all of
 // it, and no hold.
 func (d *deployment) differences() string {
 	var all []string
 	var totals []map[string]int64
-	for _, r := range regionNames {
+	for _, r := range d.names {
 		s, err := d.state(r)
 		if err != nil {
 			return err.Error()
@@ -351,8 +359,10 @@ func (d *deployment) differences() string {
 		totals = append(totals, m)
 	}
 	for id, v := range totals[0] {
-		if totals[1][id] != v {
-			all = append(all, fmt.Sprintf("%s has %d in east and %d in west", id, v, totals[1][id]))
+		for i := range totals {
+			if totals[i][id] != v {
+				all = append(all, fmt.Sprintf("%s has %d in %s and %d in %s", id, v, d.names[0], totals[i][id], d.names[i]))
+			}
 		}
 	}
 	return strings.Join(all, "; ")
@@ -369,7 +379,7 @@ func (d *deployment) level(within time.Duration) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	for _, r := range regionNames {
+	for _, r := range d.names {
 		list, _, err := d.coord[r].client().List(context.Background(), &apipb.ListRequest{PageSize: 1000})
 		for _, s := range list {
 			if !s.Ended() {
@@ -495,7 +505,7 @@ func (l *load) exact(paid map[string]map[string]int64, more map[string]int64, wi
 	for id, v := range more {
 		want[id] += v
 	}
-	for _, r := range regionNames {
+	for _, r := range l.d.names {
 		s, err := l.d.state(r)
 		if err != nil {
 			t.Fatal(err)
