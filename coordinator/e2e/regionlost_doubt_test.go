@@ -158,10 +158,19 @@ func TestTheExposureIsWhatIsHeldAndEverythingEndsByItsDurability(t *testing.T) {
 		"global-decided": d.hold(c, "global-decided", at[1], at[1], w[0], 29, "global", owners),
 		"global-open":    d.hold(c, "global-open", at[2], w[0], w[1], 31, "global", owners),
 	}
+	shop := d.openDTMShop()
+	open, final := shop.hold(c, "open", at[3], w[1], client.Regional), shop.hold(c, "final", at[4], w[2], client.Global)
+	// A coordinator's own tries say of what durability they are: this one hangs in another.
+	hung := d.hang(c, at[5], w[2], w[4])
+	all["global-hung"] = hung
 	// From here on no event leaves the region, and no confirm of its coordinator arrives.
 	d.broker["east"].kill()
 	d.call(all["evident"].tx.Gid, all["evident"].tx.Branches[0], "confirm", "regional", owners)
 	d.purse["west"].kill()
+	shop.shut.Store(true)
+	if s, err := stubborn(func(ctx context.Context) (client.State, error) { return c.Commit(ctx, final.Gid, client.Decided) }); err != nil || !s.Committed() {
+		t.Fatalf("%s: %v %v", final.Gid, s.GetPhase(), err)
+	}
 	for _, name := range []string{"decided", "evident", "global-decided"} {
 		if s, err := stubborn(func(ctx context.Context) (client.State, error) {
 			return c.Commit(ctx, all[name].tx.Gid, client.Decided)
@@ -172,13 +181,19 @@ func TestTheExposureIsWhatIsHeldAndEverythingEndsByItsDurability(t *testing.T) {
 	d.coord["east"].kill()
 	d.purse["east"].kill()
 	d.again(d.purse, "west")
+	shop.shut.Store(false)
 
 	d.exposureIsTrue(all, owners)
 	d.endsByDurability(all)
+	shop.ends(final.Gid, "confirm")
+	if did := shop.did(open.Gid); did != "try" {
+		t.Errorf("what is regional and stands at an unfenced participant alone did %q before the return", did)
+	}
 	d.revive("east")
 	n := d.settle(60 * time.Second)
 	t.Logf("%d were settled by an operator", n)
-	d.endedAs(all, map[string]bool{"abort": false, "commit": true, "half": true, "decided": true, "undecided": false, "evident": true, "global-decided": true, "global-open": false})
+	d.endedAs(all, map[string]bool{"abort": false, "commit": true, "half": true, "decided": true, "undecided": false, "evident": true, "global-decided": true, "global-open": false, "global-hung": false})
+	shop.ends(open.Gid, "cancel")
 	if left := d.inDoubt("west"); len(left) > 0 {
 		t.Errorf("in doubt after the return: %v", left)
 	}
@@ -212,8 +227,8 @@ func (d *deployment) exposureIsTrue(all map[string]held, owners *slot.Map) {
 		if err != nil || st.Frozen["CNY"] != debits {
 			t.Fatalf("west holds %v, %d were tried there: %v", st.Frozen, debits, err)
 		}
-		if !slices.Equal(s.gids, gids) || s.count != fmt.Sprint(len(gids)) || s.debits != fmt.Sprint(debits) || s.decisions != "1" {
-			t.Errorf("shown: %s decisions, %s transactions, %s held, %v\ntrue: 1 decision, %d held, %v\n%s", s.decisions, s.count, s.debits, s.gids, debits, gids, s.text)
+		if !slices.Equal(s.gids, gids) || s.count != fmt.Sprint(len(gids)) || s.debits != fmt.Sprint(debits) || s.decisions != "2" || !strings.Contains(s.text, "unfenced: what is open at shop stays in doubt") {
+			t.Errorf("shown: %s decisions, %s transactions, %s held, %v\ntrue: 2 decisions, %d held, %v\n%s", s.decisions, s.count, s.debits, s.gids, debits, gids, s.text)
 		}
 	}
 	first := d.dryRun("--at-risk", "block")
@@ -261,7 +276,7 @@ func (d *deployment) endsByDurability(all map[string]held) {
 	if !slices.Equal(got, want) {
 		t.Fatalf("in doubt are %v, not %v", got, want)
 	}
-	d.endedAs(all, map[string]bool{"evident": true, "global-decided": true, "global-open": false})
+	d.endedAs(all, map[string]bool{"evident": true, "global-decided": true, "global-open": false, "global-hung": false})
 	// What is global and what is proved has its effects in the region that is left, and nothing of it is held.
 	var frozen, debit int64
 	for _, name := range []string{"abort", "commit", "decided", "undecided", "late"} {

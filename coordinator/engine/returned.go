@@ -29,6 +29,14 @@ func (c *Core) returned(at int64, e *entry, p *pending, theirs *record.Tx) {
 		c.learnt(at, e, theirs)
 		return
 	}
+	if s.Phase == txn.PhaseNone && unended(&theirs.State) {
+		// Its tries stand where nobody tells of them, and only the record knows where: it is aborted by that.
+		e.waiting = append(e.waiting, p)
+		e.slot.txs[p.req.Gid] = e
+		c.live++
+		c.learnt(at, e, theirs)
+		return
+	}
 	if e.saved < e.version {
 		// What is not durable yet is no answer: the lost region asks again.
 		p.finish(answer{err: ErrUnavailable})
@@ -48,6 +56,11 @@ func (c *Core) learnt(at int64, e *entry, theirs *record.Tx) {
 	e.tx.State.Gid, e.tx.State.Epoch, e.tx.State.InDoubt, e.tx.State.Stopped = known.Gid, e.slot.epoch, true, false
 	e.tx.State = txn.Reloaded(e.tx.State)
 	c.step(at, e, txn.Resolve{At: at, Epoch: e.slot.epoch, Reason: reasonUndecided}, nil)
+}
+
+// unended says that a lost region had not committed a transaction, and that some of its tries may stand.
+func unended(s *txn.State) bool {
+	return !s.Phase.Commit() && !s.Phase.Finished() && s.Phase != txn.PhaseNone && len(s.Branches) > 0
 }
 
 // differs says how what a lost region has of a transaction and what stands here do not go together; nil when they do.
