@@ -214,7 +214,7 @@ func TestAForcedAdoptionMakesACopyTheHome(t *testing.T) {
 		limit := barrier.Policy{Risk: barrier.RiskLimit, Cap: 500}
 		adopt := func(epoch int64, p barrier.Policy, want error) {
 			t.Helper()
-			if err := c.b.AdoptForced(t.Context(), barrier.SlotEpoch{Slot: n, Epoch: epoch}, p); !errors.Is(err, want) || want == nil && err != nil {
+			if err := c.b.AdoptForced(t.Context(), p, barrier.SlotEpoch{Slot: n, Epoch: epoch}); !errors.Is(err, want) || want == nil && err != nil {
 				t.Fatalf("adopted at %d: %v, want %v", epoch, err, want)
 			}
 		}
@@ -262,7 +262,7 @@ func TestAForcedAdoptionMakesACopyTheHome(t *testing.T) {
 			}
 		}
 		for field, p := range map[string]barrier.Policy{"at_risk": {}, "at_risk: \"no\"": {Risk: "no"}, "cap: -1": {Risk: barrier.RiskLimit, Cap: -1}, "cap: it goes": {Risk: barrier.RiskAllow, Cap: 1}} {
-			if err := c.b.AdoptForced(t.Context(), barrier.SlotEpoch{Slot: n, Epoch: 900}, p); !errors.Is(err, barrier.ErrInvalid) || !strings.Contains(err.Error(), field) {
+			if err := c.b.AdoptForced(t.Context(), p, barrier.SlotEpoch{Slot: n, Epoch: 900}); !errors.Is(err, barrier.ErrInvalid) || !strings.Contains(err.Error(), field) {
 				t.Errorf("%+v: %v", p, err)
 			}
 		}
@@ -275,7 +275,7 @@ func TestAPolicyGoesWithASlotThatIsMoved(t *testing.T) {
 		n := barrier.SlotOf("g1")
 		a.tell(t, "g1", lost, false)
 		b.tell(t, "g1", lost, false)
-		if err := a.b.AdoptForced(t.Context(), barrier.SlotEpoch{Slot: n, Epoch: taken}, barrier.Policy{Risk: barrier.RiskBlock}); err != nil {
+		if err := a.b.AdoptForced(t.Context(), barrier.Policy{Risk: barrier.RiskBlock}, barrier.SlotEpoch{Slot: n, Epoch: taken}); err != nil {
 			t.Fatal(err)
 		}
 		if err := a.b.Release(t.Context(), n, 400, func(*sql.Tx, []barrier.Row) (json.RawMessage, error) { return nil, nil }); err != nil {
@@ -347,7 +347,7 @@ func TestAHomeThatIsElsewhereAtAHigherEpochLetsGoAndKeepsEvidence(t *testing.T) 
 			t.Errorf("a home that was fenced before it was demoted: at %d, home %v", epoch, here)
 		}
 		// A home that was adopted at that very epoch is one, whoever says otherwise: two regions may share a database.
-		if err := c.b.AdoptForced(t.Context(), barrier.SlotEpoch{Slot: barrier.SlotOf("g3"), Epoch: 401}, barrier.Policy{Risk: barrier.RiskAllow}); err != nil {
+		if err := c.b.AdoptForced(t.Context(), barrier.Policy{Risk: barrier.RiskAllow}, barrier.SlotEpoch{Slot: barrier.SlotOf("g3"), Epoch: 401}); err != nil {
 			t.Fatal(err)
 		}
 		c.tell(t, "g3", 401, false)
@@ -412,7 +412,7 @@ func TestTablesFromBeforeForcedFailoverAreMigratedAndGoOn(t *testing.T) {
 		}
 		c.do(t, call("tcc", "g1", "confirm", lost), barrier.Done, nil, 1)
 		c.tell(t, "g1", taken, false)
-		if err := c.b.AdoptForced(t.Context(), barrier.SlotEpoch{Slot: n, Epoch: 401}, barrier.Policy{Risk: barrier.RiskBlock}); err != nil {
+		if err := c.b.AdoptForced(t.Context(), barrier.Policy{Risk: barrier.RiskBlock}, barrier.SlotEpoch{Slot: n, Epoch: 401}); err != nil {
 			t.Error(err)
 		}
 	})

@@ -95,28 +95,45 @@ func (p Policy) Check() error {
 	return fmt.Errorf("%w: at_risk: %q; block, limit and allow are possible", ErrInvalid, p.Risk)
 }
 
-// AdoptForced makes this database, which has copies, the home of a slot at epoch without a release: the region that had it is
-// lost. p rules the slot's accounts from then on. A slot that is home here already goes to the epoch and keeps its policy;
-// at that epoch nothing changes. Durable on nil. ErrStale when the slot has been at a higher epoch.
-func (b *Barrier) AdoptForced(ctx context.Context, at SlotEpoch, p Policy) error {
-	if err := checkSlots([]SlotEpoch{at}); err != nil {
+// AdoptForced makes this database, which has copies, the home of slots without a release, in one local transaction: the region
+// that had them is lost. p rules their accounts from then on. A slot that is home here already goes to its epoch and keeps its
+// policy; at that epoch nothing changes. Durable on nil. ErrStale, and none is adopted, when one has been at a higher epoch;
+// ErrInvalid names the field.
+func (b *Barrier) AdoptForced(ctx context.Context, p Policy, slots ...SlotEpoch) error {
+	if err := checkSlots(slots); err != nil {
 		return err
 	}
 	if err := p.Check(); err != nil {
 		return err
 	}
-	p.Since = at.Epoch
-	return b.change(ctx, []int{at.Slot}, func(tx *sql.Tx, f *facts) error {
-		row := f.fences[at.Slot]
-		switch {
-		case row.epoch > at.Epoch:
-			return fmt.Errorf("%w: slot %d is at epoch %d, not %d", ErrStale, at.Slot, row.epoch, at.Epoch)
-		case row.copied:
-			if err := b.setPolicy(ctx, tx, at.Slot, p); err != nil {
+	homes := make([]Home, 0, len(slots))
+	seen := map[int]bool{}
+	for _, at := range slots {
+		if seen[at.Slot] {
+			return fmt.Errorf("%w: slots: %d stands twice", ErrInvalid, at.Slot)
+		}
+		seen[at.Slot] = true
+		homes = append(homes, Home{Slot: at.Slot, Epoch: at.Epoch, Here: true})
+	}
+	return b.change(ctx, slotsOf(homes), func(tx *sql.Tx, f *facts) error {
+		for _, h := range homes {
+			row := f.fences[h.Slot]
+			switch {
+			case row.epoch > h.Epoch:
+				return fmt.Errorf("%w: slot %d is at epoch %d, not %d", ErrStale, h.Slot, row.epoch, h.Epoch)
+			case row.epoch == h.Epoch && !row.copied:
+				continue
+			case row.copied:
+				p.Since = h.Epoch
+				if err := b.setPolicy(ctx, tx, h.Slot, p); err != nil {
+					return err
+				}
+			}
+			if err := b.setFence(ctx, tx, h); err != nil {
 				return err
 			}
 		}
-		return b.setFence(ctx, tx, Home{Slot: at.Slot, Epoch: at.Epoch, Here: true})
+		return nil
 	})
 }
 

@@ -144,14 +144,27 @@ func isForced(r *http.Request) (bool, error) {
 	return false, nil
 }
 
-func (p *Participant) adoptForced(w http.ResponseWriter, r *http.Request, at barrier.SlotEpoch) error {
+// adoptForced adopts the slots of the body in one local transaction, or the one that the query names.
+func (p *Participant) adoptForced(w http.ResponseWriter, r *http.Request) error {
 	if p.movable == nil {
 		return fmt.Errorf("%w: this participant's accounts cannot be moved", barrier.ErrInvalid)
 	}
-	if n, err := io.ReadFull(http.MaxBytesReader(w, r.Body, 1), make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: body: a forced adoption takes nothing over; send none", barrier.ErrInvalid)
-	}
 	q := r.URL.Query()
+	var in struct {
+		Slots []barrier.SlotEpoch `json:"slots"`
+	}
+	if q.Has("slot") {
+		n, epoch, err := slotAndEpoch(r)
+		if err != nil {
+			return err
+		}
+		if n, err := io.ReadFull(http.MaxBytesReader(w, r.Body, 1), make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
+			return fmt.Errorf("%w: body: a forced adoption takes nothing over; send none, or the slots alone", barrier.ErrInvalid)
+		}
+		in.Slots = []barrier.SlotEpoch{{Slot: n, Epoch: epoch}}
+	} else if err := readJSON(w, r, &in); err != nil {
+		return err
+	}
 	policy := barrier.Policy{Risk: barrier.Risk(q.Get("at_risk"))}
 	if q.Has("cap") || policy.Risk == barrier.RiskLimit {
 		var err error
@@ -159,5 +172,5 @@ func (p *Participant) adoptForced(w http.ResponseWriter, r *http.Request, at bar
 			return fmt.Errorf("%w: cap: %q; it is in minor units, 0 or more, and goes with at_risk=limit", barrier.ErrInvalid, q.Get("cap"))
 		}
 	}
-	return p.barrier.AdoptForced(r.Context(), at, policy)
+	return p.barrier.AdoptForced(r.Context(), policy, in.Slots...)
 }

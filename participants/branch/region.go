@@ -164,17 +164,14 @@ func (p *Participant) serveReleased(w http.ResponseWriter, r *http.Request) {
 // serveAdopt takes a slot's accounts; an empty body stands for nothing that was released. With forced=true a copy becomes
 // the home without a release.
 func (p *Participant) serveAdopt(w http.ResponseWriter, r *http.Request) {
-	n, epoch, err := slotAndEpoch(r)
-	if forced, ferr := isForced(r); forced || ferr != nil {
+	if forced, err := isForced(r); forced || err != nil {
 		if err == nil {
-			err = ferr
-		}
-		if err == nil {
-			err = p.adoptForced(w, r, barrier.SlotEpoch{Slot: n, Epoch: epoch})
+			err = p.adoptForced(w, r)
 		}
 		p.answer(w, "adopt", struct{}{}, err)
 		return
 	}
+	n, epoch, err := slotAndEpoch(r)
 	var raw []byte
 	if err == nil {
 		raw, err = io.ReadAll(http.MaxBytesReader(w, r.Body, snapshotBytesMax))

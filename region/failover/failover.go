@@ -177,8 +177,18 @@ type Observed struct {
 	Owners   *slot.Map
 	// Reached says whether the target's journal has everything up to a slot's seal.
 	Reached func(n int) bool
-	// Serves says whether the target has served a request in the slot since it was given.
-	Serves func(n int) bool
+	// Serves says whether the target has served a request in the slot since it was given. Answered is when the last answer to
+	// that question came, which may be long after AtMillis; nil: AtMillis.
+	Serves   func(n int) bool
+	Answered func() int64
+}
+
+// served is when it was known that the target serves.
+func (o *Observed) served() int64 {
+	if o.Answered == nil {
+		return o.AtMillis
+	}
+	return o.Answered()
 }
 
 // Act is what a step asks for.
@@ -307,7 +317,7 @@ func arrived(r Run, o Observed, there []int) Step {
 		}
 	}
 	if r.StartedMillis != 0 {
-		r.Batches = append(slices.Clone(r.Batches), Batch{Slots: r.Current(), Frozen: r.StartedMillis, Given: max(r.GivenMillis, r.StartedMillis), Served: o.AtMillis})
+		r.Batches = append(slices.Clone(r.Batches), Batch{Slots: r.Current(), Frozen: r.StartedMillis, Given: max(r.GivenMillis, r.StartedMillis), Served: o.served()})
 	}
 	r.Next += len(r.Current())
 	r.StartedMillis, r.GivenMillis, r.Attempts = 0, 0, 0

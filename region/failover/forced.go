@@ -116,13 +116,13 @@ func endForced(r Run, o Observed, there, astray []int) Step {
 		}
 	}
 	if len(there) > 0 {
-		r.Batches = []Batch{{Slots: there, Frozen: r.StartedMillis, Given: max(r.GivenMillis, r.StartedMillis), Served: o.AtMillis}}
+		r.Batches = []Batch{{Slots: there, Frozen: r.StartedMillis, Given: max(r.GivenMillis, r.StartedMillis), Served: o.served()}}
 	}
 	to := Done
 	if r.Status == Aborting {
 		to = Aborted
 	}
-	r.Status, r.EndedMillis = to, o.AtMillis
+	r.Status, r.EndedMillis = to, o.served()
 	if len(astray) > 0 {
 		r.Failure = fmt.Sprintf("slots %v are in other hands and were left there", astray)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -79,7 +80,21 @@ func (p *Place) Adopt(ctx context.Context, moves []engine.Move) error {
 	var g errgroup.Group
 	g.SetLimit(adoptionsAtOnce)
 	for _, part := range parts {
+		taken := slices.DeleteFunc(slices.Clone(moves), func(m engine.Move) bool { return !m.Owner.Forced() })
+		if len(taken) > 0 {
+			g.Go(func() error {
+				if err := p.adoptForced(ctx, &part, taken); err != nil {
+					mu.Lock()
+					errs = append(errs, fmt.Errorf("participant %s, %d slots: %w", part.Name, len(taken), err))
+					mu.Unlock()
+				}
+				return nil
+			})
+		}
 		for _, m := range moves {
+			if m.Owner.Forced() {
+				continue
+			}
 			g.Go(func() error {
 				if err := p.adopt(ctx, &part, m); err != nil {
 					mu.Lock()
@@ -98,9 +113,6 @@ func (p *Place) Adopt(ctx context.Context, moves []engine.Move) error {
 const adoptionsAtOnce = 8
 
 func (p *Place) adopt(ctx context.Context, part *registry.Participant, m engine.Move) error {
-	if m.Owner.Forced() {
-		return p.adoptForced(ctx, part, m)
-	}
 	from := p.cfg.Self
 	if s := m.Owner.Seal; s != nil && m.Owner.Status != slot.Sealed && s.Epoch.Released() == m.Owner.Epoch-m.Owner.Epoch%100 {
 		from = p.dep.Name(s.Epoch.Region())

@@ -24,10 +24,15 @@ import (
 // that makes its tries itself may still make one.
 const doubtsEvery = 10 * time.Second
 
+// doubtsPatience is how long a participant that does not answer is waited for: what is made of the others' tries has not the
+// branches that it holds.
+const doubtsPatience = time.Minute
+
 // FindDoubts looks for tries without a record in the slots that mine accepts and that were taken by force, until ctx ends.
 // do carries out a request at this region.
 func (p *Place) FindDoubts(ctx context.Context, mine func(n int) bool, do func(context.Context, engine.Request) (engine.Reply, error)) {
 	var looked [slot.Count]time.Time
+	var since time.Time // somebody does not answer
 	for ctx.Err() == nil {
 		var moves []engine.Move
 		if m := p.owners.Load(); m != nil {
@@ -38,7 +43,14 @@ func (p *Place) FindDoubts(ctx context.Context, mine func(n int) bool, do func(c
 			}
 		}
 		if len(moves) > 0 {
-			if err := p.findDoubts(ctx, moves, do); err != nil && ctx.Err() == nil {
+			err := p.findDoubts(ctx, moves, !since.IsZero() && time.Since(since) > doubtsPatience, do)
+			switch {
+			case err == nil:
+				since = time.Time{}
+			case since.IsZero():
+				since = time.Now()
+			}
+			if err != nil && ctx.Err() == nil {
 				p.cfg.Log.Warn("not everybody was asked for tries without a record; asking again", "slots", len(moves), "err", err)
 			}
 			for _, m := range moves {
@@ -53,12 +65,15 @@ func (p *Place) FindDoubts(ctx context.Context, mine func(n int) bool, do func(c
 	}
 }
 
-func (p *Place) findDoubts(ctx context.Context, moves []engine.Move, do func(context.Context, engine.Request) (engine.Reply, error)) error {
+func (p *Place) findDoubts(ctx context.Context, moves []engine.Move, partly bool, do func(context.Context, engine.Request) (engine.Reply, error)) error {
 	dep, err := p.cfg.Arbiter.Deployment(ctx) // as it is now: it may have been restored since this process began
 	if err != nil {
 		return err
 	}
 	tries, err := p.tries(ctx, moves)
+	if err != nil && !partly {
+		return err
+	}
 	epochs := map[int]slot.Epoch{}
 	for _, m := range moves {
 		epochs[m.Slot] = m.Owner.Epoch

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"strconv"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
@@ -199,28 +198,51 @@ func (p *Place) Settled(ctx context.Context, m engine.Move) error {
 	return p.change(ctx, m, to)
 }
 
-// adoptForced makes a participant's copies of a slot homes, or lifts what they were not to spend once the loss is worked off.
-func (p *Place) adoptForced(ctx context.Context, part *registry.Participant, m engine.Move) error {
+// adoptForced makes a participant's copies of slots homes, and lifts what they were not to spend where the loss is worked off.
+func (p *Place) adoptForced(ctx context.Context, part *registry.Participant, moves []engine.Move) error {
 	endpoint := part.Endpoints[p.cfg.Self]
-	risk := m.Owner.Risk
-	if m.Owner.Lost == 0 {
-		risk = slot.Risk{Policy: slot.Allow}
-	} else if err := p.cfg.CaughtUp(ctx, m); err != nil {
-		return err
+	byRisk := map[slot.Risk][]home{}
+	var lifted []home
+	var late []error // of slots that cannot be adopted yet; the others are
+	for _, m := range moves {
+		at, risk := home{Slot: m.Slot, Epoch: m.Owner.Epoch}, m.Owner.Risk
+		if m.Owner.Lost == 0 {
+			risk = slot.Risk{Policy: slot.Allow}
+			lifted = append(lifted, at)
+		} else if err := p.cfg.CaughtUp(ctx, m); err != nil {
+			late = append(late, fmt.Errorf("slot %d: %w", m.Slot, err))
+			continue
+		}
+		byRisk[risk] = append(byRisk[risk], at)
 	}
-	q := url.Values{"slot": {strconv.Itoa(m.Slot)}, "epoch": {fmt.Sprint(uint64(m.Owner.Epoch))}, "forced": {"true"}, "at_risk": {string(risk.Policy)}}
-	if risk.Policy == slot.Limit {
-		q.Set("cap", fmt.Sprint(risk.Cap))
+	for risk, slots := range byRisk {
+		q := url.Values{"forced": {"true"}, "at_risk": {string(risk.Policy)}}
+		if risk.Policy == slot.Limit {
+			q.Set("cap", fmt.Sprint(risk.Cap))
+		}
+		if _, err := p.post(ctx, endpoint, "/lockstep/adopt?"+q.Encode(), taken(slots)); err != nil {
+			return err
+		}
 	}
-	if _, err := p.postRaw(ctx, endpoint, "/lockstep/adopt?"+q.Encode(), nil); err != nil {
-		return err
+	if len(lifted) == 0 {
+		return errors.Join(late...)
 	}
-	if m.Owner.Lost != 0 {
-		return nil
+	for _, m := range moves {
+		if m.Owner.Lost == 0 {
+			if err := p.cfg.Close(ctx, m.Slot, m.Owner.Seal.Epoch); err != nil {
+				return err
+			}
+		}
 	}
-	if err := p.cfg.Close(ctx, m.Slot, m.Owner.Seal.Epoch); err != nil {
-		return err
+	_, err := p.post(ctx, endpoint, "/lockstep/risk", taken(lifted))
+	return errors.Join(append(late, err)...)
+}
+
+// taken is a list of slots with their epochs, as participants take it.
+func taken(slots []home) map[string]any {
+	out := make([]map[string]any, len(slots))
+	for i, h := range slots {
+		out[i] = map[string]any{"slot": h.Slot, "epoch": h.Epoch}
 	}
-	_, err := p.post(ctx, endpoint, "/lockstep/risk", map[string]any{"slots": []map[string]any{{"slot": m.Slot, "epoch": m.Owner.Epoch}}})
-	return err
+	return map[string]any{"slots": out}
 }
