@@ -141,6 +141,7 @@ func TestNoAccountOfALostRegionGoesFurtherThanItsPolicy(t *testing.T) {
 	eventually(t, 30*time.Second, "the copies of accounts that kept their limits are equal", func() bool {
 		return d.money("east", block) == 0 && d.money("east", global) == opened-spent-10
 	})
+	// Not level are the copies of accounts that went through suspense: the lost region had debited the accounts themselves (ADR 9).
 	t.Logf("at its home and in the lost region: limit %d and %d, allow %d and %d, suspense %d and %d", d.money("west", capped), d.money("east", capped),
 		d.money("west", allowed), d.money("east", allowed), d.money("west", "suspense:CNY"), d.money("east", "suspense:CNY"))
 }

@@ -198,7 +198,7 @@ func (p *place) Ended(context.Context, int, slot.Epoch) (record.Head, error) {
 	return record.Head{}, nil
 }
 
-// Cut gives nothing: there is one journal for all here.
+// Lost is what the owner says.
 func (p *place) Lost(n int) *slot.Seal {
 	if o := p.owner(n); o.Lost != 0 && o.Lost.Region() == p.index {
 		return o.Seal
@@ -206,6 +206,7 @@ func (p *place) Lost(n int) *slot.Seal {
 	return nil
 }
 
+// Cut gives nothing: there is one journal for all here.
 func (p *place) Cut(context.Context, engine.Move, *slot.Seal, []engine.Row, []record.Event) ([]record.Event, error) {
 	return nil, nil
 }
