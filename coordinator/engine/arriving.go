@@ -84,6 +84,8 @@ func (r *Runner) between(ctx context.Context, v *View, ids []string, take []int)
 			if r.working.begin(n) {
 				arrive = append(arrive, m)
 			}
+		case !ours && !r.holds(n) && r.lostIt(n, o, v.Closed[n]) != nil && v.Terms[n] == 0:
+			r.emptied() // what it had is not here: only an operator can say that it is gone
 		case !ours && !r.holds(n) && r.lostIt(n, o, v.Closed[n]) != nil:
 			r.start(n, func() { r.handBack(ctx, m, r.regions.Lost(n)) })
 		case !ours && o.Status == slot.Active && v.Closed[n] != 0 && v.Closed[n] < uint64(o.Epoch) && r.purged[n].Load() < v.Closed[n]:
@@ -164,16 +166,17 @@ func (r *Runner) arrive(ctx context.Context, moves []Move) {
 func (r *Runner) adoptions(ctx context.Context) {
 	type at struct {
 		epoch slot.Epoch
-		lost  bool // worked off, what its accounts were not to spend is lifted
+		lost  bool // a loss of the region it came from by force is not worked off; else its accounts may spend freely
 	}
 	var done [slot.Count]at
 	tick := time.NewTicker(moveTick)
 	defer tick.Stop()
 	for {
 		var moves []Move
+		losses := r.losses()
 		for n := range slot.Count {
 			o, known := r.owner(n)
-			if !known || !r.ours(n) || o.Status != slot.Active || !r.holds(n) || done[n] == (at{o.Epoch, o.Lost != 0}) {
+			if !known || !r.ours(n) || o.Status != slot.Active || !r.holds(n) || done[n] == (at{o.Epoch, atLoss(o, losses)}) {
 				continue
 			}
 			if o.Epoch == slot.Initial(r.regions.Index()) {
@@ -190,7 +193,7 @@ func (r *Runner) adoptions(ctx context.Context) {
 				continue
 			}
 			for _, m := range part {
-				done[m.Slot] = at{m.Owner.Epoch, m.Owner.Lost != 0}
+				done[m.Slot] = at{m.Owner.Epoch, atLoss(m.Owner, losses)}
 			}
 			r.cfg.Log.Info("accounts adopted", "slots", len(part), "first", part[0].Slot)
 		}
@@ -232,6 +235,21 @@ func (r *Runner) importAll(ctx context.Context, claims []Claim, owners map[int]s
 	}
 	_ = g.Wait() // it has only nil errors
 	return ready
+}
+
+func atLoss(o slot.Owner, losses map[int]bool) bool {
+	return o.Forced() && o.Seal != nil && losses[o.Seal.Epoch.Region()]
+}
+
+// losses are the regions, by index, that slots were taken from by force and that are not worked off.
+func (r *Runner) losses() map[int]bool {
+	out := map[int]bool{}
+	for n := range slot.Count {
+		if o, _ := r.owner(n); o.Lost != 0 {
+			out[o.Lost.Region()] = true
+		}
+	}
+	return out
 }
 
 // importSlot replaces what the store has of a slot by what came with the seal. It is repeated from the start after a

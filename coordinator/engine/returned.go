@@ -37,8 +37,8 @@ func (c *Core) returned(at int64, e *entry, p *pending, theirs *record.Tx) {
 		c.learnt(at, e, theirs)
 		return
 	}
-	if e.saved < e.version {
-		// What is not durable yet is no answer: the lost region asks again.
+	if e.saved < e.version || s.Phase != txn.PhaseNone && !s.Phase.Decided() {
+		// What is not durable yet, or begun anew here and not decided, is no answer: the lost region asks again.
 		p.finish(answer{err: ErrUnavailable})
 		return
 	}

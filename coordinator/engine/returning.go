@@ -23,6 +23,14 @@ func (r *Runner) lostIt(n int, o slot.Owner, closed uint64) *slot.Seal {
 	return nil
 }
 
+// emptied says, now and then, that slots that were taken from this region have never been in its store.
+func (r *Runner) emptied() {
+	now := time.Now().Unix()
+	if last := r.saidEmpty.Load(); now-last > 60 && r.saidEmpty.CompareAndSwap(last, now) {
+		r.cfg.Log.Error("slots were taken from this region, and its store has never had them: was it started with empty disks? Start it with its own, or, if they are gone for good: lockstep region settle")
+	}
+}
+
 // handBackPause is how long a slot that is not worked off rests until it is looked at again.
 const handBackPause = time.Second
 

@@ -126,6 +126,7 @@ type Runner struct {
 	held                 [slot.Count]atomic.Int64 // the term of what is held, 0 for nothing; for routing: the core is the truth
 	ready                atomic.Bool
 	stopping             atomic.Bool
+	saidEmpty            atomic.Int64 // unix seconds
 	shedding             atomic.Bool
 	building, buildAgain atomic.Bool
 	open                 atomic.Int64 // transactions in memory, when they were last counted

@@ -77,7 +77,6 @@ type posts struct {
 
 type post struct {
 	call *engine.Call
-	home bool // it goes to the account's home
 	done bool
 }
 
@@ -87,14 +86,16 @@ var errBehind = errors.New("the copies do not have everything of the lost region
 // caughtUp is place.Config.CaughtUp.
 func (s *Server) caughtUp(ctx context.Context, m engine.Move) error {
 	owners := s.regions.place.Owners()
-	lost := m.Owner.Lost.Region()
+	lost := m.Owner.Seal.Epoch.Region()
 	var taken []int
 	for n, o := range owners {
-		if o.Lost == 0 || o.Lost.Region() != lost || o.Region != s.cfg.Region {
+		// Whoever took them, and whether or not they are worked off: accounts here are touched from slots anywhere.
+		ofIt := o.Lost != 0 && o.Lost.Region() == lost || o.Forced() && o.Seal != nil && o.Seal.Epoch.Region() == lost
+		if !ofIt {
 			continue
 		}
 		taken = append(taken, n)
-		if o.Seal == nil || o.Seal.Epoch != o.Lost {
+		if o.Seal == nil || o.Lost != 0 && o.Seal.Epoch != o.Lost {
 			return fmt.Errorf("%w: slot %d has no seal", errBehind, n)
 		}
 		if have := s.regions.applier.Have(lost, n); have < o.Seal.Seq {
@@ -268,30 +269,49 @@ func (l late) Record(ctx context.Context, gid txn.Gid) (*record.Tx, error) {
 	return nil, nil
 }
 
-// Post is admin.Late's. What the account's home has no money for any more goes through suspense there: it is committed.
+// cancelFrom is place.Config.Cancel.
+func (s *Server) cancelFrom(_ context.Context, m engine.Move, tx *record.Tx) error {
+	st := &tx.State
+	var owed []*post
+	for i := range st.Branches {
+		b := &st.Branches[i]
+		if b.Message || b.Cancel == "" || st.Mode != txn.ModeTCC {
+			continue
+		}
+		owed = append(owed, &post{call: ending(m, st.Gid, b, txn.OpCancel, st.Opt.Protocol, st.RequestTimeout())})
+	}
+	return s.post(owed)
+}
+
+// endTry is place.Config.End.
+func (s *Server) endTry(_ context.Context, m engine.Move, try recovery.Try, op txn.Op) error {
+	b := recovery.BranchOf(try)
+	return s.post([]*post{{call: ending(m, try.Gid, &b, op, txn.ProtocolHTTP, txn.DefaultRequestTimeout)}})
+}
+
+// ending is the call that ends a branch in a slot's epoch; whoever sends it knows the decision.
+func ending(m engine.Move, gid txn.Gid, b *txn.Branch, op txn.Op, protocol txn.Protocol, timeout time.Duration) *engine.Call {
+	url := b.Cancel
+	if op == txn.OpConfirm {
+		url = b.Confirm
+	}
+	return &engine.Call{
+		Gid: gid, Slot: m.Slot, Epoch: uint64(m.Owner.Epoch), Mode: txn.ModeTCC, Branch: b.ID, Op: op, OpWord: op.String(), URL: url, Protocol: protocol,
+		Payload: b.Payload, Timeout: timeout, Account: b.Account, AccountSlot: m.Slot, AccountEpoch: uint64(m.Owner.Epoch),
+	}
+}
+
+// Post is admin.Late's. What an account has no money for any more at its home is refused there, and all of it can be repeated
+// when the account was paid: past its limit in one region alone, its copies would never agree again (ADR 9).
 func (l late) Post(_ context.Context, tx *record.Tx) error {
 	var owed []*post
-	owners := l.s.regions.place.Owners()
-	if owners == nil {
-		return errBehind
-	}
 	for _, region := range l.s.regions.place.Deployment().Regions {
 		calls, known := l.s.regions.applier.Posts(tx, slot.Of(string(tx.State.Gid)), region)
 		if !known {
 			return fmt.Errorf("a participant of %q is not registered; next: lockstep participant list", string(tx.State.Gid))
 		}
 		for _, c := range calls {
-			owed = append(owed, &post{call: c, home: owners[c.AccountSlot].Region == region})
-		}
-	}
-	if l.s.post(owed) == nil {
-		return nil
-	}
-	for _, p := range owed {
-		if !p.done && p.home {
-			past := *p.call
-			past.Suspense = true
-			p.call = &past
+			owed = append(owed, &post{call: c})
 		}
 	}
 	return l.s.post(owed)

@@ -126,9 +126,11 @@ type Run struct {
 	// Batches that have moved.
 	Batches []Batch `json:"batches,omitempty"`
 	// Failure is why it was aborted; empty otherwise. BegunMillis and EndedMillis are unix.
-	Failure     string `json:"failure,omitempty"`
-	BegunMillis int64  `json:"begun"`
-	EndedMillis int64  `json:"ended,omitempty"`
+	Failure string `json:"failure,omitempty"`
+	// Leave: a forced failover that is aborted leaves what it has taken as it is, for another one: its target is gone too.
+	Leave       bool  `json:"leave,omitempty"`
+	BegunMillis int64 `json:"begun"`
+	EndedMillis int64 `json:"ended,omitempty"`
 	// RestUntilMillis is when the next batch may start.
 	RestUntilMillis int64 `json:"rest_until,omitempty"`
 	// StartedMillis is when the present batch was drained; 0 while none is on its way.

@@ -30,6 +30,8 @@ type Loss struct {
 	Risk     slot.Risk `json:"risk"`
 	// Epochs are those of the slots that are taken, in the order of the plan's slots.
 	Epochs []slot.Epoch `json:"epochs"`
+	// OnSwitch is the shell command that moves outside traffic once the slots are served; "" for none.
+	OnSwitch string `json:"on_switch,omitempty"`
 	// Exposure is the digest of what was shown as exposed.
 	Exposure string `json:"exposure"`
 }
@@ -76,7 +78,7 @@ func nextForced(r Run, o Observed) Step {
 	}
 	begun := len(unbound)+len(bound)+len(there) > 0
 	switch {
-	case len(toTake) > 0 && r.Status == Aborting && !begun:
+	case r.Status == Aborting && (!begun || r.Leave):
 		r.Status, r.EndedMillis = Aborted, o.AtMillis
 		return Step{Run: r, Act: Finish, Why: r.Failure}
 	case len(toTake) > 0 && r.Status != Aborting:

@@ -80,7 +80,8 @@ func (p *Place) findDoubts(ctx context.Context, moves []engine.Move, partly bool
 	}
 	errs := []error{err}
 	for gid, list := range tries {
-		if err := p.doubt(ctx, gid, list, epochs[slot.Of(string(gid))], dep.RestoredEpoch == 0, do); err != nil {
+		n := slot.Of(string(gid))
+		if err := p.doubt(ctx, engine.Move{Slot: n, Owner: slot.Owner{Epoch: epochs[n]}}, gid, list, dep.RestoredEpoch == 0, do); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -178,17 +179,20 @@ func Tries(ctx context.Context, client *http.Client, endpoint string, slots []in
 
 // doubt makes a live transaction of tries that nobody knows a record of. conclusive: what the arbiter does not know was not
 // decided globally.
-func (p *Place) doubt(ctx context.Context, gid txn.Gid, tries []recovery.Try, epoch slot.Epoch, conclusive bool, do func(context.Context, engine.Request) (engine.Reply, error)) error {
+func (p *Place) doubt(ctx context.Context, m engine.Move, gid txn.Gid, tries []recovery.Try, conclusive bool, do func(context.Context, engine.Request) (engine.Reply, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, returnedTimeout)
 	defer cancel()
 	rep, err := do(ctx, engine.Request{Gid: gid, Want: engine.WantAccepted})
-	if err != nil || rep.State.Phase != txn.PhaseNone {
-		return err // it is known, and driven or at its end
+	if err != nil {
+		return err
 	}
 	slices.SortFunc(tries, func(a, b recovery.Try) int { return strings.Compare(string(a.Branch), string(b.Branch)) })
-	tx, proven, err := recovery.Doubt(gid, tries, p.begun(gid), uint64(epoch))
+	tx, proven, err := recovery.Doubt(gid, tries, p.begun(gid), uint64(m.Owner.Epoch))
 	if err != nil {
 		p.cfg.Log.Error("participants contradict each other; an operator must look", "gid", gid, "err", err)
+	}
+	if rep.State.Phase != txn.PhaseNone {
+		return p.known(ctx, m, &rep.State, tries, proven, do)
 	}
 	if err == nil && tx.State.Opt.Durability == txn.Global && conclusive {
 		// The arbiter's silence is conclusive once abort is written there, and it is before a cancel leaves.
@@ -206,6 +210,29 @@ func (p *Place) doubt(ctx context.Context, gid txn.Gid, tries []recovery.Try, ep
 		return nil
 	}
 	return p.take(ctx, gid, txn.Resolve{Commit: *proven, Reason: "a surviving participant proves it"}, do)
+}
+
+// known is what tries mean to a transaction that is known here: evidence where it is in doubt; and where it has ended, the end of
+// those that nobody knew of when it was decided.
+func (p *Place) known(ctx context.Context, m engine.Move, s *txn.State, tries []recovery.Try, proven *bool, do func(context.Context, engine.Request) (engine.Reply, error)) error {
+	if s.InDoubt && proven != nil {
+		return p.take(ctx, s.Gid, txn.Resolve{Commit: *proven, Reason: "a surviving participant proves it"}, do)
+	}
+	if !s.Phase.Finished() || s.Mode != txn.ModeTCC {
+		return nil // it is driven
+	}
+	op := txn.OpCancel
+	if s.Phase.Commit() {
+		op = txn.OpConfirm
+	}
+	var errs []error
+	for _, t := range tries {
+		named := slices.ContainsFunc(s.Branches, func(b txn.Branch) bool { return b.ID == t.Branch })
+		if t.State == recovery.Tried && !named && len(s.Branches) > 0 {
+			errs = append(errs, p.cfg.End(ctx, m, t, op))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // take carries out a request; that the transaction is known meanwhile is as good.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
@@ -133,10 +134,13 @@ func (p *Place) Returned(ctx context.Context, m engine.Move, tx *record.Tx) erro
 		return err
 	}
 	p.noteDiverged(m.Slot, tx.State.Gid, "")
-	if rep.State.Phase.Commit() && knowsMore(&tx.State, &rep.State) {
+	switch here := &rep.State; {
+	case !here.Phase.Decided() || !knowsMore(&tx.State, here):
+		return nil
+	case here.Phase.Commit():
 		return p.cfg.Post(ctx, tx)
 	}
-	return nil
+	return p.cfg.Cancel(ctx, m, tx) // a participant may hold a try that only this record names
 }
 
 // knowsMore says that a lost region's record has branches that the owner does not have, or ended by name alone: it committed
@@ -203,15 +207,24 @@ func (p *Place) adoptForced(ctx context.Context, part *registry.Participant, mov
 	endpoint := part.Endpoints[p.cfg.Self]
 	byRisk := map[slot.Risk][]home{}
 	var lifted []home
+	var closed []engine.Move
 	var late []error // of slots that cannot be adopted yet; the others are
 	for _, m := range moves {
+		if m.Owner.Seal == nil {
+			late = append(late, fmt.Errorf("slot %d was taken by force and has no seal", m.Slot))
+			continue
+		}
 		at, risk := home{Slot: m.Slot, Epoch: m.Owner.Epoch}, m.Owner.Risk
-		if m.Owner.Lost == 0 {
-			risk = slot.Risk{Policy: slot.Allow}
-			lifted = append(lifted, at)
-		} else if err := p.cfg.CaughtUp(ctx, m); err != nil {
+		if err := p.cfg.CaughtUp(ctx, m); err != nil {
 			late = append(late, fmt.Errorf("slot %d: %w", m.Slot, err))
 			continue
+		}
+		if risk.Policy == "" {
+			risk.Policy = slot.Allow
+		}
+		// An account is touched from slots of all kinds: it is free when nothing of the lost region is left anywhere.
+		if !p.lossOf(m.Owner.Seal.Epoch.Region()) {
+			lifted, closed = append(lifted, at), append(closed, m)
 		}
 		byRisk[risk] = append(byRisk[risk], at)
 	}
@@ -227,15 +240,19 @@ func (p *Place) adoptForced(ctx context.Context, part *registry.Participant, mov
 	if len(lifted) == 0 {
 		return errors.Join(late...)
 	}
-	for _, m := range moves {
-		if m.Owner.Lost == 0 {
-			if err := p.cfg.Close(ctx, m.Slot, m.Owner.Seal.Epoch); err != nil {
-				return err
-			}
+	for _, m := range closed {
+		if err := p.cfg.Close(ctx, m.Slot, m.Owner.Seal.Epoch); err != nil {
+			return err
 		}
 	}
 	_, err := p.post(ctx, endpoint, "/lockstep/risk", taken(lifted))
 	return errors.Join(append(late, err)...)
+}
+
+// lossOf says that slots that were taken from a region are not worked off.
+func (p *Place) lossOf(region int) bool {
+	m := p.owners.Load()
+	return m == nil || slices.ContainsFunc(m[:], func(o slot.Owner) bool { return o.Lost != 0 && o.Lost.Region() == region })
 }
 
 // taken is a list of slots with their epochs, as participants take it.

@@ -23,6 +23,7 @@ import (
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/applier"
 	"github.com/lockstep-tx/lockstep/region/arbiter"
+	"github.com/lockstep-tx/lockstep/region/failover/recovery"
 	"github.com/lockstep-tx/lockstep/region/registry"
 	"github.com/lockstep-tx/lockstep/region/slot"
 	"github.com/lockstep-tx/lockstep/region/topology"
@@ -46,6 +47,10 @@ type Config struct {
 	// Post posts the effects of all branches of a committed transaction to all copies that do not have them, from its record.
 	// It may be repeated.
 	Post func(ctx context.Context, tx *record.Tx) error
+	// Cancel cancels all branches of an aborted transaction from its record, in the slot's epoch. It may be repeated.
+	Cancel func(ctx context.Context, m engine.Move, tx *record.Tx) error
+	// End ends a try by its name: op is confirm or cancel. It may be repeated.
+	End func(ctx context.Context, m engine.Move, try recovery.Try, op txn.Op) error
 	// Noted says that an operator has settled what diverges of a transaction, outside of it.
 	Noted func(ctx context.Context, n int, gid txn.Gid) (bool, error)
 	// Close notes that the divergences of a slot's events of an epoch and before are worked off.

@@ -185,7 +185,7 @@ func (o Owner) Settled() (Owner, error) {
 	if o.Status != Active {
 		return o, fmt.Errorf("it is %s, not active", o.Status)
 	}
-	o.Lost, o.Risk = 0, Risk{}
+	o.Lost = 0 // Risk stays until nothing of the lost region is left anywhere: accounts are touched from slots of all kinds
 	return o, nil
 }
 

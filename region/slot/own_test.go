@@ -94,7 +94,7 @@ func TestASlotTakenByForceIsServedOnlyUnderASealOfItsLostEpoch(t *testing.T) {
 			t.Error("a slot went back before the loss was worked off")
 		}
 		o, err = o.Settled()
-		if err != nil || o.Lost != 0 || o.Risk != (Risk{}) || !o.Forced() {
+		if err != nil || o.Lost != 0 || o.Risk.Cap != 5 || !o.Forced() {
 			t.Fatalf("settled: %+v, %v", o, err)
 		}
 		if _, err := o.Drain("east", "back", time.UnixMilli(1)); err != nil {

@@ -37,6 +37,7 @@ type regionCmd struct {
 	Resume    regionResumeCmd    `cmd:"" help:"Go on with the operation, also after the tool was killed."`
 	Abort     regionAbortCmd     `cmd:"" help:"End the operation: what is on its way goes back, what has moved stays."`
 	Unstop    regionUnstopCmd    `cmd:"" help:"Let a stopped slot of another region go on, after what stopped it was repaired. Nothing of it is skipped."`
+	Settle    regionSettleCmd    `cmd:"" help:"Give up what a lost region alone had, when its disks are gone for good."`
 	Restored  regionRestoredCmd  `cmd:"" help:"After the arbiter was restored from a backup: raise every epoch above any that was seen since."`
 	Verify    regionVerifyCmd    `cmd:"" help:"Write to slots of every region and read what it says of the others; exit code 1 when something is wrong."`
 	History   regionHistoryCmd   `cmd:"" help:"Print every operation and the audit, whose chain is checked."`

@@ -33,6 +33,7 @@ type regionFailoverCmd struct {
 	Slots         string        `help:"Slots to take: 0-31,40. Defaults to all that the lost region owns." placeholder:"LIST"`
 	OnSwitch      string        `help:"Command that moves outside traffic, run by sh once the slots are served, with LOCKSTEP_FROM and LOCKSTEP_TO; it is timed." placeholder:"CMD"`
 	Answers       bool          `help:"Go on although a coordinator of the lost region answers." name:"although-it-answers"`
+	Unsettled     bool          `help:"Go on although slots of --from were taken from another lost region, and that loss is not worked off." name:"although-unsettled"`
 	Why           string        `help:"Reason, for the audit: a ticket, a name." default:"not given"`
 	Who           string        `help:"Who does it, for the audit. Defaults to the user."`
 	DryRun        bool          `help:"Show the exposure and the plan, and write nothing."`
@@ -55,6 +56,9 @@ func (c *regionFailoverCmd) run(e *env, o *opened) error {
 	if err != nil {
 		return &failure{err, "lockstep arbiter --help  # a majority of its members must run"}
 	}
+	if n := unsettledOf(owners, c.From); n > 0 && !c.Unsettled {
+		return &failure{fmt.Errorf("%d slots of %s were taken by force from another region, and that loss is not worked off: a second one is told apart from the first by nobody but you", n, c.From), c.again("--although-unsettled --dry-run")}
+	}
 	x, err := c.expose(ctx, e, o, owners)
 	if err != nil {
 		return err
@@ -76,11 +80,18 @@ func (c *regionFailoverCmd) run(e *env, o *opened) error {
 	if err := m.drive(e, con, p.ID); err != nil {
 		return err
 	}
-	if err := c.onSwitch(e); err != nil {
-		return err
-	}
 	next(e.out, "lockstep tx list --in-doubt --admin-addr "+hostOf(firstAdmin(o, c.To)))
 	return nil
+}
+
+// unsettledOf counts a region's slots that it serves after taking them by force, and whose loss is not worked off.
+func unsettledOf(owners *slot.Map, region string) (n int) {
+	for _, o := range owners {
+		if o.Region == region && o.Lost != 0 && o.Status != slot.Taken {
+			n++
+		}
+	}
+	return n
 }
 
 func (c *regionFailoverCmd) moves() *moveFlags {
@@ -159,7 +170,7 @@ func (c *regionFailoverCmd) plan(owners *slot.Map, x *exposure) (*failover.Plan,
 func (c *regionFailoverCmd) planOf(owners *slot.Map, x *exposure, evidence failover.Evidence) (*failover.Plan, error) {
 	p := &failover.Plan{
 		ID: uuid.NewString()[:13], Kind: failover.Forced, From: c.From, To: c.To, Batch: slot.Count, DeadlineMillis: 10_000, Who: whoOr(c.Who), Why: c.Why,
-		Loss: &failover.Loss{Evidence: evidence, Risk: slot.Risk{Policy: slot.Policy(c.AtRisk), Cap: c.Cap}, Exposure: x.digest()},
+		Loss: &failover.Loss{Evidence: evidence, Risk: slot.Risk{Policy: slot.Policy(c.AtRisk), Cap: c.Cap}, Exposure: x.digest(), OnSwitch: c.OnSwitch},
 	}
 	want, err := parseSlots(c.Slots)
 	if err != nil {
@@ -206,8 +217,13 @@ func (c *regionFailoverCmd) again(flags string) string {
 	if c.Cap != 0 {
 		out += fmt.Sprintf(" --cap %d", c.Cap)
 	}
-	if c.Slots != "" {
-		out += " --slots " + c.Slots
+	for name, v := range map[string]string{"slots": c.Slots, "on-switch": c.OnSwitch} {
+		if v != "" {
+			out += " " + flagOf(name, v)
+		}
+	}
+	if c.Answers {
+		out += " --although-it-answers"
 	}
 	return out + " --context " + c.Context + " " + flags
 }
@@ -219,19 +235,19 @@ func riskText(r slot.Risk) string {
 	return string(r.Policy)
 }
 
-// onSwitch moves outside traffic.
-func (c *regionFailoverCmd) onSwitch(e *env) error {
-	if c.OnSwitch == "" {
+// onSwitch moves outside traffic, where the plan says how: also when it is another one who ends the operation.
+func (m *moveFlags) onSwitch(e *env, p *failover.Plan) error {
+	if p.Loss.OnSwitch == "" {
 		return nil
 	}
 	start := time.Now()
-	cmd := exec.CommandContext(e.ctx, "sh", "-c", c.OnSwitch)
-	cmd.Env = append(os.Environ(), "LOCKSTEP_FROM="+c.From, "LOCKSTEP_TO="+c.To)
+	cmd := exec.CommandContext(e.ctx, "sh", "-c", p.Loss.OnSwitch)
+	cmd.Env = append(os.Environ(), "LOCKSTEP_FROM="+p.From, "LOCKSTEP_TO="+p.To)
 	cmd.Stdout, cmd.Stderr = e.out, e.err
 	err := cmd.Run()
 	fmt.Fprintf(e.out, "outside traffic: %v after %d ms\n", orDone(err), time.Since(start).Milliseconds())
 	if err != nil {
-		return &failure{fmt.Errorf("--on-switch: %w; the slots are served by %s, the outside traffic was not moved", err, c.To), c.OnSwitch}
+		return &failure{fmt.Errorf("--on-switch: %w; the slots are served by %s, the outside traffic was not moved", err, p.To), p.Loss.OnSwitch}
 	}
 	return nil
 }

@@ -27,6 +27,8 @@ type moveFlags struct {
 	Why      string        `help:"Reason, for the audit: a ticket, a name." default:"not given"`
 	Who      string        `help:"Who does it, for the audit. Defaults to the user."`
 	DryRun   bool          `help:"Do every read and every check, and write nothing."`
+
+	leave bool
 }
 
 // plan makes the plan of a move of the region's slots. first says who had each slot first, for a failback.
@@ -317,6 +319,11 @@ func (m *moveFlags) drive(e *env, c *conduct.Conductor, id string) error {
 		moved += len(b.Slots)
 	}
 	fmt.Fprintf(e.out, "%s %s: %s, %d slots moved in %d ms\n", r.Plan.Kind, r.Plan.ID, r.Status, moved, max(r.EndedMillis, r.BegunMillis)-r.BegunMillis)
+	if r.Plan.Loss != nil && r.Status == failover.Done {
+		if err := m.onSwitch(e, &r.Plan); err != nil {
+			return err
+		}
+	}
 	if r.Status == failover.Aborted {
 		return &failure{fmt.Errorf("it was aborted: %s", r.Failure), "lockstep region status --context " + m.Context}
 	}
@@ -336,10 +343,16 @@ type regionResumeCmd struct{ moveFlags }
 // Run resumes.
 func (c *regionResumeCmd) Run(e *env) error { return c.set(e, failover.Running) }
 
-type regionAbortCmd struct{ moveFlags }
+type regionAbortCmd struct {
+	moveFlags
+	Leave bool `help:"Of a forced failover whose target is gone too: leave what it has taken as it is, for another failover, from the target to the next region."`
+}
 
 // Run aborts.
-func (c *regionAbortCmd) Run(e *env) error { return c.set(e, failover.Aborting) }
+func (c *regionAbortCmd) Run(e *env) error {
+	c.leave = c.Leave
+	return c.set(e, failover.Aborting)
+}
 
 // set changes the status of the operation that is under way, and goes on with it where it can.
 func (m *moveFlags) set(e *env, to failover.Status) error {
@@ -361,7 +374,7 @@ func (m *moveFlags) set(e *env, to failover.Status) error {
 		return nil
 	}
 	if r.Status != failover.Aborting || to != failover.Running {
-		set, err := c.Set(e.ctx, r.Plan.ID, to, m.Why, time.Now())
+		set, err := c.Set(e.ctx, r.Plan.ID, to, m.Why, time.Now(), m.leave)
 		switch {
 		case errors.Is(err, conduct.ErrEnded) && to != failover.Running:
 			// Its tool may have been killed before it let the lock go.

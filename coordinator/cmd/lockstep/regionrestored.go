@@ -57,6 +57,18 @@ func (c *regionRestoredCmd) run(e *env, o *opened) error {
 	if err != nil {
 		return err
 	}
+	under, err := c.underWay(e, o, owners)
+	if err != nil {
+		return err
+	}
+	for _, w := range owners {
+		if w.Status == slot.Taken {
+			under = "slots are taken by force and not served yet"
+		}
+	}
+	if under != "" {
+		return &failure{fmt.Errorf("%s, as the backup has it: end it first", under), "lockstep region resume --context " + c.Context + "  # or abort it"}
+	}
 	s := &seen{}
 	for n, w := range owners {
 		s.add(n, w.Epoch)

@@ -145,10 +145,7 @@ func (c *regionWatchCmd) look(e *env, o *opened) sight {
 			s.Unheard[region] = -1
 			continue
 		}
-		s.Unheard[region] = time.Duration(v.HeardMillis) * time.Millisecond
-		if v.HeardMillis < 0 { // never: since it runs
-			s.Unheard[region] = c.DeadFor
-		}
+		s.Unheard[region] = time.Duration(v.HeardMillis) * time.Millisecond // below 0: it never has, and vouches for nothing
 	}
 	return s
 }
@@ -162,7 +159,7 @@ func (c *regionWatchCmd) failover() *regionFailoverCmd {
 // found tells that the region is dead, and where that was asked for and every guard allows it, fails over.
 func (c *regionWatchCmd) found(e *env, o *opened) error {
 	fmt.Fprintf(e.out, "%s is dead: it was not heard for %v, neither from here nor from any other region\n", c.From, c.DeadFor)
-	by := fmt.Sprintf("lockstep region failover --from %s --to %s --at-risk %s --context %s --dry-run", c.From, c.To, c.AtRisk, c.Context)
+	by := fmt.Sprintf("lockstep region failover --from %s --to %s --at-risk %s%s --context %s --dry-run", c.From, c.To, c.AtRisk, capFlag(c.Cap), c.Context)
 	if !c.Auto {
 		next(e.out, by)
 		return nil
@@ -181,6 +178,13 @@ func (c *regionWatchCmd) found(e *env, o *opened) error {
 		return &failure{fmt.Errorf("--fence-cmd: %w: %s may still spend, and nothing is done by itself", err, c.From), by}
 	}
 	return c.failover().run(e, o)
+}
+
+func capFlag(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" --cap %d", n)
 }
 
 // guards are what must be true for a failover that nobody decided (multi-region reference, section 4.1).

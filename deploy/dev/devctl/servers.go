@@ -265,7 +265,12 @@ func (s *serverSet) prepare(ctx context.Context, sv *server) ([]string, error) {
 		return []string{s.have.postgres, "-D", data, "-p", port, "-c", "listen_addresses=127.0.0.1",
 			"-c", "unix_socket_directories=", "-c", "max_prepared_transactions=200", "-c", "max_connections=300"}, nil
 	case mariadb:
-		argv := []string{s.have.mariadbd, "--no-defaults", "--datadir=" + data, "--port=" + port, "--bind-address=127.0.0.1",
+		// A server that starts deletes what looks like a temporary table of a dead one: in a directory that others use, theirs.
+		temporary := s.dataPath(sv.Name + "-tmp")
+		if err := os.MkdirAll(temporary, 0o700); err != nil {
+			return nil, err
+		}
+		argv := []string{s.have.mariadbd, "--no-defaults", "--tmpdir=" + temporary, "--datadir=" + data, "--port=" + port, "--bind-address=127.0.0.1",
 			"--socket=" + s.dataPath("mariadb.sock"), "--pid-file=" + s.dataPath("mariadb.pid"), "--skip-name-resolve",
 			"--max-connections=500", "--character-set-server=utf8mb4", "--init-file=" + filepath.Join(data, "lockstep-init.sql")}
 		if os.Geteuid() == 0 {

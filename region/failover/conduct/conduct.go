@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -168,9 +169,9 @@ func (c *Conductor) save(ctx context.Context, r failover.Run, line *Entry) error
 	return nil
 }
 
-// Set changes the status of an operation: pause, resume, abort. Where whoever drives it is faster it is read again, until
+// Set changes the status of an operation: pause, resume, abort, which may leave (failover.Run.Leave). Where whoever drives it is faster it is read again, until
 // the change is written. An ended one is left as it is: ErrEnded.
-func (c *Conductor) Set(ctx context.Context, id string, to failover.Status, why string, at time.Time) (failover.Run, error) {
+func (c *Conductor) Set(ctx context.Context, id string, to failover.Status, why string, at time.Time, leave ...bool) (failover.Run, error) {
 	for {
 		r, err := c.Load(ctx, id)
 		if err != nil {
@@ -184,7 +185,7 @@ func (c *Conductor) Set(ctx context.Context, id string, to failover.Status, why 
 		}
 		r.Status = to
 		if to == failover.Aborting {
-			r.Failure = why
+			r.Failure, r.Leave = why, len(leave) > 0 && leave[0]
 		}
 		if err := c.save(ctx, r, c.line(string(to), why, r.Plan.ID, at)); !errors.Is(err, arbiter.ErrChanged) {
 			return r, err
@@ -379,11 +380,29 @@ func (c *Conductor) prepareForced(ctx context.Context, s failover.Step, owners *
 		c.dep, err = c.Arbiter.Deployment(ctx)
 		return nil, err
 	}
-	epochs := map[int]slot.Epoch{}
-	for _, n := range s.Slots {
-		epochs[n] = owners[n].Lost
+	if c.dep.Index(s.Run.Plan.To) == 0 {
+		if c.dep, err = c.Arbiter.Deployment(ctx); err != nil {
+			return nil, err
+		}
 	}
-	return c.World.Freeze(ctx, s.Run.Plan.From, s.Run.Plan.To, epochs)
+	// By the region that is lost, which need not be the one that had them last: that one may have died before it served them.
+	lost := map[string]map[int]slot.Epoch{}
+	for _, n := range s.Slots {
+		name := c.dep.Name(owners[n].Lost.Region())
+		if lost[name] == nil {
+			lost[name] = map[int]slot.Epoch{}
+		}
+		lost[name][n] = owners[n].Lost
+	}
+	seals = map[int]*slot.Seal{}
+	for name, epochs := range lost {
+		some, err := c.World.Freeze(ctx, name, s.Run.Plan.To, epochs)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(seals, some)
+	}
+	return seals, nil
 }
 
 // end lets the lock go.

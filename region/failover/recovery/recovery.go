@@ -141,6 +141,12 @@ const (
 // SettlePath is where a participant ends a try by its name. It takes a POST, and a call without a payload is a GET: so there is one.
 const SettlePath = "/lockstep/settle"
 
+// BranchOf is the branch of a try whose record is lost: it is ended by its name.
+func BranchOf(t Try) txn.Branch {
+	url := "lockstep://" + t.Participant + SettlePath
+	return txn.Branch{ID: t.Branch, Confirm: url, Cancel: url, Account: t.Account, Payload: []byte("{}"), One: txn.OpState{Status: txn.OpDone}}
+}
+
 // Doubt makes the transaction of tries that have no record, as a live one in doubt; begun is when it began as far as anybody
 // knows, unix ms. Of what stands at the participants only positive evidence counts: it gives the decision that they prove, nil
 // where they prove none, and an error where they prove both.
@@ -156,8 +162,7 @@ func Doubt(gid txn.Gid, tries []Try, begun int64, epoch uint64) (tx *record.Tx, 
 			continue // two participants over one database
 		}
 		known[t.Branch] = true
-		url := "lockstep://" + t.Participant + SettlePath
-		s.Branches = append(s.Branches, txn.Branch{ID: t.Branch, Confirm: url, Cancel: url, Account: t.Account, Payload: []byte("{}"), One: txn.OpState{Status: txn.OpDone}})
+		s.Branches = append(s.Branches, BranchOf(t))
 		if t.Global {
 			s.Opt.Durability = txn.Global
 		}
