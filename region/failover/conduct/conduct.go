@@ -43,7 +43,7 @@ var (
 
 // World is what is asked and told beyond the arbiter.
 type World interface {
-	// Both are called for several slots at once.
+	// Reached and Canary are called for several slots at once.
 	// Reached says whether the region's journal has everything up to the seal of a slot.
 	Reached(ctx context.Context, region string, n int, seal *slot.Seal) bool
 	// Freeze makes every journal that answers, but that of the lost region, take no more of the slots' epochs, and gives each
