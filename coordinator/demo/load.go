@@ -49,8 +49,9 @@ type load struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
 	// apart: payments stay in the region that they are begun in, as they have to while the link is cut.
-	apart atomic.Bool
-	made  map[string]*atomic.Int64 // by region, answered as paid
+	apart    atomic.Bool
+	crossing atomic.Int64             // payments under way that were chosen while the regions were not apart
+	made     map[string]*atomic.Int64 // by region, answered as paid
 
 	mu    sync.Mutex
 	home  map[string]string // region by account, as the arbiter said last
@@ -66,6 +67,17 @@ func newLoad(perSecond int) *load {
 		l.accounts = append(l.accounts, fmt.Sprintf("wallet-%02d", i))
 	}
 	return l
+}
+
+// part keeps payments in their regions from now on, and waits until those under way that touch several have ended: a client that
+// waits for the other side of a cut has no time for its own.
+func (l *load) part(ctx context.Context) {
+	l.mu.Lock()
+	l.apart.Store(true)
+	l.mu.Unlock()
+	for end := time.Now().Add(callLimit); l.crossing.Load() > 0 && time.Now().Before(end) && ctx.Err() == nil; {
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 // settle writes down where the accounts have their homes.
@@ -107,7 +119,7 @@ func (l *load) work(ctx context.Context, r *region, rnd *rand.Rand, global int) 
 			return
 		case <-tick.C:
 		}
-		t := l.choose(r, rnd)
+		t, across := l.choose(r, rnd)
 		if t == nil {
 			continue // no two accounts have their home here, or nobody asks here
 		}
@@ -115,7 +127,11 @@ func (l *load) work(ctx context.Context, r *region, rnd *rand.Rand, global int) 
 		if rnd.IntN(100) < global {
 			durability = client.Global
 		}
-		if err := l.pay(ctx, r, t, durability, callLimit); err != nil && ctx.Err() == nil {
+		err := l.pay(ctx, r, t, durability, callLimit)
+		if across {
+			l.crossing.Add(-1)
+		}
+		if err != nil && ctx.Err() == nil {
 			select { // a coordinator that is down is not hammered
 			case <-ctx.Done():
 			case <-time.After(200 * time.Millisecond):
@@ -125,11 +141,12 @@ func (l *load) work(ctx context.Context, r *region, rnd *rand.Rand, global int) 
 }
 
 // choose makes up a payment. Its gid names the payer's account, so that it lives in that account's home.
-func (l *load) choose(r *region, rnd *rand.Rand) *transferred {
+// across says that it may touch other regions; whoever pays it takes it off l.crossing afterwards.
+func (l *load) choose(r *region, rnd *rand.Rand) (t *transferred, across bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.away[r.name] {
-		return nil
+		return nil, false
 	}
 	var here []string
 	for _, a := range l.accounts {
@@ -138,21 +155,24 @@ func (l *load) choose(r *region, rnd *rand.Rand) *transferred {
 		}
 	}
 	from, to := here, l.accounts
-	if l.apart.Load() {
+	if across = !l.apart.Load(); !across {
 		to = here
 	} else if rnd.IntN(10) == 0 {
 		from = l.accounts // one in ten is handed on to the payer's home
 	}
 	if len(from) == 0 || len(to) < 2 {
-		return nil
+		return nil, false
 	}
-	t := &transferred{from: from[rnd.IntN(len(from))], to: to[rnd.IntN(len(to))], amount: 1 + rnd.Int64N(500), region: r.name, at: time.Now()}
+	if across {
+		l.crossing.Add(1)
+	}
+	t = &transferred{from: from[rnd.IntN(len(from))], to: to[rnd.IntN(len(to))], amount: 1 + rnd.Int64N(500), region: r.name, at: time.Now()}
 	for t.to == t.from {
 		t.to = to[rnd.IntN(len(to))]
 	}
 	t.gid = fmt.Sprintf("{%s}%s-%d", t.from, r.name, len(l.pays))
 	l.pays = append(l.pays, t)
-	return t
+	return t, across
 }
 
 // tx is a payment between wallets as the native API takes it: each branch is called in its account's home.

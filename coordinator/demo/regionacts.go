@@ -137,7 +137,7 @@ func (d *demo) cutLink(ctx context.Context) error {
 		return err
 	}
 	d.apartSince = time.Now().Add(-10 * time.Second) // what is planted is in payments that are young
-	d.load.apart.Store(true)
+	d.load.part(ctx)
 	if _, err := d.world.chaos.ask(ctx, "cut"); err != nil {
 		return err
 	}

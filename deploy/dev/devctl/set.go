@@ -296,7 +296,7 @@ var serverNames = []string{"postgres", "mariadb", "redis", "redis-aof", "etcd1",
 func remove(dir string) error {
 	names := []string{stateFile, composeFile, "env", "mariadb.sock", "mariadb.pid"}
 	for _, name := range serverNames {
-		names = append(names, name, name+".part", name+".log", name+".pid.json")
+		names = append(names, name, name+".part", name+"-tmp", name+".log", name+".pid.json")
 	}
 	if stale, _ := filepath.Glob(filepath.Join(dir, ".new-*")); len(stale) > 0 { // of a write that was cut off
 		for _, path := range stale {
