@@ -18,6 +18,17 @@ func latest(events []record.Event, n int, seq uint64) (out record.Event, ok bool
 	return out, ok
 }
 
+// pastSeal gives the events of a lane from a number on that are past a forced seal: they wait for none before them, which
+// may have gone to the divergence record already.
+func (p *puller) pastSeal(n int, l *lane, from uint64) (out []record.Event) {
+	for seq, e := range l.events {
+		if seq >= from && p.o.past(n, seq, e.Epoch) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
 // diverged tells of events after a forced seal, and of chains that were cut back to one.
 func (p *puller) diverged(res *journal.Result) {
 	for _, d := range res.Diverged {

@@ -258,6 +258,7 @@ func (p *puller) applyAll(ctx context.Context) error {
 				}
 				b.Events = append(b.Events, e)
 			}
+			b.Events = append(b.Events, p.pastSeal(n, l, seq)...)
 			more = more || l.has(seq)
 		}
 		if !more {
