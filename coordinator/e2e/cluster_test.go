@@ -335,6 +335,9 @@ func TestAHolderThatSleptWritesNothing(t *testing.T) {
 	a.signal(syscall.SIGSTOP)
 	t.Cleanup(func() { _ = a.cmd.Process.Signal(syscall.SIGCONT) }) // it may have ended
 	eventually(t, 10*time.Second, "every thread of it sleeps", a.asleep)
+	// From here on, or the news would wait in the sleeper's socket beside the commits, and might be read before them.
+	news := proxy.holdWatches()
+	t.Cleanup(news)
 	for _, gid := range gids[1:] {
 		go commit(gid) // waits in the sleeper's sockets: it will believe that it holds the slot
 	}
@@ -349,8 +352,6 @@ func TestAHolderThatSleptWritesNothing(t *testing.T) {
 			t.Fatalf("%s: %s", gid, st.GetPhase())
 		}
 	}
-	news := proxy.holdWatches()
-	t.Cleanup(news)
 	close(arrives)
 	eventually(t, 10*time.Second, "the write that was on its way is refused", func() bool { return count() == 1 })
 	a.signal(syscall.SIGCONT)

@@ -186,8 +186,8 @@ type Call struct {
 	Account      string
 	AccountSlot  int
 	AccountEpoch uint64
-	// Global: the transaction's commit point is the arbiter. Suspense: an effect that is posted may pass over a limit.
-	Global, Suspense bool
+	// Global: the transaction's commit point is the arbiter.
+	Global bool
 	// Results of earlier branches that this one asked for, by branch id.
 	Results []BranchResult
 	// WantResult: the answer's body is kept for later branches.

@@ -334,7 +334,7 @@ func memberOf(c *engine.Call) (*batchpb.BranchCall, error) {
 
 // headersOf are a member's headers: the client's, and what a participant must know of the transaction.
 func headersOf(c *engine.Call) map[string]string {
-	clean := !c.Global && !c.Suspense
+	clean := !c.Global
 	for k := range c.Headers {
 		clean = clean && !ours(k)
 	}

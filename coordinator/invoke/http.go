@@ -98,9 +98,6 @@ func said(c *engine.Call, set func(k, v string)) {
 	if c.Global {
 		set(headerDurability, "global")
 	}
-	if c.Suspense {
-		set(headerSuspense, "true")
-	}
 }
 
 // ours says that a header is the coordinator's to set: a client's never takes its place.

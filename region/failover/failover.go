@@ -268,7 +268,7 @@ func Next(r Run, o Observed) Step {
 	case len(moving) > 0:
 		return Step{Run: r, Act: Wait, Why: "slots come to rest"}
 	case len(sealed) > 0:
-		return give(r, o, sealed)
+		return pass(r, o, sealed, Give, "the target catches up")
 	case len(active) > 0:
 		return begin(r, o, active)
 	}
@@ -294,21 +294,21 @@ func begin(r Run, o Observed, active []int) Step {
 	return Step{Run: r, Act: Drain, Slots: active, DeadlineMillis: o.AtMillis + r.Plan.DeadlineMillis}
 }
 
-// give hands over what the target has everything of.
-func give(r Run, o Observed, sealed []int) Step {
+// pass lets the target have what it has everything of, by the act given.
+func pass(r Run, o Observed, slots []int, act Act, waits string) Step {
 	var ready []int
-	for _, n := range sealed {
+	for _, n := range slots {
 		if o.Reached(n) {
 			ready = append(ready, n)
 		}
 	}
 	if len(ready) == 0 {
-		return Step{Run: r, Act: Wait, Why: "the target catches up"}
+		return Step{Run: r, Act: Wait, Why: waits}
 	}
 	if r.GivenMillis == 0 {
 		r.GivenMillis = o.AtMillis
 	}
-	return Step{Run: r, Act: Give, Slots: ready}
+	return Step{Run: r, Act: act, Slots: ready}
 }
 
 // arrived ends a batch when the target serves all of it.

@@ -89,26 +89,9 @@ func nextForced(r Run, o Observed) Step {
 	case len(unbound) > 0:
 		return Step{Run: r, Act: Bind, Slots: unbound, Why: "the journals are frozen, and the highest valid event is the seal"}
 	case len(bound) > 0:
-		return serve(r, o, bound)
+		return pass(r, o, bound, Serve, "the target fetches up to the seals")
 	}
 	return endForced(r, o, there, astray)
-}
-
-// serve lets the target begin in what it has everything of.
-func serve(r Run, o Observed, bound []int) Step {
-	var ready []int
-	for _, n := range bound {
-		if o.Reached(n) {
-			ready = append(ready, n)
-		}
-	}
-	if len(ready) == 0 {
-		return Step{Run: r, Act: Wait, Why: "the target fetches up to the seals"}
-	}
-	if r.GivenMillis == 0 {
-		r.GivenMillis = o.AtMillis
-	}
-	return Step{Run: r, Act: Serve, Slots: ready}
 }
 
 func endForced(r Run, o Observed, there, astray []int) Step {

@@ -27,8 +27,6 @@ type moveFlags struct {
 	Why      string        `help:"Reason, for the audit: a ticket, a name." default:"not given"`
 	Who      string        `help:"Who does it, for the audit. Defaults to the user."`
 	DryRun   bool          `help:"Do every read and every check, and write nothing."`
-
-	leave bool
 }
 
 // plan makes the plan of a move of the region's slots. first says who had each slot first, for a failback.
@@ -336,12 +334,12 @@ func (m *moveFlags) drive(e *env, c *conduct.Conductor, id string) error {
 type regionPauseCmd struct{ moveFlags }
 
 // Run pauses.
-func (c *regionPauseCmd) Run(e *env) error { return c.set(e, failover.Paused) }
+func (c *regionPauseCmd) Run(e *env) error { return c.set(e, failover.Paused, false) }
 
 type regionResumeCmd struct{ moveFlags }
 
 // Run resumes.
-func (c *regionResumeCmd) Run(e *env) error { return c.set(e, failover.Running) }
+func (c *regionResumeCmd) Run(e *env) error { return c.set(e, failover.Running, false) }
 
 type regionAbortCmd struct {
 	moveFlags
@@ -350,12 +348,11 @@ type regionAbortCmd struct {
 
 // Run aborts.
 func (c *regionAbortCmd) Run(e *env) error {
-	c.leave = c.Leave
-	return c.set(e, failover.Aborting)
+	return c.set(e, failover.Aborting, c.Leave)
 }
 
 // set changes the status of the operation that is under way, and goes on with it where it can.
-func (m *moveFlags) set(e *env, to failover.Status) error {
+func (m *moveFlags) set(e *env, to failover.Status, leave bool) error {
 	o, err := m.open(e.ctx)
 	if err != nil {
 		return err
@@ -374,7 +371,11 @@ func (m *moveFlags) set(e *env, to failover.Status) error {
 		return nil
 	}
 	if r.Status != failover.Aborting || to != failover.Running {
-		set, err := c.Set(e.ctx, r.Plan.ID, to, m.Why, time.Now(), m.leave)
+		write := func() (failover.Run, error) { return c.Set(e.ctx, r.Plan.ID, to, m.Why, time.Now()) }
+		if leave {
+			write = func() (failover.Run, error) { return c.Leave(e.ctx, r.Plan.ID, m.Why, time.Now()) }
+		}
+		set, err := write()
 		switch {
 		case errors.Is(err, conduct.ErrEnded) && to != failover.Running:
 			// Its tool may have been killed before it let the lock go.

@@ -169,9 +169,18 @@ func (c *Conductor) save(ctx context.Context, r failover.Run, line *Entry) error
 	return nil
 }
 
-// Set changes the status of an operation: pause, resume, abort, which may leave (failover.Run.Leave). Where whoever drives it is faster it is read again, until
+// Set changes the status of an operation: pause, resume, abort. Where whoever drives it is faster it is read again, until
 // the change is written. An ended one is left as it is: ErrEnded.
-func (c *Conductor) Set(ctx context.Context, id string, to failover.Status, why string, at time.Time, leave ...bool) (failover.Run, error) {
+func (c *Conductor) Set(ctx context.Context, id string, to failover.Status, why string, at time.Time) (failover.Run, error) {
+	return c.set(ctx, id, string(to), why, at, func(r *failover.Run) { r.Status = to })
+}
+
+// Leave aborts a forced failover whose target is gone too: what it has taken stays taken, for another one. Errors as Set's.
+func (c *Conductor) Leave(ctx context.Context, id, why string, at time.Time) (failover.Run, error) {
+	return c.set(ctx, id, "leave", why, at, func(r *failover.Run) { r.Status, r.Leave = failover.Aborting, true })
+}
+
+func (c *Conductor) set(ctx context.Context, id, act, why string, at time.Time, change func(*failover.Run)) (failover.Run, error) {
 	for {
 		r, err := c.Load(ctx, id)
 		if err != nil {
@@ -180,14 +189,15 @@ func (c *Conductor) Set(ctx context.Context, id string, to failover.Status, why 
 		if r.Status.Ended() {
 			return r, fmt.Errorf("operation %s is %s already: %w", r.Plan.ID, r.Status, ErrEnded)
 		}
-		if r.Status == failover.Aborting && to != failover.Aborting {
+		was := r.Status
+		change(&r)
+		if was == failover.Aborting && r.Status != failover.Aborting {
 			return r, fmt.Errorf("operation %s is being aborted; let it end", r.Plan.ID)
 		}
-		r.Status = to
-		if to == failover.Aborting {
-			r.Failure, r.Leave = why, len(leave) > 0 && leave[0]
+		if r.Status == failover.Aborting {
+			r.Failure = why
 		}
-		if err := c.save(ctx, r, c.line(string(to), why, r.Plan.ID, at)); !errors.Is(err, arbiter.ErrChanged) {
+		if err := c.save(ctx, r, c.line(act, why, r.Plan.ID, at)); !errors.Is(err, arbiter.ErrChanged) {
 			return r, err
 		}
 	}
