@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,6 +52,7 @@ func (d *deployment) settle(within time.Duration) (resolved int) {
 				if done[gid] {
 					continue
 				}
+				d.proposed(gid)
 				out, err := exec.Command(program, "tx", "resolve", gid, "--commit", "--reason", "its client was told so", "--admin-addr", d.coord[r].addr.Admin).CombinedOutput()
 				d.t.Logf("%s (%s): %v %s", gid, why, err, tail(string(out)))
 				done[gid] = err == nil
@@ -65,6 +67,40 @@ func (d *deployment) settle(within time.Duration) (resolved int) {
 		return true
 	})
 	return len(done)
+}
+
+// proposal is what `lockstep region divergence` proposes for a transaction.
+type proposal struct {
+	Gid, Theirs, Next string
+	Legs              []struct {
+		Amount int64
+		Debit  bool
+	}
+}
+
+// proposed reads what is proposed for a transaction that a region alone had committed: its payment, to the fen.
+func (d *deployment) proposed(gid string) {
+	d.t.Helper()
+	out, err := d.lockstep("region", "divergence", "-o", "json", "--context", d.file)
+	var list []proposal
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &list)
+	}
+	at := slices.IndexFunc(list, func(p proposal) bool { return p.Gid == gid })
+	if err != nil || at < 0 {
+		d.t.Errorf("%s is not proposed to be settled: %v\n%s", gid, err, out)
+		return
+	}
+	p, sum := list[at], int64(0)
+	for _, l := range p.Legs {
+		if l.Debit {
+			l.Amount = -l.Amount
+		}
+		sum += l.Amount
+	}
+	if len(p.Legs) < 2 || sum != 0 || p.Theirs != "commit" || !strings.Contains(p.Next, gid) {
+		d.t.Errorf("proposed for %s: %+v", gid, p)
+	}
 }
 
 // diverged are the transactions that a region had when it was lost and that were not taken over, with why.

@@ -207,23 +207,38 @@ func (r *Runner) adoptions(ctx context.Context) {
 	}
 }
 
-// importsAtOnce bounds the slots that are imported side by side: what came with a forced seal is asked of the arbiter, which
-// may be far away.
+// importsAtOnce bounds the slots that are imported side by side.
 const importsAtOnce = 32
 
 // importAll imports slots, and gives the claims of those that may be held now.
 func (r *Runner) importAll(ctx context.Context, claims []Claim, owners map[int]slot.Owner) (ready []Claim) {
+	var todo []Claim
+	var moves []Move // theirs
+	for _, cl := range claims {
+		switch o := owners[cl.Slot]; {
+		case cl.Closed:
+		case cl.Imported >= uint64(o.Seal.Epoch):
+			ready = append(ready, cl)
+		default:
+			moves, todo = append(moves, Move{cl.Slot, o}), append(todo, cl)
+		}
+	}
+	if len(todo) == 0 {
+		return ready
+	}
+	arrivals, err := r.regions.Arrivals(ctx, moves)
+	if err != nil {
+		r.cfg.Log.Warn("what came with slots that arrive could not be read; trying again", "slots", len(moves), "err", err)
+		return ready
+	}
 	var mu sync.Mutex
 	var g errgroup.Group
 	g.SetLimit(importsAtOnce)
-	for _, cl := range claims {
-		if cl.Closed {
-			continue
-		}
+	for i, cl := range todo {
 		g.Go(func() error {
-			switch err := r.importSlot(ctx, &cl, owners[cl.Slot]); {
+			switch err := r.importSlot(ctx, &cl, moves[i].Owner, &arrivals[i]); {
 			case err == nil:
-				cl.Imported = max(cl.Imported, uint64(owners[cl.Slot].Seal.Epoch))
+				cl.Imported = max(cl.Imported, uint64(moves[i].Owner.Seal.Epoch))
 				mu.Lock()
 				ready = append(ready, cl)
 				mu.Unlock()
@@ -257,25 +272,16 @@ func (r *Runner) losses() map[int]bool {
 //
 // The slot's own chain goes on where its last own epoch ended: under a forced seal that is before what this region had
 // numbered, and in a store that is new it is after what the store knows.
-func (r *Runner) importSlot(ctx context.Context, cl *Claim, owner slot.Owner) error {
-	seal := owner.Seal
-	if cl.Imported >= uint64(seal.Epoch) {
-		return nil
+func (r *Runner) importSlot(ctx context.Context, cl *Claim, owner slot.Owner, came *Arrival) error {
+	if came.Err != nil {
+		return came.Err
 	}
-	values, err := r.regions.Carried(ctx, cl.Slot, seal)
-	if err != nil {
-		return err
-	}
-	head, err := r.regions.Ended(ctx, cl.Slot, owner.Epoch)
-	if err != nil {
-		return err
-	}
-	if head.Seq != 0 || owner.Forced() {
-		cl.Head = head
+	if came.Own.Seq != 0 || owner.Forced() {
+		cl.Head = came.Own
 	}
 	w := importing{r: r, cl: *cl}
 	keep := map[txn.Gid]bool{}
-	for _, value := range values {
+	for _, value := range came.Live {
 		tx, err := record.Decode(value)
 		if err != nil {
 			return fmt.Errorf("a record that came with slot %d: %w", cl.Slot, err)
@@ -305,7 +311,7 @@ func (r *Runner) importSlot(ctx context.Context, cl *Claim, owner slot.Owner) er
 		}
 		w.b.Deletes = append(w.b.Deletes, Delete{Slot: cl.Slot, Gid: gid})
 	}
-	return w.flush(ctx, uint64(seal.Epoch))
+	return w.flush(ctx, uint64(owner.Seal.Epoch))
 }
 
 // importing writes an import in batches that a store takes.

@@ -65,12 +65,9 @@ type Regions interface {
 	Seal(ctx context.Context, m Move, seal *slot.Seal) error
 	// Undo gives a slot back to this region whose move took too long.
 	Undo(ctx context.Context, m Move) error
-	// Carried gives the live records that came with a seal of another region: ErrNotYet until this region's journal has
-	// reached it. Under a forced seal they are those that are decided and not finished, and those that are in doubt.
-	Carried(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error)
-	// Ended gives the end of this region's own last epoch of a slot below the one given: where its chain goes on. Zero where
-	// there was none.
-	Ended(ctx context.Context, n int, below slot.Epoch) (record.Head, error)
+	// Arrivals gives what came with slots under the seals of their owners, in the order of the moves. All are asked for at
+	// once: the arbiter may be far away.
+	Arrivals(ctx context.Context, moves []Move) ([]Arrival, error)
 	// Lost gives the last seal under which a slot was taken from this region by force, as far as is known; nil where there was
 	// none.
 	Lost(n int) *slot.Seal
@@ -83,6 +80,17 @@ type Regions interface {
 	Returned(ctx context.Context, m Move, tx *record.Tx) error
 	// Settled tells the arbiter that nothing of the slot's lost epoch is left to be worked off.
 	Settled(ctx context.Context, m Move) error
+}
+
+// Arrival is what came with a slot under a seal.
+type Arrival struct {
+	// Live are the live records that came with a seal of another region. Under a forced seal they are those that are decided
+	// and not finished, and those that are in doubt.
+	Live [][]byte
+	// Own is the end of this region's own last epoch of the slot before: where its chain goes on. Zero where there was none.
+	Own record.Head
+	// Err is ErrNotYet until this region's journal has reached the seal; then nothing else counts.
+	Err error
 }
 
 // owner is what is known of a slot's owner; without regions everything is ours at the epoch that stands.

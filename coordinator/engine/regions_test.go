@@ -193,11 +193,6 @@ func (p *place) Undo(_ context.Context, m engine.Move) error {
 
 func (p *place) Arbiter() error { return p.away }
 
-// Ended is where a planned move's store goes on anyway, and nothing under a forced seal: these stores began with it.
-func (p *place) Ended(context.Context, int, slot.Epoch) (record.Head, error) {
-	return record.Head{}, nil
-}
-
 // Lost is what the owner says.
 func (p *place) Lost(n int) *slot.Seal {
 	if o := p.owner(n); o.Lost != 0 && o.Lost.Region() == p.index {
@@ -228,16 +223,22 @@ func (p *place) Settled(_ context.Context, m engine.Move) error {
 	return p.change(m.Slot, m.Owner, to)
 }
 
-func (p *place) Carried(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error) {
-	if p.lost {
-		return nil, engine.ErrNotYet
-	}
-	for _, from := range p.places {
-		if from.index == seal.Epoch.Region() {
-			return from.journal.Carried(n, uint64(seal.Epoch)), nil
+// Arrivals has no own heads: a planned move's store goes on anyway, and under a forced seal these stores began with it.
+func (p *place) Arrivals(_ context.Context, moves []engine.Move) ([]engine.Arrival, error) {
+	out := make([]engine.Arrival, len(moves))
+	for i, m := range moves {
+		if p.lost {
+			out[i].Err = engine.ErrNotYet
+			continue
+		}
+		out[i].Err = errors.New("no such region")
+		for _, from := range p.places {
+			if from.index == m.Owner.Seal.Epoch.Region() {
+				out[i] = engine.Arrival{Live: from.journal.Carried(m.Slot, uint64(m.Owner.Seal.Epoch))}
+			}
 		}
 	}
-	return nil, errors.New("no such region")
+	return out, nil
 }
 
 // join runs one more coordinator of the region.

@@ -13,6 +13,7 @@ import (
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
+	"github.com/lockstep-tx/lockstep/region/arbiter"
 	"github.com/lockstep-tx/lockstep/region/failover/recovery"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -20,40 +21,86 @@ import (
 // This file brings together what a slot's new owner needs after its region was lost (ADR 9): what the journal and the arbiter
 // know of it, and when its accounts may be homes.
 
-// carried is what came with a seal: from the own journal, and where nobody wrote the seal, also from the arbiter.
-func (s *Server) carried(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error) {
-	if seal == nil || !seal.Forced {
-		return s.regions.replica.Carried(ctx, n, seal)
+// arrivals is place.Config.Arrivals: what came is in the own journal, and where nobody wrote the seal, also at the arbiter.
+func (s *Server) arrivals(ctx context.Context, moves []engine.Move) ([]engine.Arrival, error) {
+	out := make([]engine.Arrival, len(moves))
+	var forced, at []int
+	for i, m := range moves {
+		seal := m.Owner.Seal
+		if !seal.Forced {
+			out[i].Live, out[i].Err = s.regions.replica.Carried(ctx, m.Slot, seal)
+			continue
+		}
+		switch reached, err := s.journal.Reached(ctx, m.Slot, seal); {
+		case err != nil:
+			out[i].Err = err
+		case !reached:
+			out[i].Err = engine.ErrNotYet
+		default:
+			forced, at = append(forced, m.Slot), append(at, i)
+		}
 	}
-	reached, err := s.journal.Reached(ctx, n, seal)
+	found, err := s.recovered(ctx, forced)
 	if err != nil {
 		return nil, err
 	}
-	if !reached {
-		return nil, engine.ErrNotYet
+	for k, i := range at {
+		out[i].Live, out[i].Err = found[k].records, found[k].err
 	}
-	return s.recovered(ctx, n)
+	return out, nil
 }
 
-func (s *Server) recovered(ctx context.Context, n int) ([][]byte, error) {
-	decisions, err := s.regions.arbiter.DecisionsOf(ctx, n)
-	if err != nil {
-		return nil, err
-	}
-	return s.driven(ctx, n, decisions)
+// left is what is to be driven on in a slot that was taken.
+type left struct {
+	records [][]byte
+	err     error
 }
 
-// driven is recovered with the arbiter's decisions at hand.
-func (s *Server) driven(ctx context.Context, n int, decisions map[string][]byte) ([][]byte, error) {
-	left, err := s.journal.Unfinished(ctx, n)
+// readsAtOnce bounds the slots whose decisions are read from the arbiter side by side: it may be far away.
+const readsAtOnce = 32
+
+// recovered gives what journal and arbiter know of slots that were taken. Nothing is decided any more in the epochs that were
+// lost, so that of many slots one look at the arbiter says in which there is anything to read.
+func (s *Server) recovered(ctx context.Context, slots []int) ([]left, error) {
+	if len(slots) == 0 {
+		return nil, nil
+	}
+	arb := s.regions.arbiter
+	var dep arbiter.Deployment
+	var decided map[int][]string // nil where all are read
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) { dep, err = arb.Deployment(gctx); return err }) // as it is now: it may have been restored since this process began
+	if len(slots) > readsAtOnce {
+		g.Go(func() (err error) { decided, err = arb.AllDecisions(gctx); return err })
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	out := make([]left, len(slots))
+	g = &errgroup.Group{}
+	g.SetLimit(readsAtOnce)
+	for i, n := range slots {
+		g.Go(func() error {
+			var bodies map[string][]byte
+			if decided == nil || len(decided[n]) > 0 {
+				bodies, out[i].err = arb.DecisionsOf(ctx, n)
+			}
+			if out[i].err == nil {
+				out[i].records, out[i].err = s.driven(ctx, n, bodies, uint64(dep.RestoredEpoch))
+			}
+			return nil // the others are read all the same
+		})
+	}
+	return out, g.Wait()
+}
+
+// driven is recovered for one slot, with the arbiter's decisions at hand.
+func (s *Server) driven(ctx context.Context, n int, decisions map[string][]byte, restored uint64) ([][]byte, error) {
+	open, err := s.journal.Unfinished(ctx, n)
 	if err != nil {
 		return nil, err
 	}
-	dep, err := s.regions.arbiter.Deployment(ctx) // as it is now: it may have been restored since this process began
-	if err != nil {
-		return nil, err
-	}
-	k := recovery.Known{Decisions: map[txn.Gid][]byte{}, RestoredEpoch: uint64(dep.RestoredEpoch), AtMillis: time.Now().UnixMilli(),
+	k := recovery.Known{Decisions: map[txn.Gid][]byte{}, RestoredEpoch: restored, AtMillis: time.Now().UnixMilli(),
 		Finished: func(gid txn.Gid) (bool, error) {
 			tx, err := s.journal.Get(ctx, gid)
 			return tx != nil && tx.State.Phase.Finished(), err
@@ -61,7 +108,7 @@ func (s *Server) driven(ctx context.Context, n int, decisions map[string][]byte)
 	for gid, body := range decisions {
 		k.Decisions[txn.Gid(gid)] = body
 	}
-	for _, l := range left {
+	for _, l := range open {
 		k.Records = append(k.Records, l.Record)
 	}
 	return recovery.Drive(k)
@@ -111,39 +158,19 @@ func (s *Server) caughtUp(ctx context.Context, m engine.Move) error {
 	return s.post(p.owed[m.Slot])
 }
 
-// readsAtOnce bounds the slots whose decisions are read from the arbiter side by side: it may be far away.
-const readsAtOnce = 32
-
-// readPosts reads what was decided in slots that it has not read yet; posts.mu is held. Nothing is decided any more in the
-// epochs that were lost, so that one look at the arbiter says in which slots there is anything to read.
+// readPosts reads what was decided in slots that it has not read yet; posts.mu is held.
 func (s *Server) readPosts(ctx context.Context, owners *slot.Map, taken []int) error {
 	p := &s.regions.posts
 	fresh := slices.DeleteFunc(slices.Clone(taken), func(n int) bool { return p.epochs[n] == owners[n].Epoch })
-	if len(fresh) == 0 {
-		return nil
-	}
-	decided, err := s.regions.arbiter.AllDecisions(ctx)
+	found, err := s.recovered(ctx, fresh)
 	if err != nil {
 		return err
 	}
-	found := make([][][]byte, len(fresh))
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(readsAtOnce)
 	for i, n := range fresh {
-		g.Go(func() (err error) {
-			if len(decided[n]) > 0 {
-				found[i], err = s.recovered(gctx, n)
-			} else {
-				found[i], err = s.driven(gctx, n, nil)
-			}
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	for i, n := range fresh {
-		if err := s.owe(n, found[i]); err != nil {
+		if found[i].err != nil {
+			return found[i].err
+		}
+		if err := s.owe(n, found[i].records); err != nil {
 			return err
 		}
 		p.epochs[n] = owners[n].Epoch

@@ -77,6 +77,8 @@ type TCC[P any] struct {
 	TryAll, ConfirmAll, CancelAll OpAll[P]
 	// Alone: each call has a local transaction of its own, for functions that wait for something outside the database.
 	Alone bool
+	// Effect says what Confirm does to accounts, and does nothing; nil where nobody may ask. An error wraps barrier.ErrInvalid.
+	Effect func(payload P) ([]Held, error)
 }
 
 // Saga are the functions of a saga's step. Compensate may be nil where there is nothing to take back.
@@ -90,9 +92,10 @@ type Saga[P any] struct {
 type Participant struct {
 	barrier  *barrier.Barrier
 	options  Options
-	branches map[string]operation // by HTTP path and by gRPC method
-	sets     int                  // functions for many calls
-	movable  Movable              // nil where accounts stay
+	branches map[string]operation                            // by HTTP path and by gRPC method
+	sets     int                                             // functions for many calls
+	effects  map[string]func(payload []byte) ([]Held, error) // by the branch's name
+	movable  Movable                                         // nil where accounts stay
 	exec     *executor
 }
 
@@ -108,7 +111,7 @@ type operation struct {
 // New returns a participant without branches. Close ends it.
 func New(b *barrier.Barrier, o Options) *Participant {
 	o = o.withDefaults()
-	return &Participant{barrier: b, options: o, branches: map[string]operation{}, exec: newExecutor(b, o)}
+	return &Participant{barrier: b, options: o, branches: map[string]operation{}, effects: map[string]func([]byte) ([]Held, error){}, exec: newExecutor(b, o)}
 }
 
 // Close waits for the calls under way; later ones are answered as unknown.
@@ -128,6 +131,15 @@ func HandleTCC[P any](p *Participant, name string, t TCC[P]) {
 	handle(p, name, barrier.OpCancel, t.Alone, t.Cancel, t.CancelAll)
 	if t.Apply != nil {
 		handle(p, name, OpApply, t.Alone, t.Apply, nil)
+	}
+	if t.Effect != nil {
+		p.effects[name] = func(raw []byte) ([]Held, error) {
+			payload, err := decode[P](raw, false)
+			if err != nil {
+				return nil, fmt.Errorf("%w: payload: %w", barrier.ErrInvalid, err)
+			}
+			return t.Effect(payload)
+		}
 	}
 }
 

@@ -58,11 +58,11 @@ const snapshotBytesMax = 256 << 20
 
 // RegionPaths are what RegionHandler serves.
 var RegionPaths = []string{"/lockstep/probe", "/lockstep/state", "/lockstep/homes", "/lockstep/release", "/lockstep/released", "/lockstep/adopt", "/lockstep/refuse",
-	"/lockstep/inspect", "/lockstep/check", "/lockstep/mend", "/lockstep/tries", "/lockstep/fence", "/lockstep/risk", "/lockstep/settle"}
+	"/lockstep/inspect", "/lockstep/check", "/lockstep/mend", "/lockstep/tries", "/lockstep/fence", "/lockstep/risk", "/lockstep/settle", "/lockstep/effects"}
 
 // RegionHandler serves what the coordinators of a deployment with several regions ask (docs/regions.md): GET
 // /lockstep/probe and /lockstep/state, POST /lockstep/homes, /lockstep/release, GET /lockstep/released, POST
-// /lockstep/adopt, /lockstep/refuse and /lockstep/inspect, GET /lockstep/check, POST /lockstep/mend; and after the loss of a
+// /lockstep/adopt, /lockstep/refuse, /lockstep/inspect and /lockstep/effects, GET /lockstep/check, POST /lockstep/mend; and after the loss of a
 // region POST /lockstep/tries, /lockstep/fence, /lockstep/risk and /lockstep/settle. Handler serves it already.
 func (p *Participant) RegionHandler() http.Handler {
 	mux := http.NewServeMux()
@@ -94,6 +94,7 @@ func (p *Participant) RegionHandler() http.Handler {
 	mux.HandleFunc("GET /lockstep/released", p.serveReleased)
 	mux.HandleFunc("POST /lockstep/adopt", p.serveAdopt)
 	p.mountInspection(mux)
+	p.mountEffects(mux)
 	p.mountForced(mux)
 	mux.HandleFunc("POST /lockstep/refuse", func(w http.ResponseWriter, r *http.Request) {
 		var in struct {

@@ -252,3 +252,35 @@ func (p *Place) begun(gid txn.Gid) int64 {
 	}
 	return time.Now().UnixMilli()
 }
+
+// Effect is what a confirm does to an account: Amount in minor units, taken from it where Debit.
+type Effect struct {
+	Account  string `json:"account"`
+	Amount   int64  `json:"amount"`
+	Currency string `json:"currency"`
+	Debit    bool   `json:"debit"`
+}
+
+// Effects asks a participant's endpoint what a branch's confirm does; path is the confirm's behind the endpoint. An error where
+// it does not say.
+func Effects(ctx context.Context, client *http.Client, endpoint, path string, payload []byte) ([]Effect, error) {
+	if !isHTTP(endpoint) {
+		return nil, fmt.Errorf("%s is no HTTP address", endpoint)
+	}
+	raw, err := (&Place{cfg: Config{HTTP: client}}).post(ctx, endpoint, "/lockstep/effects", []map[string]any{{"path": path, "payload": payload}})
+	if err != nil {
+		return nil, err
+	}
+	var answer []struct {
+		Known bool     `json:"known"`
+		Legs  []Effect `json:"legs"`
+		Error string   `json:"error"`
+	}
+	switch err := json.Unmarshal(raw, &answer); {
+	case err != nil:
+		return nil, fmt.Errorf("its effects: %w", err)
+	case len(answer) != 1 || !answer[0].Known:
+		return nil, fmt.Errorf("it does not say what %s does", path)
+	}
+	return answer[0].Legs, nil
+}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
@@ -19,20 +21,33 @@ import (
 // This file is the part of a forced failover that coordinators do beside moving records (ADR 9): accounts become homes without
 // a release, and a region that was lost hands back what it has.
 
-// Ended is engine.Regions's.
-func (p *Place) Ended(ctx context.Context, n int, below slot.Epoch) (record.Head, error) {
-	seals, err := p.cfg.Arbiter.Seals(ctx, n)
-	if err != nil {
-		return record.Head{}, err
+// Arrivals is engine.Regions's.
+func (p *Place) Arrivals(ctx context.Context, moves []engine.Move) ([]engine.Arrival, error) {
+	var seals map[int][]slot.Seal
+	var out []engine.Arrival
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) { seals, err = p.cfg.Arbiter.AllSeals(gctx); return err })
+	g.Go(func() (err error) { out, err = p.cfg.Arrivals(gctx, moves); return err })
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
-	var last record.Head
+	for i, m := range moves {
+		if out[i].Err == nil {
+			out[i].Own, out[i].Err = p.ended(m, seals[m.Slot])
+		}
+	}
+	return out, nil
+}
+
+// ended gives where the last of this region's epochs of a slot before the move's owner ended.
+func (p *Place) ended(m engine.Move, seals []slot.Seal) (last record.Head, err error) {
 	for _, s := range seals { // oldest first
-		if s.Epoch.Region() != p.index || s.Epoch >= below {
+		if s.Epoch.Region() != p.index || s.Epoch >= m.Owner.Epoch {
 			continue
 		}
 		chain, err := hex.DecodeString(s.Chain)
 		if err != nil || len(chain) != len(last.Chain) && s.Seq != 0 {
-			return last, fmt.Errorf("the seal of slot %d at epoch %d has no chain: %q", n, s.Epoch, s.Chain)
+			return last, fmt.Errorf("the seal of slot %d at epoch %d has no chain: %q", m.Slot, s.Epoch, s.Chain)
 		}
 		last = record.Head{Seq: s.Seq}
 		copy(last.Chain[:], chain)

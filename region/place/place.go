@@ -37,8 +37,8 @@ type Config struct {
 	Arbiter  *arbiter.Arbiter
 	// Forward hands a request to a coordinator at a gRPC address.
 	Forward engine.Forwarder
-	// Carried gives the live records that came with a seal; see engine.Regions.
-	Carried func(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error)
+	// Arrivals is engine.Regions's, but for the own heads.
+	Arrivals func(ctx context.Context, moves []engine.Move) ([]engine.Arrival, error)
 	// Cut is engine.Regions's, on the region's journal and what publishes it.
 	Cut func(ctx context.Context, n int, seal slot.Seal, rows []engine.Row, events []record.Event) ([]record.Event, error)
 	// CaughtUp is nil when the copies here have everything up to all seals of the region that a slot was taken from, and all
@@ -218,11 +218,6 @@ func (p *Place) change(ctx context.Context, m engine.Move, to slot.Owner) error 
 		return nil
 	}
 	return err
-}
-
-// Carried is engine.Regions's.
-func (p *Place) Carried(ctx context.Context, n int, seal *slot.Seal) ([][]byte, error) {
-	return p.cfg.Carried(ctx, n, seal)
 }
 
 // Resolve gives a branch call the address and the epoch of its account's home; see registry.Table.Resolve.

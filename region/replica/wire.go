@@ -79,8 +79,17 @@ type DivergenceInfo struct {
 	// Decided is commit or abort where the event tells, Phase what it says the transaction is in.
 	Decided string `json:"decided,omitempty"`
 	Phase   string `json:"phase,omitempty"`
+	// Branches are those that the decision is about, where the event has them.
+	Branches []DivergedBranch `json:"branches,omitempty"`
 	// Settled says who settled it and how; empty while nobody has.
 	Settled string `json:"settled,omitempty"`
+}
+
+// DivergedBranch is a branch of a transaction that diverges: the address of its confirm, and its payload.
+type DivergedBranch struct {
+	ID      string `json:"id"`
+	Confirm string `json:"confirm"`
+	Payload []byte `json:"payload,omitempty"`
 }
 
 // SettleRequest settles a divergence: Text says who did and how.
@@ -198,38 +207,43 @@ func (s *Service) info(d *journal.Divergence) DivergenceInfo {
 		return out
 	}
 	out.Kind = e.Kind.String()
-	phase := phaseOf(e)
-	if phase == 0 {
+	state := stateOf(e)
+	if state.Phase == 0 {
 		return out
 	}
-	out.Phase = phase.String()
+	out.Phase = state.Phase.String()
 	switch {
-	case phase.Decided() && phase.Commit():
+	case state.Phase.Decided() && state.Phase.Commit():
 		out.Decided = "commit"
-	case phase.Decided():
+	case state.Phase.Decided():
 		out.Decided = "abort"
+	}
+	for i := range state.Branches {
+		if b := &state.Branches[i]; b.Confirm != "" && !b.Message {
+			out.Branches = append(out.Branches, DivergedBranch{ID: string(b.ID), Confirm: b.Confirm, Payload: b.Payload})
+		}
 	}
 	return out
 }
 
-// phaseOf is the phase that an event says its transaction is in; 0 where it does not tell.
-func phaseOf(e *record.Event) txn.Phase {
+// stateOf is what an event says of its transaction: of a finish the phase alone; phase 0 where it does not tell.
+func stateOf(e *record.Event) txn.State {
 	switch e.Kind {
 	case record.KindDecision:
 		if tx, err := record.FromParts(e.Body, nil, e.Head, record.Head{}, e.Epoch, 0); err == nil {
-			return tx.State.Phase
+			return tx.State
 		}
 	case record.KindCarry:
 		if tx, err := record.Decode(e.Body); err == nil {
-			return tx.State.Phase
+			return tx.State
 		}
 	case record.KindFinish:
 		p := &recordpb.Progress{}
 		if err := proto.Unmarshal(e.Body, p); err == nil && txn.Phase(p.Phase).Finished() {
-			return txn.Phase(p.Phase)
+			return txn.State{Phase: txn.Phase(p.Phase)}
 		}
 	}
-	return 0
+	return txn.State{}
 }
 
 func (s *Service) serveFreeze(w http.ResponseWriter, req *http.Request) {

@@ -37,6 +37,17 @@ type Transaction struct {
 	Bodies bool `json:"bodies"`
 }
 
+// Decided is commit or abort; "" before either.
+func (t *Transaction) Decided() string {
+	switch p, _ := txn.ParsePhase(t.Phase); {
+	case !p.Decided():
+		return ""
+	case p.Commit():
+		return "commit"
+	}
+	return "abort"
+}
+
 // Branch is one participant's part.
 type Branch struct {
 	ID        string `json:"id"`

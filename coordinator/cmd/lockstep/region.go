@@ -24,23 +24,24 @@ import (
 )
 
 type regionCmd struct {
-	Init      regionInitCmd      `cmd:"" help:"Create the deployment in the arbiter: its regions, and which one owns which slots first."`
-	Status    regionStatusCmd    `cmd:"" help:"Show every region: its state, slots, open transactions, lag, and when it was last heard."`
-	Preflight regionPreflightCmd `cmd:"" help:"Check whether slots can be moved; exit code 1 when not. Changes nothing."`
-	Plan      regionPlanCmd      `cmd:"" help:"Print what a handover would do. Changes nothing."`
-	Handover  regionHandoverCmd  `cmd:"" help:"Move slots to another region, under load."`
-	Failover  regionFailoverCmd  `cmd:"" help:"Take the slots of a region that is lost, from the arbiter and the target alone."`
-	Watch     regionWatchCmd     `cmd:"" help:"Look whether a region is dead, from here and from the other regions; with --auto and every guard, fail over."`
-	Failback  regionFailbackCmd  `cmd:"" help:"Move slots back to the region that the deployment gave them first."`
-	Drill     regionDrillCmd     `cmd:"" help:"Move slots there and back again, to practise."`
-	Pause     regionPauseCmd     `cmd:"" help:"Let the operation stop at its next batch."`
-	Resume    regionResumeCmd    `cmd:"" help:"Go on with the operation, also after the tool was killed."`
-	Abort     regionAbortCmd     `cmd:"" help:"End the operation: what is on its way goes back, what has moved stays."`
-	Unstop    regionUnstopCmd    `cmd:"" help:"Let a stopped slot of another region go on, after what stopped it was repaired. Nothing of it is skipped."`
-	Settle    regionSettleCmd    `cmd:"" help:"Give up what a lost region alone had, when its disks are gone for good."`
-	Restored  regionRestoredCmd  `cmd:"" help:"After the arbiter was restored from a backup: raise every epoch above any that was seen since."`
-	Verify    regionVerifyCmd    `cmd:"" help:"Write to slots of every region and read what it says of the others; exit code 1 when something is wrong."`
-	History   regionHistoryCmd   `cmd:"" help:"Print every operation and the audit, whose chain is checked."`
+	Init       regionInitCmd       `cmd:"" help:"Create the deployment in the arbiter: its regions, and which one owns which slots first."`
+	Status     regionStatusCmd     `cmd:"" help:"Show every region: its state, slots, open transactions, lag, and when it was last heard."`
+	Preflight  regionPreflightCmd  `cmd:"" help:"Check whether slots can be moved; exit code 1 when not. Changes nothing."`
+	Plan       regionPlanCmd       `cmd:"" help:"Print what a handover would do. Changes nothing."`
+	Handover   regionHandoverCmd   `cmd:"" help:"Move slots to another region, under load."`
+	Failover   regionFailoverCmd   `cmd:"" help:"Take the slots of a region that is lost, from the arbiter and the target alone."`
+	Watch      regionWatchCmd      `cmd:"" help:"Look whether a region is dead, from here and from the other regions; with --auto and every guard, fail over."`
+	Failback   regionFailbackCmd   `cmd:"" help:"Move slots back to the region that the deployment gave them first."`
+	Drill      regionDrillCmd      `cmd:"" help:"Move slots there and back again, to practise."`
+	Pause      regionPauseCmd      `cmd:"" help:"Let the operation stop at its next batch."`
+	Resume     regionResumeCmd     `cmd:"" help:"Go on with the operation, also after the tool was killed."`
+	Abort      regionAbortCmd      `cmd:"" help:"End the operation: what is on its way goes back, what has moved stays."`
+	Unstop     regionUnstopCmd     `cmd:"" help:"Let a stopped slot of another region go on, after what stopped it was repaired. Nothing of it is skipped."`
+	Divergence regionDivergenceCmd `cmd:"" help:"What a lost region that is back says otherwise: a proposed settlement per transaction, and the note that it was done."`
+	Settle     regionSettleCmd     `cmd:"" help:"Give up what a lost region alone had, when its disks are gone for good."`
+	Restored   regionRestoredCmd   `cmd:"" help:"After the arbiter was restored from a backup: raise every epoch above any that was seen since."`
+	Verify     regionVerifyCmd     `cmd:"" help:"Write to slots of every region and read what it says of the others; exit code 1 when something is wrong."`
+	History    regionHistoryCmd    `cmd:"" help:"Print every operation and the audit, whose chain is checked."`
 }
 
 type regionInitCmd struct {
@@ -140,10 +141,18 @@ func (a *asker) do(req *http.Request) ([]byte, error) {
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %s: %s", req.URL, resp.Status, cut(string(raw), 200))
+		return nil, &statusError{resp.StatusCode, fmt.Sprintf("%s: %s: %s", req.URL, resp.Status, cut(string(raw), 200))}
 	}
 	return raw, nil
 }
+
+// statusError is an answer that is not 200.
+type statusError struct {
+	status int
+	text   string
+}
+
+func (e *statusError) Error() string { return e.text }
 
 // Reached is conduct.World's.
 func (a *asker) Reached(ctx context.Context, region string, n int, seal *slot.Seal) bool {
@@ -207,7 +216,7 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 		}
 		if len(v.Status.Diverged) > 0 {
 			d := v.Status.Diverged[0]
-			next = fmt.Sprintf("lockstep tx resolve %s --commit --reason REASON --admin-addr %s  # docs/runbooks/divergence.md; %d transactions of %s: %s", shellQuote(d.Gid), hostOf(firstAdmin(o, v.Region)), len(v.Status.Diverged), v.Region, d.Why)
+			next = fmt.Sprintf("lockstep region divergence --context %s  # docs/runbooks/divergence.md; %d transactions of %s: %s", c.Context, len(v.Status.Diverged), v.Region, d.Why)
 		} else if v.Forced > 0 && next == "" {
 			next = fmt.Sprintf("lockstep tx list --in-doubt --admin-addr %s  # %d slots were taken by force, docs/runbooks/region-lost.md", hostOf(firstAdmin(o, v.Region)), v.Forced)
 		}

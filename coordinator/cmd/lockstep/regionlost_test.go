@@ -30,6 +30,14 @@ func left(t *testing.T) *world {
 			fmt.Fprint(rw, `{"fenced":true,"batch":true,"apply":true,"movable":true,"tries":true,"settle":true}`)
 		case "/lockstep/tries":
 			fmt.Fprint(rw, `{"tries":[{"gid":"order-7","branch":"02","trans_type":"tcc","state":"tried","account":"alice","amount":1200,"currency":"CNY","debit":true}]}`)
+		case "/lockstep/effects":
+			var ask []struct{ Path string }
+			if err := json.NewDecoder(r.Body).Decode(&ask); err != nil || len(ask) != 1 {
+				t.Errorf("a question for %d effects: %v", len(ask), err)
+				return
+			}
+			fmt.Fprintf(rw, `[{"known":true,"legs":[{"account":"%s","amount":1200,"currency":"CNY","debit":%t}]}]`,
+				map[string]string{"/pay/confirm": "alice", "/receive/confirm": "bob"}[ask[0].Path], ask[0].Path == "/pay/confirm")
 		}
 	}))
 	t.Cleanup(part.Close)
@@ -107,6 +115,10 @@ func TestTheTranscriptOfALostRegion(t *testing.T) {
 	step("the status after it", "region", "status")
 	step("again: these slots are taken", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--slots", "0-9")...)
 	step("outside traffic does not move", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--slots", "10", "--on-switch", "exit 3")...)
+	w.diverge()
+	step("the lost region is back, and says otherwise", "region", "divergence")
+	step("one that is open yet is not settled outside", "region", "divergence", "settle", "order-7", "--text", "settled as payment 12")
+	step("one that stands both ways is", "region", "divergence", "settle", "order-8", "--text", "settled as payment 12")
 	w.status("east", calm)
 	step("a region that answers is not lost", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east")...)
 	file := filepath.Join("testdata", "region-lost.golden")
@@ -122,6 +134,36 @@ func TestTheTranscriptOfALostRegion(t *testing.T) {
 	if d := cmp.Diff(string(want), b.String()); d != "" {
 		t.Errorf("the transcript is not testdata/region-lost.golden (-file +now); if it should be: go test ./coordinator/cmd/lockstep -run TestTheTranscript -update\n%s", d)
 	}
+}
+
+// diverge has east be back with a transaction that nobody else knows, one that was aborted meanwhile, and one that was committed
+// as it had said.
+func (w *world) diverge() {
+	branches := ""
+	for i, name := range []string{"pay", "receive"} {
+		branches += fmt.Sprintf(`,{"id":"0%d","confirm":"lockstep://wallet/%s/confirm","payload":"e30="}`, i+1, name)
+	}
+	event := func(id int, gid string) string {
+		return fmt.Sprintf(`{"id":%d,"origin":"east","slot":%d,"seq":9,"gid":%q,"kind":"decision","decided":"commit","branches":[%s]}`, id, slot.Of(gid), gid, branches[1:])
+	}
+	w.admin["east"].HandleFunc("GET /v1/region/divergence", func(rw http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(rw, "[%s,%s,%s]", event(1, "order-7"), event(2, "order-8"), event(3, "order-9"))
+	})
+	w.admin["west"].HandleFunc("GET /v1/region/divergence", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprint(rw, "[]") })
+	stands := map[string]string{"order-7": `"status":"in-doubt","phase":"prepared"`, "order-8": `"status":"aborted","phase":"aborted"`, "order-9": `"status":"committed","phase":"committed"`}
+	for _, mux := range w.admin {
+		mux.HandleFunc("GET /v1/transaction", func(rw http.ResponseWriter, r *http.Request) { fmt.Fprintf(rw, "{%s}", stands[r.URL.Query().Get("gid")]) })
+	}
+	w.admin["east"].HandleFunc("POST /v1/region/divergence/settle", func(rw http.ResponseWriter, r *http.Request) {
+		var in struct {
+			ID   int64
+			Text string
+		}
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil || in.ID != 2 || in.Text != "settled as payment 12" {
+			w.t.Errorf("settled: %+v, %v", in, err)
+		}
+		fmt.Fprint(rw, `{"settled":true}`)
+	})
 }
 
 // owned counts a region's slots.

@@ -63,6 +63,10 @@ func openWallets(ctx context.Context, address string, log *slog.Logger) (*wallet
 		branch.HandleTCC(w.kit, name, branch.TCC[money.Transfer]{
 			Try: branch.Op[money.Transfer](w.book.Try(d)), Confirm: branch.Op[money.Transfer](w.book.Confirm(d)),
 			Cancel: branch.Op[money.Transfer](w.book.Cancel(d)), Apply: branch.Op[money.Transfer](w.book.Apply(d)),
+			Effect: func(t money.Transfer) ([]branch.Held, error) {
+				t, err := t.Normal()
+				return []branch.Held{{Account: t.Account, Amount: t.Minor, Currency: t.Currency, Debit: d == ledger.Pay}}, err
+			},
 		})
 	}
 	w.kit.Move(ledger.Slots{Ledger: book})
