@@ -34,7 +34,8 @@ type Config struct {
 	JournalDelay time.Duration
 	// KeepFinished is how long finished transactions stay visible. 0 means for ever.
 	KeepFinished time.Duration
-	// RouteTimeout bounds the search for a slot's holder. Defaults to 6 s.
+	// RouteTimeout bounds the search for a slot's holder: on machines that are overloaded a lease that ended and a slot that is read
+	// take longer, and a client that is told to repeat adds to it. Defaults to 15 s.
 	RouteTimeout time.Duration
 	// Regions is what there is beyond this region; nil where there is one.
 	Regions Regions
@@ -61,7 +62,7 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	if c.RouteTimeout == 0 {
-		c.RouteTimeout = 6 * time.Second
+		c.RouteTimeout = 15 * time.Second
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
