@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -129,27 +130,40 @@ func (r *Runner) purge(ctx context.Context, n int, epoch uint64) {
 	r.purged[n].Store(epoch)
 }
 
+// arriveAtOnce bounds the slots that are taken together when many arrive: the first are served while the last are read.
+const arriveAtOnce = 64
+
 // arrive takes slots that came under a seal: their live records first, then they are held like others.
 func (r *Runner) arrive(ctx context.Context, moves []Move) {
-	owners := map[int]slot.Owner{}
 	var slots []int
 	for _, m := range moves {
-		owners[m.Slot], slots = m.Owner, append(slots, m.Slot)
+		slots = append(slots, m.Slot)
 	}
 	defer r.working.end(slots...)
 	if r.Ask(ctx, func(c *Core, _ int64) { c.Expect(slots) }) != nil {
 		return
 	}
-	cctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	claims, err := r.store.Claim(cctx, r.cfg.Self.ID, slots, func(n int) uint64 { return uint64(owners[n].Epoch) })
-	cancel()
-	if err != nil {
-		r.cfg.Log.Warn("slots that arrive could not be claimed; trying again", "slots", len(slots), "err", err)
+	start := time.Now()
+	var came []Arrival
+	var generation func(n int) int64
+	var g errgroup.Group
+	g.Go(func() (err error) { came, err = r.regions.Arrivals(ctx, moves); return err })
+	g.Go(func() error { generation = r.generations(ctx, true); return nil })
+	if err := g.Wait(); err != nil {
+		r.cfg.Log.Warn("what came with slots that arrive could not be read; trying again", "slots", len(moves), "err", err)
+		came = nil
 	}
-	held, records := r.loadAll(ctx, r.importAll(ctx, claims, owners))
+	read := time.Since(start)
+	held, records := map[int]bool{}, 0
+	for len(came) > 0 {
+		n := min(arriveAtOnce, len(came))
+		h, k := r.takeArrived(ctx, moves[:n], came[:n], generation)
+		maps.Copy(held, h)
+		records, moves, came = records+k, moves[n:], came[n:]
+	}
 	if len(held) > 0 {
 		r.buildKnown(ctx)
-		r.cfg.Log.Info("slots arrived", "slots", len(held), "transactions", records)
+		r.cfg.Log.Info("slots arrived", "slots", len(held), "transactions", records, "read", read, "took", time.Since(start))
 	}
 	_ = r.Ask(ctx, func(c *Core, _ int64) {
 		for _, n := range slots {
@@ -159,6 +173,56 @@ func (r *Runner) arrive(ctx context.Context, moves []Move) {
 		}
 	})
 }
+
+// takeArrived claims slots, imports what came with them and holds them. It gives those that are held.
+func (r *Runner) takeArrived(ctx context.Context, moves []Move, came []Arrival, generation func(n int) int64) (map[int]bool, int) {
+	var slots []int
+	at := map[int]int{}
+	for i, m := range moves {
+		if came[i].Err != nil {
+			if !errors.Is(came[i].Err, ErrNotYet) {
+				r.cfg.Log.Warn("what came with a slot cannot be read; trying again", "slot", m.Slot, "err", came[i].Err)
+			}
+			continue
+		}
+		slots, at[m.Slot] = append(slots, m.Slot), i
+	}
+	if len(slots) == 0 {
+		return nil, 0
+	}
+	cctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	claims, err := r.store.Claim(cctx, r.cfg.Self.ID, slots, func(n int) uint64 { return uint64(moves[at[n]].Owner.Epoch) })
+	cancel()
+	if err != nil {
+		r.cfg.Log.Warn("slots that arrive could not be claimed; trying again", "slots", len(slots), "err", err)
+	}
+	var mu sync.Mutex
+	var ready []Claim
+	var g errgroup.Group
+	g.SetLimit(importsAtOnce)
+	for _, cl := range claims {
+		m := moves[at[cl.Slot]]
+		if cl.Closed {
+			continue
+		}
+		g.Go(func() error {
+			if err := r.importSlot(ctx, &cl, m.Owner, &came[at[cl.Slot]]); err != nil {
+				r.cfg.Log.Warn("a slot that arrives could not be imported; trying again", "slot", cl.Slot, "err", err)
+				return nil // the others are imported all the same
+			}
+			cl.Imported = max(cl.Imported, uint64(m.Owner.Seal.Epoch))
+			mu.Lock()
+			ready = append(ready, cl)
+			mu.Unlock()
+			return nil
+		})
+	}
+	_ = g.Wait() // it has only nil errors
+	return r.loadAll(ctx, ready, generation)
+}
+
+// importsAtOnce bounds the slots that are imported side by side.
+const importsAtOnce = 32
 
 // adoptions makes the participants take the accounts of the slots that this process holds: after a move, after a move that
 // was undone, and once after a start, for whoever held the slot before may have died in between. Branches that go to
@@ -207,51 +271,6 @@ func (r *Runner) adoptions(ctx context.Context) {
 	}
 }
 
-// importsAtOnce bounds the slots that are imported side by side.
-const importsAtOnce = 32
-
-// importAll imports slots, and gives the claims of those that may be held now.
-func (r *Runner) importAll(ctx context.Context, claims []Claim, owners map[int]slot.Owner) (ready []Claim) {
-	var todo []Claim
-	var moves []Move // theirs
-	for _, cl := range claims {
-		switch o := owners[cl.Slot]; {
-		case cl.Closed:
-		case cl.Imported >= uint64(o.Seal.Epoch):
-			ready = append(ready, cl)
-		default:
-			moves, todo = append(moves, Move{cl.Slot, o}), append(todo, cl)
-		}
-	}
-	if len(todo) == 0 {
-		return ready
-	}
-	arrivals, err := r.regions.Arrivals(ctx, moves)
-	if err != nil {
-		r.cfg.Log.Warn("what came with slots that arrive could not be read; trying again", "slots", len(moves), "err", err)
-		return ready
-	}
-	var mu sync.Mutex
-	var g errgroup.Group
-	g.SetLimit(importsAtOnce)
-	for i, cl := range todo {
-		g.Go(func() error {
-			switch err := r.importSlot(ctx, &cl, moves[i].Owner, &arrivals[i]); {
-			case err == nil:
-				cl.Imported = max(cl.Imported, uint64(moves[i].Owner.Seal.Epoch))
-				mu.Lock()
-				ready = append(ready, cl)
-				mu.Unlock()
-			case !errors.Is(err, ErrNotYet):
-				r.cfg.Log.Warn("a slot that arrives could not be imported; trying again", "slot", cl.Slot, "err", err)
-			}
-			return nil // the others are imported all the same
-		})
-	}
-	_ = g.Wait() // it has only nil errors
-	return ready
-}
-
 func atLoss(o slot.Owner, losses map[int]bool) bool {
 	return o.Forced() && o.Seal != nil && losses[o.Seal.Epoch.Region()]
 }
@@ -273,8 +292,8 @@ func (r *Runner) losses() map[int]bool {
 // The slot's own chain goes on where its last own epoch ended: under a forced seal that is before what this region had
 // numbered, and in a store that is new it is after what the store knows.
 func (r *Runner) importSlot(ctx context.Context, cl *Claim, owner slot.Owner, came *Arrival) error {
-	if came.Err != nil {
-		return came.Err
+	if cl.Imported >= uint64(owner.Seal.Epoch) {
+		return nil
 	}
 	if came.Own.Seq != 0 || owner.Forced() {
 		cl.Head = came.Own

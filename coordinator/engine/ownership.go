@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
@@ -205,7 +208,7 @@ func (r *Runner) claim(ctx context.Context, slots []int) {
 		if err != nil {
 			r.cfg.Log.Warn("slots could not be claimed; trying again", "slots", len(slots), "attempt", attempt, "err", err)
 		}
-		loaded, records := r.loadAll(ctx, claims)
+		loaded, records := r.loadAll(ctx, claims, r.generations(ctx, len(claims) > 0))
 		if len(loaded) > 0 {
 			r.buildKnown(ctx)
 			r.cfg.Log.Info("slots taken", "slots", len(loaded), "transactions", records, "took", time.Since(start))
@@ -263,47 +266,63 @@ func without(slots []int, gone map[int]bool) []int {
 	return out
 }
 
-// loadAll reads claimed slots and hands them to the core.
-func (r *Runner) loadAll(ctx context.Context, claims []Claim) (map[int]bool, int) {
+// loadsAtOnce bounds the slots that are read side by side.
+const loadsAtOnce = 8
+
+// loadAll reads claimed slots and hands them to the core. It gives those that are held, or closed, and how many transactions
+// they have.
+func (r *Runner) loadAll(ctx context.Context, claims []Claim, generation func(n int) int64) (map[int]bool, int) {
 	held, records := map[int]bool{}, 0
-	generation := r.generations(ctx, len(claims) > 0)
+	var mu sync.Mutex
+	var g errgroup.Group
+	g.SetLimit(loadsAtOnce)
 	for _, cl := range claims {
 		cl.Generation = generation(cl.Slot)
-		if cl.Closed {
-			// Its epoch has ended: there is nothing to hold. What is left to do follows from the view.
-			_ = r.Ask(ctx, func(c *Core, _ int64) { c.Drop(cl.Slot); r.setHeld(cl.Slot, 0) })
-			held[cl.Slot] = true
-			continue
-		}
-		if o, _ := r.owner(cl.Slot); o.Status == slot.Taken || r.cameFrom(o) && cl.Imported < uint64(o.Seal.Epoch) {
-			continue // to be imported first: held without it, its live transactions would be lost
-		}
-		var txs []*record.Tx
-		err := r.store.Load(ctx, cl.Slot, func(gid txn.Gid, value []byte) error {
-			tx, err := record.Decode(value)
-			if err != nil {
-				// Never dropped in silence, and never a reason to stop the others.
-				r.cfg.Log.Error("a record cannot be read: it stays in the store and is not driven", "gid", gid, "slot", cl.Slot, "err", err)
-				return r.Ask(ctx, func(c *Core, _ int64) { c.Poison(gid) })
+		g.Go(func() error {
+			if n, ok := r.load(ctx, cl); ok {
+				mu.Lock()
+				held[cl.Slot] = true
+				records += n
+				mu.Unlock()
 			}
-			txs = append(txs, tx)
-			return nil
+			return nil // the others are read all the same
 		})
-		if err != nil {
-			r.cfg.Log.Warn("a slot could not be read", "slot", cl.Slot, "err", err)
-			continue
-		}
-		if r.Ask(ctx, func(c *Core, at int64) {
-			c.Hold(at, cl, txs)
-			r.heldEpoch[cl.Slot].Store(cl.Epoch)
-			r.setHeld(cl.Slot, cl.Term)
-		}) != nil {
-			return held, records
-		}
-		held[cl.Slot] = true
-		records += len(txs)
 	}
+	_ = g.Wait() // it has only nil errors
 	return held, records
+}
+
+// load reads one claimed slot and hands it to the core.
+func (r *Runner) load(ctx context.Context, cl Claim) (records int, ok bool) {
+	if cl.Closed {
+		// Its epoch has ended: there is nothing to hold. What is left to do follows from the view.
+		_ = r.Ask(ctx, func(c *Core, _ int64) { c.Drop(cl.Slot); r.setHeld(cl.Slot, 0) })
+		return 0, true
+	}
+	if o, _ := r.owner(cl.Slot); o.Status == slot.Taken || r.cameFrom(o) && cl.Imported < uint64(o.Seal.Epoch) {
+		return 0, false // to be imported first: held without it, its live transactions would be lost
+	}
+	var txs []*record.Tx
+	err := r.store.Load(ctx, cl.Slot, func(gid txn.Gid, value []byte) error {
+		tx, err := record.Decode(value)
+		if err != nil {
+			// Never dropped in silence, and never a reason to stop the others.
+			r.cfg.Log.Error("a record cannot be read: it stays in the store and is not driven", "gid", gid, "slot", cl.Slot, "err", err)
+			return r.Ask(ctx, func(c *Core, _ int64) { c.Poison(gid) })
+		}
+		txs = append(txs, tx)
+		return nil
+	})
+	if err != nil {
+		r.cfg.Log.Warn("a slot could not be read", "slot", cl.Slot, "err", err)
+		return 0, false
+	}
+	err = r.Ask(ctx, func(c *Core, at int64) {
+		c.Hold(at, cl, txs)
+		r.heldEpoch[cl.Slot].Store(cl.Epoch)
+		r.setHeld(cl.Slot, cl.Term)
+	})
+	return len(txs), err == nil
 }
 
 // generations gives the slots' generations of global decisions. Without the arbiter's word they are unknown, and a slot is
