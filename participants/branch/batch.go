@@ -18,6 +18,8 @@ import (
 )
 
 const (
+	// QueryMethod answers messages' check-backs over gRPC, as /query-prepared does over HTTP.
+	QueryMethod = batchpb.QueryMethod
 	// BatchPath and BatchMethod take native batches over HTTP and gRPC, OfferHeader offers them: see package batchpb.
 	BatchPath        = batchpb.Path
 	BatchMethod      = batchpb.Method
@@ -28,7 +30,7 @@ const (
 	BatchCallsMax = 1024
 )
 
-func serveBatch(all []*Participant, w http.ResponseWriter, r *http.Request) {
+func serveBatch(all []host, w http.ResponseWriter, r *http.Request) {
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, BatchBytesMax))
 	if err != nil {
 		status := http.StatusBadRequest
@@ -50,7 +52,7 @@ func serveBatch(all []*Participant, w http.ResponseWriter, r *http.Request) {
 
 // runBatch carries out an encoded BatchRequest and gives the encoded reply. An error means that it is none, and that
 // nothing was done.
-func runBatch(ctx context.Context, all []*Participant, raw []byte, overGRPC bool) ([]byte, error) {
+func runBatch(ctx context.Context, all []host, raw []byte, overGRPC bool) ([]byte, error) {
 	req := &batchpb.BatchRequest{}
 	if err := proto.Unmarshal(raw, req); err != nil {
 		return nil, fmt.Errorf("the batch is no BatchRequest: %w", err)
@@ -81,25 +83,25 @@ func runBatch(ctx context.Context, all []*Participant, raw []byte, overGRPC bool
 		jobs[n] = append(jobs[n], j)
 	}
 	for n, p := range all {
-		p.exec.start(jobs[n])
+		p.hand(jobs[n])
 	}
 	wg.Wait()
 	for i, a := range reply.Answers {
 		if a.Status >= http.StatusInternalServerError {
-			all[0].options.Log.Error("branch call", "gid", req.Calls[i].GetGid(), "branch", req.Calls[i].GetBranchId(), "op", req.Calls[i].GetOp(), "err", a.Message)
+			all[0].log().Error("branch call", "gid", req.Calls[i].GetGid(), "branch", req.Calls[i].GetBranchId(), "op", req.Calls[i].GetOp(), "err", a.Message)
 		}
 	}
 	return proto.Marshal(reply)
 }
 
 // jobOf finds the function of a member, and whose it is.
-func jobOf(ctx context.Context, all []*Participant, c *batchpb.BranchCall, overGRPC bool) (*job, int, error) {
+func jobOf(ctx context.Context, all []host, c *batchpb.BranchCall, overGRPC bool) (*job, int, error) {
 	path, _, _ := strings.Cut(c.GetTarget(), "?")
-	n := slices.IndexFunc(all, func(p *Participant) bool { _, ok := p.branches[path]; return ok })
+	n := slices.IndexFunc(all, func(h host) bool { _, ok := h.branchAt(path); return ok })
 	if n < 0 {
 		return nil, 0, fmt.Errorf("%w: no branch is served at %q", errNoBranch, path)
 	}
-	op := all[n].branches[path]
+	op, _ := all[n].branchAt(path)
 	if len(c.GetPayload()) > PayloadBytesMax {
 		return nil, 0, fmt.Errorf("%w: the payload is over %d bytes", barrier.ErrInvalid, PayloadBytesMax)
 	}

@@ -48,18 +48,6 @@ func newExecutor(b *barrier.Barrier, o Options) *executor {
 	return &executor{barrier: b, o: o, alone: make(chan struct{}, o.AloneMax)}
 }
 
-// do runs one call and waits for it.
-func (x *executor) do(ctx context.Context, op operation, call *barrier.Call, payload []byte, overGRPC bool) error {
-	ch := make(chan error, 1)
-	x.start([]*job{{ctx: ctx, op: op, call: call, payload: payload, overGRPC: overGRPC, done: func(err error) { ch <- err }}})
-	select {
-	case err := <-ch:
-		return err
-	case <-ctx.Done(): // nobody waits for the answer any more; the call goes on
-		return context.Cause(ctx)
-	}
-}
-
 // start takes jobs; each is done exactly once, from any goroutine.
 func (x *executor) start(jobs []*job) {
 	x.mu.Lock()

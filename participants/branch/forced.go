@@ -123,7 +123,7 @@ func (p *Participant) settle(ctx context.Context, call *barrier.Call) error {
 	o := operation{op: call.Op, run: func(ctx context.Context, tx *sql.Tx, call *barrier.Call, _ []byte, _ bool) error {
 		return settler.Settle(ctx, tx, call.Gid, call.BranchID, call.Op)
 	}}
-	return p.exec.do(ctx, o, call, nil, false)
+	return doOne(ctx, p, o, call, nil, false)
 }
 
 // isForced reads whether an adoption is forced; what goes with that alone is refused elsewhere.

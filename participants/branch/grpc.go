@@ -16,9 +16,11 @@ import (
 	"github.com/lockstep-tx/lockstep/participants/branch/rawgrpc"
 )
 
-// GRPCServer returns a server that serves the branches and the batch protocol; opts are added to it. The caller serves
-// and stops it. A branch's answer is an empty message: google.protobuf.Empty and everything alike.
-func (p *Participant) GRPCServer(opts ...grpc.ServerOption) *grpc.Server {
+// GRPCServer returns a server that serves the branches, the batch protocol at BatchMethod and messages' check-back at
+// QueryMethod; opts are added to it. The caller serves and stops it. A branch's answer is an empty message: google.protobuf.Empty and everything alike.
+func (p *Participant) GRPCServer(opts ...grpc.ServerOption) *grpc.Server { return grpcServer(p, opts) }
+
+func grpcServer(h host, opts []grpc.ServerOption) *grpc.Server {
 	s := grpc.NewServer(append([]grpc.ServerOption{grpc.ForceServerCodecV2(rawgrpc.Codec{}), grpc.MaxRecvMsgSize(BatchBytesMax)}, opts...)...)
 	services := map[string]*grpc.ServiceDesc{}
 	add := func(method string, h func(ctx context.Context, raw []byte) ([]byte, error)) {
@@ -28,21 +30,26 @@ func (p *Participant) GRPCServer(opts ...grpc.ServerOption) *grpc.Server {
 		}
 		services[service].Methods = append(services[service].Methods, grpc.MethodDesc{MethodName: name, Handler: rawMethod(method, h)})
 	}
-	for address, o := range p.branches {
+	for address, o := range h.addresses() {
 		if address == strings.ToLower(address) {
 			continue // the HTTP path of the same function
 		}
-		add(address, func(ctx context.Context, raw []byte) ([]byte, error) { return nil, p.serveGRPC(ctx, o, raw) })
+		add(address, func(ctx context.Context, raw []byte) ([]byte, error) {
+			return nil, serveGRPC(ctx, h, o.op, raw, func(call *barrier.Call) error { return doOne(ctx, h, o, call, raw, true) })
+		})
 	}
+	add(QueryMethod, func(ctx context.Context, raw []byte) ([]byte, error) {
+		return nil, serveGRPC(ctx, h, "", raw, func(call *barrier.Call) error { return h.checkBack(ctx, call) })
+	})
 	add(BatchMethod, func(ctx context.Context, raw []byte) ([]byte, error) {
-		reply, err := runBatch(ctx, []*Participant{p}, raw, true)
+		reply, err := runBatch(ctx, []host{h}, raw, true)
 		if err != nil {
 			return nil, status.Error(codes.InvalidArgument, err.Error())
 		}
 		return reply, nil
 	})
 	for _, d := range services {
-		s.RegisterService(d, p)
+		s.RegisterService(d, h)
 	}
 	return s
 }
@@ -67,25 +74,26 @@ func rawMethod(method string, h func(context.Context, []byte) ([]byte, error)) g
 	}
 }
 
-func (p *Participant) serveGRPC(ctx context.Context, o operation, raw []byte) error {
+// serveGRPC answers one call by f. op "" stands for any: a check-back's caller need not know it.
+func serveGRPC(ctx context.Context, h host, op string, raw []byte, f func(*barrier.Call) error) error {
 	_ = grpc.SetHeader(ctx, metadata.Pairs(strings.ToLower(OfferHeader), BatchMethod)) // an offer that is lost is made again
 	md, _ := metadata.FromIncomingContext(ctx)
 	call, err := barrier.FromMetadata(md)
-	if err == nil {
-		err = isFor(o.op, call)
+	if err == nil && op != "" {
+		err = isFor(op, call)
 	}
 	if err == nil && len(raw) > PayloadBytesMax {
 		err = fmt.Errorf("%w: the payload is over %d bytes", barrier.ErrInvalid, PayloadBytesMax)
 	}
 	if err == nil {
-		err = p.exec.do(ctx, o, call, raw, true)
+		err = f(call)
 	}
 	if err == nil {
 		return nil
 	}
 	code := Code(err)
 	if code == codes.Unknown {
-		p.options.Log.Error("branch call", "gid", call.Gid, "branch", call.BranchID, "op", call.Op, "err", err)
+		h.log().Error("branch call", "gid", call.Gid, "branch", call.BranchID, "op", call.Op, "err", err)
 	}
 	text := err.Error()
 	if code == codes.Aborted {

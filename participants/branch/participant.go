@@ -106,6 +106,8 @@ type operation struct {
 	run   func(ctx context.Context, tx *sql.Tx, call *barrier.Call, payload []byte, overGRPC bool) error
 	all   func(ctx context.Context, tx *sql.Tx, jobs []*job) error // nil where calls run one by one
 	set   int
+	// outside takes the place of run and all in an Outside.
+	outside OutsideFunc
 }
 
 // New returns a participant without branches. Close ends it.
@@ -158,11 +160,8 @@ func HandleMessage[P any](p *Participant, name string, f Op[P]) {
 }
 
 func handle[P any](p *Participant, name, op string, alone bool, f Op[P], all OpAll[P]) {
-	if !branchName.MatchString(name) || f == nil {
-		panic(fmt.Sprintf("branch: %q with op %s: a name has lower-case letters, digits, hyphens and slashes, and a function", name, op))
-	}
 	o := operation{op: op, alone: alone, run: func(ctx context.Context, tx *sql.Tx, call *barrier.Call, raw []byte, overGRPC bool) error {
-		payload, err := decode[P](raw, overGRPC)
+		payload, err := Decode[P](raw, overGRPC)
 		if err != nil {
 			return fmt.Errorf("%w: payload: %w", barrier.ErrInvalid, err)
 		}
@@ -175,7 +174,7 @@ func handle[P any](p *Participant, name, op string, alone bool, f Op[P], all OpA
 			calls, payloads := make([]*barrier.Call, len(jobs)), make([]P, len(jobs))
 			for i, j := range jobs {
 				var err error
-				if payloads[i], err = decode[P](j.payload, j.overGRPC); err != nil {
+				if payloads[i], err = Decode[P](j.payload, j.overGRPC); err != nil {
 					return err // each gets its own answer
 				}
 				calls[i] = j.call
@@ -183,11 +182,19 @@ func handle[P any](p *Participant, name, op string, alone bool, f Op[P], all OpA
 			return all(ctx, tx, calls, payloads)
 		}
 	}
-	for _, address := range []string{"/" + name + "/" + op, grpcMethod(name, op)} {
-		if _, taken := p.branches[address]; taken {
+	register(p.branches, name, o, f != nil)
+}
+
+// register puts an operation under its HTTP path and its gRPC method.
+func register(branches map[string]operation, name string, o operation, given bool) {
+	if !branchName.MatchString(name) || !given {
+		panic(fmt.Sprintf("branch: %q with op %s: a name has lower-case letters, digits, hyphens and slashes, and a function", name, o.op))
+	}
+	for _, address := range []string{"/" + name + "/" + o.op, grpcMethod(name, o.op)} {
+		if _, taken := branches[address]; taken {
 			panic(fmt.Sprintf("branch: %s is registered twice", address))
 		}
-		p.branches[address] = o
+		branches[address] = o
 	}
 }
 
@@ -195,8 +202,9 @@ func grpcMethod(name, op string) string {
 	return "/" + strings.ReplaceAll(name, "/", ".") + "/" + strings.ToUpper(op[:1]) + op[1:]
 }
 
-// decode reads a payload; none at all is the zero P, as DTM's clients send it where there is nothing to say.
-func decode[P any](raw []byte, overGRPC bool) (payload P, err error) {
+// Decode reads a payload as an Op's is read: JSON, or, where P is a pointer to a protobuf message and the call came over
+// gRPC, protobuf. None at all is the zero P, as DTM's clients send it where there is nothing to say.
+func Decode[P any](raw []byte, overGRPC bool) (payload P, err error) {
 	if m, ok := any(payload).(proto.Message); ok { // P is a pointer to a message
 		m = m.ProtoReflect().New().Interface()
 		payload = m.(P)
@@ -224,7 +232,7 @@ func (p *Participant) Call(ctx context.Context, path string, call *barrier.Call,
 	if err := isFor(o.op, call); err != nil {
 		return err
 	}
-	return p.exec.do(ctx, o, call, payload, false)
+	return doOne(ctx, p, o, call, payload, false)
 }
 
 // Handler serves the branches over HTTP, the batch protocol at BatchPath and messages' check-back at /query-prepared.
@@ -242,15 +250,23 @@ func (p *Participant) Handler() http.Handler {
 // Handler serves the branches of several participants, each behind its own barrier, on one address, with one BatchPath for
 // all of them. It panics where two serve the same path.
 func Handler(all ...*Participant) http.Handler {
+	hosts := make([]host, len(all))
+	for i, p := range all {
+		hosts[i] = p
+	}
+	return handlerOf(hosts...)
+}
+
+func handlerOf(all ...host) http.Handler {
 	mux := http.NewServeMux()
-	for _, p := range all {
-		for address, o := range p.branches {
+	for _, h := range all {
+		for address, o := range h.addresses() {
 			if address != strings.ToLower(address) {
 				continue // the gRPC method of the same function
 			}
 			mux.Handle(address, Serve(o.op, func(ctx context.Context, call *barrier.Call, payload []byte) error {
-				return p.exec.do(ctx, o, call, payload, false)
-			}, p.options.Log))
+				return doOne(ctx, h, o, call, payload, false)
+			}, h.log()))
 		}
 	}
 	mux.Handle("POST "+BatchPath, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { serveBatch(all, w, r) }))

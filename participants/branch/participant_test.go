@@ -312,6 +312,41 @@ func TestGRPC(t *testing.T) {
 	}
 }
 
+// A message's local part that is committed is known over gRPC; one that is not cannot be any more.
+func TestCheckBackOverGRPC(t *testing.T) {
+	k := openKit(t, branch.Options{})
+	t.Cleanup(k.p.Close)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := k.p.GRPCServer()
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(s.Stop)
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	local := func(gid string) error {
+		_, err := k.p.Barrier().Do(t.Context(), &barrier.Call{TransType: "msg", Gid: gid, BranchID: "00", Op: "msg"}, func(*sql.Tx) error { return nil })
+		return err
+	}
+	ask := func(gid string) codes.Code {
+		md := metadata.AppendToOutgoingContext(t.Context(), "dtm-gid", gid, "dtm-trans_type", "msg", "dtm-branch_id", "00", "dtm-op", "msg")
+		return status.Code(conn.Invoke(md, branch.QueryMethod, &emptypb.Empty{}, &emptypb.Empty{}))
+	}
+	if err := local("there"); err != nil {
+		t.Fatal(err)
+	}
+	if there, not := ask("there"), ask("not"); there != codes.OK || not != codes.Aborted {
+		t.Errorf("committed: %v, not committed: %v", there, not)
+	}
+	if err := local("not"); !errors.Is(err, barrier.ErrDuplicate) {
+		t.Errorf("a local part after its check-back: %v", err)
+	}
+}
+
 type rawJSON string
 
 type jsonCodec struct{}

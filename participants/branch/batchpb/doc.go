@@ -7,6 +7,8 @@ const (
 	Path = "/lockstep/v1/batch"
 	// Method takes them over gRPC.
 	Method = "/lockstep.participant.v1.Participant/Batch"
+	// QueryMethod answers messages' check-backs over gRPC.
+	QueryMethod = "/lockstep.participant.v1.Participant/QueryPrepared"
 	// OfferHeader in an answer to a single call says where batches are taken (HTTP header; in lower case as gRPC header
 	// metadata).
 	OfferHeader = "Lockstep-Batch"

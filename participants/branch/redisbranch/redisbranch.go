@@ -1,18 +1,18 @@
-// Package redisbranch serves branches whose data is in Redis, over HTTP as DTM's participants are.
+// Package redisbranch serves branches whose data is in Redis, over HTTP and gRPC as DTM's participants are, and in batches.
 //
 // Its law is package branch's: a function's work is done inside the barrier or not at all, and its error decides the
-// answer. It takes single calls; a batch would spare nothing, since a call is one round trip. It is tested with the
-// conformance suite of package participanttest on a real Redis.
+// answer. A batch's members are each a script of their own, side by side: what it spares is requests. It is tested with the
+// conformance suite of package participanttest on a real Redis, over both protocols.
 package redisbranch
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
-	"regexp"
 	"time"
+
+	"google.golang.org/grpc"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/barrier/redisbarrier"
@@ -42,7 +42,7 @@ type Options struct {
 type Participant struct {
 	barrier *redisbarrier.Barrier
 	options Options
-	mux     *http.ServeMux
+	outside *branch.Outside
 }
 
 // New returns a participant without branches.
@@ -53,18 +53,21 @@ func New(b *redisbarrier.Barrier, o Options) *Participant {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Participant{b, o, http.NewServeMux()}
-	p.mux.Handle("/query-prepared", branch.Serve(barrier.OpMsg, func(ctx context.Context, call *barrier.Call, _ []byte) error {
-		return b.QueryPrepared(ctx, call)
-	}, o.Log))
-	return p
+	return &Participant{b, o, branch.NewOutside(o.Timeout, b.QueryPrepared, o.Log)}
 }
 
-// Handler serves the branches and messages' check-back at /query-prepared.
-func (p *Participant) Handler() http.Handler { return p.mux }
+// Handler serves the branches over HTTP, batches of them at branch.BatchPath, and messages' check-back at /query-prepared.
+func (p *Participant) Handler() http.Handler { return p.outside.Handler() }
 
-// HandleTCC serves a branch at /name/try, /name/confirm and /name/cancel. It panics on a name that is taken or is not of
-// lower-case letters, digits, hyphens and slashes: a mistake of the program.
+// GRPCServer returns a server that serves the branches, batches of them and check-backs; opts are added to it. The caller serves and stops
+// it.
+func (p *Participant) GRPCServer(opts ...grpc.ServerOption) *grpc.Server {
+	return p.outside.GRPCServer(opts...)
+}
+
+// HandleTCC serves a branch at /name/try, /name/confirm and /name/cancel over HTTP, and as the gRPC service name with the
+// methods Try, Confirm and Cancel; see branch.HandleTCC. It panics on a name that is taken or is not of lower-case letters,
+// digits, hyphens and slashes: a mistake of the program.
 func HandleTCC[P any](p *Participant, name string, t TCC[P]) {
 	handle(p, name, barrier.OpTry, t.Try)
 	handle(p, name, barrier.OpConfirm, t.Confirm)
@@ -82,35 +85,24 @@ func HandleSaga[P any](p *Participant, name string, s Saga[P]) {
 // HandleMessage serves a consumer of messages at /name/action; see HandleTCC.
 func HandleMessage[P any](p *Participant, name string, f Op[P]) { handle(p, name, barrier.OpAction, f) }
 
-var branchName = regexp.MustCompile(`^[a-z][a-z0-9-]*(/[a-z][a-z0-9-]*)*$`)
-
 func handle[P any](p *Participant, name, op string, f Op[P]) {
-	if !branchName.MatchString(name) || f == nil {
-		panic(fmt.Sprintf("redisbranch: %q with op %s: a name has lower-case letters, digits, hyphens and slashes, and a function", name, op))
+	if f == nil {
+		p.outside.Handle(name, op, nil) // which says what is wrong
+		return
 	}
-	p.mux.Handle("/"+name+"/"+op, branch.Serve(op, func(ctx context.Context, call *barrier.Call, raw []byte) error {
-		var payload P
-		if len(raw) > 0 {
-			if err := json.Unmarshal(raw, &payload); err != nil {
-				return fmt.Errorf("%w: payload: %w", barrier.ErrInvalid, err)
-			}
+	p.outside.Handle(name, op, func(ctx context.Context, call *barrier.Call, raw []byte, overGRPC bool) error {
+		payload, err := branch.Decode[P](raw, overGRPC)
+		if err != nil {
+			return fmt.Errorf("%w: payload: %w", barrier.ErrInvalid, err)
 		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.options.Timeout)
-		defer cancel()
-		work, err := asked(ctx, f, call, payload)
+		work, err := f(ctx, call, payload)
+		if err == nil {
+			err = context.Cause(ctx) // it may have been cut off, and its caller answered
+		}
 		if err != nil {
 			return err
 		}
 		_, err = p.barrier.Do(ctx, call, work)
 		return err
-	}, p.options.Log))
-}
-
-func asked[P any](ctx context.Context, f Op[P], call *barrier.Call, payload P) (w redisbarrier.Work, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = fmt.Errorf("panic: %v", v)
-		}
-	}()
-	return f(ctx, call, payload)
+	})
 }

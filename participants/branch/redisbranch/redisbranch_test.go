@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -13,8 +14,16 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/barrier/redisbarrier"
+	"github.com/lockstep-tx/lockstep/participants/branch"
 	"github.com/lockstep-tx/lockstep/participants/branch/redisbranch"
 	"github.com/lockstep-tx/lockstep/participants/participanttest"
 )
@@ -26,7 +35,7 @@ type order struct {
 	Say    string `json:"say"`
 }
 
-// A participant over Redis passes the conformance suite, its balances included.
+// A participant over Redis passes the conformance suite, its balances and batches included, over HTTP and over gRPC.
 func TestParticipantConforms(t *testing.T) {
 	u := os.Getenv("LOCKSTEP_TEST_REDIS_AOF_URL")
 	if u == "" {
@@ -90,18 +99,31 @@ func TestParticipantConforms(t *testing.T) {
 	defer s.Close()
 	payload, _ := json.Marshal(order{From: alice, To: bob, Amount: 3})
 	tooMuch, _ := json.Marshal(order{From: alice, To: bob, Amount: 1_000_000_000})
-	report, err := participanttest.Check(ctx, participanttest.Target{Try: s.URL + "/pay/try", Confirm: s.URL + "/pay/confirm", Cancel: s.URL + "/pay/cancel",
-		Payload: payload, Refused: tooMuch, StateURL: s.URL + "/state", Seed: name})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range report.Findings {
-		if f.Verdict != participanttest.Pass && !strings.Contains(f.Why, "offers no batches") {
-			t.Errorf("%s: %s, %s", f.Check, f.Verdict, f.Why)
+	g := p.GRPCServer()
+	go func() { _ = g.Serve(l) }()
+	defer g.Stop()
+	at := l.Addr().String() + "/pay/"
+	for _, target := range []participanttest.Target{
+		{Try: s.URL + "/pay/try", Confirm: s.URL + "/pay/confirm", Cancel: s.URL + "/pay/cancel", Seed: name + "http"},
+		{Try: at + "Try", Confirm: at + "Confirm", Cancel: at + "Cancel", Seed: name + "grpc"},
+	} {
+		target.Payload, target.Refused, target.StateURL = payload, tooMuch, s.URL+"/state"
+		report, err := participanttest.Check(ctx, target)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	if n := report.Count(participanttest.Pass); n < 15 {
-		t.Errorf("%d checks passed", n)
+		for _, f := range report.Findings {
+			if f.Verdict != participanttest.Pass {
+				t.Errorf("%s: %s: %s, %s", target.Try, f.Check, f.Verdict, f.Why)
+			}
+		}
+		if n := report.Count(participanttest.Pass); n < 20 {
+			t.Errorf("%s: %d checks passed", target.Try, n)
+		}
 	}
 
 	for body, want := range map[string]int{
@@ -117,5 +139,14 @@ func TestParticipantConforms(t *testing.T) {
 		if resp.StatusCode != want {
 			t.Errorf("%s: %d, want %d", body, resp.StatusCode, want)
 		}
+	}
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	asked := metadata.AppendToOutgoingContext(ctx, "dtm-gid", name+"m", "dtm-trans_type", "msg", "dtm-branch_id", "00", "dtm-op", "msg")
+	if err := conn.Invoke(asked, branch.QueryMethod, &emptypb.Empty{}, &emptypb.Empty{}); status.Code(err) != codes.Aborted {
+		t.Errorf("the check-back of a message that has no local part: %v", err)
 	}
 }
