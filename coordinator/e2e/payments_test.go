@@ -45,7 +45,7 @@ var shopProgram = sync.OnceValues(func() (string, error) {
 	return bin, err
 })
 
-func newShop(t *testing.T, c *coordinator, db string) *shop {
+func newShop(t *testing.T, c *coordinator, db string, extra ...string) *shop {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") // the address stays over restarts
 	if err != nil {
@@ -54,6 +54,7 @@ func newShop(t *testing.T, c *coordinator, db string) *shop {
 	addr := l.Addr().String()
 	l.Close()
 	s := &shop{t: t, base: "http://" + addr, log: filepath.Join(t.TempDir(), "shop.log"), args: []string{"serve", "--listen", addr, "--coordinator", c.addr.GRPC, "--db", db, "--clean", "http://" + c.addr.Admin}}
+	s.args = append(s.args, extra...)
 	t.Cleanup(s.kill)
 	s.restart()
 	resp, err := http.Get(s.base + "/v1/openapi.json")
@@ -259,6 +260,7 @@ func payments(t *testing.T, db string) {
 		{"no such merchant", order("5", m{"merchant": "nobody"}), 422, "no_merchant", "merchant"},
 		{"no such buyer", order("6", m{"buyer": "zoe"}), 422, "no_account", "buyer"},
 		{"another currency", order("7", m{"currency": "EUR"}), 422, "wrong_currency", "currency"},
+		{"no currency of ISO 4217", order("7", m{"currency": "ABC"}), 400, "invalid", "currency"},
 		{"the order again, for another amount", order("1", m{"amount": 3001}), 409, "duplicate_order", "order_no"},
 		{"no amount", order("8", m{"amount": nil}), 400, "invalid", "amount"},
 	} {
@@ -362,7 +364,9 @@ func TestPaymentsSurviveKillsOnSQLite(t *testing.T) { paymentsUnderKills(t, "sql
 // ends, and the money is right (G1, G5, G7, G10).
 func paymentsUnderKills(t *testing.T, db string) {
 	c := embedded(t)
-	s := newShop(t, c, db)
+	p := newBatchProxy(t)
+	s := newShop(t, c, db, "--base-url", p.url)
+	p.to.Store(&s.base)
 	const buyers, each = 8, 12
 	s.stock(buyers)
 	told := make([]map[string]string, buyers)
@@ -411,6 +415,9 @@ func paymentsUnderKills(t *testing.T, db string) {
 		t.Logf("kill %d: all back after %s", n+1, time.Since(began).Round(time.Millisecond))
 	}
 	wg.Wait()
+	if t.Logf("%d batches with %d calls", p.batches.Load(), p.calls.Load()); p.calls.Load() <= p.batches.Load() {
+		t.Error("no calls shared a batch: the kills say nothing about that")
+	}
 	paid, refunded := int64(0), int64(0)
 	for b := range told {
 		if len(told[b]) != each+each/4 {
