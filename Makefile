@@ -130,7 +130,7 @@ bench-xa: devctl build ## what two-phase commit does beside TCC: a slow particip
 
 .PHONY: bench-payments-growth
 bench-payments-growth: devctl build ## the same payments with ten million ledger entries present as with none
-	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-payments --db postgres --fill 10000000
+	@bin/devctl run -- $(GO) run ./coordinator/bench/cmd/bench-payments --db postgres --fill 10000000 --check
 
 .PHONY: bench-recovery
 bench-recovery: devctl build ## 100,000 open transactions, SIGKILL, restart
