@@ -60,7 +60,7 @@ func (s *shopTime) floors(slots int) map[int]int64 {
 // came while it was cleaned.
 func TestTheTableStaysBoundedUnderLoad(t *testing.T) {
 	onEach(t, func(t *testing.T, d barrier.Dialect) {
-		const workers, slots, total, kept, rowsEach = 4, 3, 600, 60, 3
+		const workers, slots, total, kept, rowsEach = 4, 3, 3000, 60, 3
 		c := openCounter(t, d, barrier.Options{GidTime: gidTime})
 		clock := &shopTime{now: time.UnixMilli(1_790_000_000_000), open: map[string]time.Time{}}
 		o := barrier.CleanOptions{
