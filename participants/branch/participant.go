@@ -136,7 +136,7 @@ func HandleTCC[P any](p *Participant, name string, t TCC[P]) {
 	}
 	if t.Effect != nil {
 		p.effects[name] = func(raw []byte) ([]Held, error) {
-			payload, err := decode[P](raw, false)
+			payload, err := Decode[P](raw, false)
 			if err != nil {
 				return nil, fmt.Errorf("%w: payload: %w", barrier.ErrInvalid, err)
 			}
