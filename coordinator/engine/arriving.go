@@ -96,13 +96,41 @@ func (r *Runner) between(ctx context.Context, v *View, ids []string, take []int)
 	for part := range slices.Chunk(leave, movesAtOnce) {
 		go r.moveAway(ctx, part)
 	}
-	if len(arrive) > 0 {
-		go r.arrive(ctx, arrive)
-	}
+	r.arrivals.add(arrive, func(all []Move) { r.arrive(ctx, all) })
 	return slices.DeleteFunc(take, func(n int) bool {
 		o, _ := r.owner(n)
 		return r.cameFrom(o) || o.Status == slot.Sealed || o.Status == slot.Taken || v.Closed[n] >= uint64(o.Epoch) || r.working.busy(n) && !r.holds(n)
 	})
+}
+
+// queue collects moves while earlier ones are worked at, so that what comes meanwhile is worked at together.
+type queue struct {
+	mu      sync.Mutex
+	waiting []Move
+	running bool
+}
+
+// add has work called for the moves, and for others that come meanwhile, by one goroutine at a time.
+func (q *queue) add(moves []Move, work func([]Move)) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting = append(q.waiting, moves...)
+	if q.running || len(q.waiting) == 0 {
+		return
+	}
+	q.running = true
+	go func() {
+		for {
+			q.mu.Lock()
+			all := q.waiting
+			q.waiting, q.running = nil, len(all) > 0
+			q.mu.Unlock()
+			if len(all) == 0 {
+				return
+			}
+			work(all)
+		}
+	}()
 }
 
 // start runs work for a slot that nothing is under way for.
@@ -130,6 +158,9 @@ func (r *Runner) purge(ctx context.Context, n int, epoch uint64) {
 	r.purged[n].Store(epoch)
 }
 
+// arrivalsTimeout bounds what is asked of the arbiter and the journal about slots that arrive.
+const arrivalsTimeout = 10 * time.Second
+
 // arriveAtOnce bounds the slots that are taken together when many arrive: the first are served while the last are read.
 const arriveAtOnce = 64
 
@@ -140,14 +171,18 @@ func (r *Runner) arrive(ctx context.Context, moves []Move) {
 		slots = append(slots, m.Slot)
 	}
 	defer r.working.end(slots...)
-	if r.Ask(ctx, func(c *Core, _ int64) { c.Expect(slots) }) != nil {
+	// They may have waited for others, and have moved on.
+	moves = slices.DeleteFunc(moves, func(m Move) bool { o, _ := r.owner(m.Slot); return !o.Equal(m.Owner) })
+	if len(moves) == 0 || r.Ask(ctx, func(c *Core, _ int64) { c.Expect(slots) }) != nil {
 		return
 	}
 	start := time.Now()
 	var came []Arrival
 	var generation func(n int) int64
 	var g errgroup.Group
-	g.Go(func() (err error) { came, err = r.regions.Arrivals(ctx, moves); return err })
+	actx, cancel := context.WithTimeout(ctx, arrivalsTimeout)
+	defer cancel()
+	g.Go(func() (err error) { came, err = r.regions.Arrivals(actx, moves); return err })
 	g.Go(func() error { generation = r.generations(ctx, true); return nil })
 	if err := g.Wait(); err != nil {
 		r.cfg.Log.Warn("what came with slots that arrive could not be read; trying again", "slots", len(moves), "err", err)
@@ -249,7 +284,7 @@ func (r *Runner) adoptions(ctx context.Context) {
 			}
 			moves = append(moves, Move{n, o})
 		}
-		for part := range slices.Chunk(moves, movesAtOnce) {
+		for _, part := range adoptionParts(moves) {
 			if err := r.regions.Adopt(ctx, part); err != nil {
 				if ctx.Err() == nil {
 					r.cfg.Log.Warn("accounts were not adopted yet; trying again", "slots", len(part), "first", part[0].Slot, "err", err)
@@ -269,6 +304,22 @@ func (r *Runner) adoptions(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// forcedAtOnce bounds the slots that are adopted by force together: nothing is brought with them.
+const forcedAtOnce = 128
+
+// adoptionParts sorts moves into those that are adopted in one local transaction.
+func adoptionParts(moves []Move) [][]Move {
+	var forced, planned []Move
+	for _, m := range moves {
+		if m.Owner.Forced() {
+			forced = append(forced, m)
+		} else {
+			planned = append(planned, m)
+		}
+	}
+	return slices.Concat(slices.Collect(slices.Chunk(forced, forcedAtOnce)), slices.Collect(slices.Chunk(planned, movesAtOnce)))
 }
 
 func atLoss(o slot.Owner, losses map[int]bool) bool {

@@ -124,6 +124,7 @@ type Runner struct {
 	claims               chan []int
 	heldEpoch, purged    [slot.Count]atomic.Uint64
 	working              works
+	arrivals             queue                    // slots that arrive
 	held                 [slot.Count]atomic.Int64 // the term of what is held, 0 for nothing; for routing: the core is the truth
 	ready                atomic.Bool
 	stopping             atomic.Bool
