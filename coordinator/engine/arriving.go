@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -11,8 +10,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/lockstep-tx/lockstep/coordinator/record"
-	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
@@ -231,33 +228,33 @@ func (r *Runner) takeArrived(ctx context.Context, moves []Move, came []Arrival, 
 	if err != nil {
 		r.cfg.Log.Warn("slots that arrive could not be claimed; trying again", "slots", len(slots), "err", err)
 	}
-	var mu sync.Mutex
-	var ready []Claim
-	var g errgroup.Group
-	g.SetLimit(importsAtOnce)
+	var read []Claim // imported before
+	var list []*imported
 	for _, cl := range claims {
 		m := moves[at[cl.Slot]]
-		if cl.Closed {
+		switch {
+		case cl.Closed:
+		case cl.Imported >= uint64(m.Owner.Seal.Epoch):
+			read = append(read, cl)
+		default:
+			list = append(list, &imported{cl: cl, owner: m.Owner, came: &came[at[cl.Slot]]})
+		}
+	}
+	held, records := r.loadAll(ctx, read, generation)
+	r.importAll(ctx, list)
+	for _, in := range list {
+		if in.err != nil {
+			r.cfg.Log.Warn("a slot that arrives could not be imported; trying again", "slot", in.cl.Slot, "err", in.err)
 			continue
 		}
-		g.Go(func() error {
-			if err := r.importSlot(ctx, &cl, m.Owner, &came[at[cl.Slot]]); err != nil {
-				r.cfg.Log.Warn("a slot that arrives could not be imported; trying again", "slot", cl.Slot, "err", err)
-				return nil // the others are imported all the same
-			}
-			cl.Imported = max(cl.Imported, uint64(m.Owner.Seal.Epoch))
-			mu.Lock()
-			ready = append(ready, cl)
-			mu.Unlock()
-			return nil
-		})
+		in.cl.Generation = generation(in.cl.Slot)
+		if r.hold(ctx, in.cl, in.txs) == nil {
+			held[in.cl.Slot] = true
+			records += len(in.txs)
+		}
 	}
-	_ = g.Wait() // it has only nil errors
-	return r.loadAll(ctx, ready, generation)
+	return held, records
 }
-
-// importsAtOnce bounds the slots that are imported side by side.
-const importsAtOnce = 32
 
 // adoptions makes the participants take the accounts of the slots that this process holds: after a move, after a move that
 // was undone, and once after a start, for whoever held the slot before may have died in between. Branches that go to
@@ -335,81 +332,4 @@ func (r *Runner) losses() map[int]bool {
 		}
 	}
 	return out
-}
-
-// importSlot replaces what the store has of a slot by what came with the seal. It is repeated from the start after a
-// crash; that all of it is there is written with its last batch.
-//
-// The slot's own chain goes on where its last own epoch ended: under a forced seal that is before what this region had
-// numbered, and in a store that is new it is after what the store knows.
-func (r *Runner) importSlot(ctx context.Context, cl *Claim, owner slot.Owner, came *Arrival) error {
-	if cl.Imported >= uint64(owner.Seal.Epoch) {
-		return nil
-	}
-	if came.Own.Seq != 0 || owner.Forced() {
-		cl.Head = came.Own
-	}
-	w := importing{r: r, cl: *cl}
-	keep := map[txn.Gid]bool{}
-	for _, value := range came.Live {
-		tx, err := record.Decode(value)
-		if err != nil {
-			return fmt.Errorf("a record that came with slot %d: %w", cl.Slot, err)
-		}
-		gid := tx.State.Gid
-		if slot.Of(string(gid)) != cl.Slot {
-			return fmt.Errorf("%w: %q came with slot %d", record.ErrCorrupt, string(gid), cl.Slot)
-		}
-		if err := w.room(ctx, len(value)); err != nil {
-			return err
-		}
-		keep[gid] = true
-		w.b.Puts = append(w.b.Puts, Put{Slot: cl.Slot, Gid: gid, Value: value})
-	}
-	var gone []txn.Gid
-	if err := r.store.Load(ctx, cl.Slot, func(gid txn.Gid, _ []byte) error {
-		if !keep[gid] {
-			gone = append(gone, gid)
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	for _, gid := range gone {
-		if err := w.room(ctx, 0); err != nil {
-			return err
-		}
-		w.b.Deletes = append(w.b.Deletes, Delete{Slot: cl.Slot, Gid: gid})
-	}
-	return w.flush(ctx, uint64(owner.Seal.Epoch))
-}
-
-// importing writes an import in batches that a store takes.
-type importing struct {
-	r    *Runner
-	cl   Claim
-	b    Batch
-	size int
-}
-
-func (w *importing) room(ctx context.Context, bytes int) error {
-	if len(w.b.Puts)+len(w.b.Deletes) >= sealEvents || (w.size > 0 && w.size+bytes > sealBytes) {
-		if err := w.flush(ctx, 0); err != nil {
-			return err
-		}
-	}
-	w.size += bytes
-	return nil
-}
-
-func (w *importing) flush(ctx context.Context, imported uint64) error {
-	w.b.Guards = []Guard{{Slot: w.cl.Slot, Term: w.cl.Term, Imported: imported}}
-	if imported != 0 {
-		w.b.Guards[0].Head = &w.cl.Head
-	}
-	wctx, cancel := context.WithTimeout(ctx, w.r.cfg.CommitTimeout)
-	defer cancel()
-	err := w.r.store.Commit(wctx, &w.b)
-	w.b, w.size = Batch{}, 0
-	return err
 }

@@ -317,12 +317,16 @@ func (r *Runner) load(ctx context.Context, cl Claim) (records int, ok bool) {
 		r.cfg.Log.Warn("a slot could not be read", "slot", cl.Slot, "err", err)
 		return 0, false
 	}
-	err = r.Ask(ctx, func(c *Core, at int64) {
+	return len(txs), r.hold(ctx, cl, txs) == nil
+}
+
+// hold hands a claimed slot to the core with all that it has.
+func (r *Runner) hold(ctx context.Context, cl Claim, txs []*record.Tx) error {
+	return r.Ask(ctx, func(c *Core, at int64) {
 		c.Hold(at, cl, txs)
 		r.heldEpoch[cl.Slot].Store(cl.Epoch)
 		r.setHeld(cl.Slot, cl.Term)
 	})
-	return len(txs), err == nil
 }
 
 // generations gives the slots' generations of global decisions. Without the arbiter's word they are unknown, and a slot is
