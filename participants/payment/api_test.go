@@ -51,6 +51,7 @@ func TestWhatIsSpokenIsWhatTheDocumentSays(t *testing.T) {
 	}
 	walkPayments(b, call, commit, abort)
 	walkRefunds(b, call, commit, abort)
+	walkReversals(b, call, commit, abort)
 	walkOrders(b, call)
 	for path, ops := range doc.Paths {
 		for method, op := range ops {
@@ -104,6 +105,23 @@ func walkRefunds(b *bed, call caller, commit, abort client.State) {
 	call("POST", "/v1/payments/none/refunds", `{"refund_no":"r1","amount":2}`, http.StatusNotFound)
 	call("GET", path, "", http.StatusOK)
 	call("GET", "/v1/payments/none/refunds", "", http.StatusNotFound)
+}
+
+func walkReversals(b *bed, call caller, commit, abort client.State) {
+	const order = `{"merchant":"m","order_no":"r","reversal_no":"v"}`
+	call("POST", "/v1/reversals", order, http.StatusOK)
+	call("POST", "/v1/reversals", strings.Replace(order, `"v"`, `"w"`, 1), http.StatusConflict)
+	call("POST", "/v1/reversals", `{}`, http.StatusBadRequest)
+	call("POST", "/v1/payments", strings.Replace(body1, `"1"`, `"r"`, 1), http.StatusConflict)
+	call("POST", "/v1/payments/"+PaymentID("m", "r")+"/ask", "", http.StatusOK, "Prefer", "wait=0")
+	call("POST", "/v1/payments/"+PaymentID("m", "r")+"/ask", "", http.StatusBadRequest, "Prefer", "wait=x")
+	call("POST", "/v1/payments/none/ask", "", http.StatusNotFound)
+	b.f.executes = commit
+	call("POST", "/v1/payments", strings.Replace(body1, `"1"`, `"s"`, 1), http.StatusOK)
+	b.f.executes = client.State{}
+	call("POST", "/v1/reversals", strings.Replace(order, `"r"`, `"s"`, 1), http.StatusAccepted, "Prefer", "wait=0")
+	b.f.executes = abort
+	call("POST", "/v1/reversals", strings.Replace(order, `"r"`, `"s"`, 1), http.StatusUnprocessableEntity)
 }
 
 func walkOrders(b *bed, call caller) {

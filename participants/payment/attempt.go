@@ -110,8 +110,13 @@ func (s *Service) attempt(ctx context.Context, tx *sql.Tx, p *Payment, body, key
 	return "", false, problemOf("duplicate_order", "", "the order has a payment with another body", p.ID)
 }
 
-// next puts an attempt in the place of the one under the gid old, which was refused.
+// next puts an attempt in the place of the one under the gid old, which was refused. An order that was reversed takes none.
 func (s *Service) next(ctx context.Context, tx *sql.Tx, p *Payment, body, old string) error {
+	if no, err := s.reversalOf(ctx, tx, p.ID); err != nil {
+		return err
+	} else if no != "" {
+		return problemOf("reversed", "order_no", "the order was reversed as "+no+"; a new sale is a new order", p.ID)
+	}
 	if _, err := tx.ExecContext(ctx, s.Dialect.Q(`INSERT INTO payment_refused (gid, payment, body, digest, reason, field, created_ms, decided_ms)
 		SELECT gid, id, body, digest, reason, field, created_ms, decided_ms FROM payment WHERE id = ?`), p.ID); err != nil {
 		return err

@@ -36,6 +36,8 @@ var routes = []route{
 	{"GET", "/v1/payments/{id}", (*Service).serveGet},
 	{"POST", "/v1/payments/{id}/refunds", (*Service).serveRefund},
 	{"GET", "/v1/payments/{id}/refunds", (*Service).serveRefunds},
+	{"POST", "/v1/payments/{id}/ask", (*Service).serveAsk},
+	{"POST", "/v1/reversals", (*Service).serveReverse},
 	{"POST", "/v1/orders", (*Service).serveOrder},
 	{"GET", "/v1/orders/{id}", (*Service).serveGetOrder},
 	{"POST", "/v1/orders/{id}/cancel", (*Service).serveCancelOrder},
@@ -239,6 +241,44 @@ func (s *Service) serveRefunds(w http.ResponseWriter, r *http.Request) error {
 		list = []*Refund{}
 	}
 	return write(w, http.StatusOK, RefundList{list})
+}
+
+// serveAsk asks for a payment that is not decided, and gives it as it stands, refused or not.
+func (s *Service) serveAsk(w http.ResponseWriter, r *http.Request) error {
+	ctx, cancel, err := within(r)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	p, err := s.Ask(ctx, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	return write(w, http.StatusOK, p)
+}
+
+func (s *Service) serveReverse(w http.ResponseWriter, r *http.Request) error {
+	var req ReversalRequest
+	if err := decode(w, r, &req); err != nil {
+		return err
+	}
+	ctx, cancel, err := within(r)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	re, err := s.Reverse(ctx, req)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Location", "/v1/payments/"+re.Payment)
+	switch re.State {
+	case ReversalDone:
+		return write(w, http.StatusOK, re)
+	case string(Refused):
+		return problemOf(re.Reason, "", re.Reason, re.Payment)
+	}
+	return write(w, http.StatusAccepted, re)
 }
 
 func (s *Service) serveOrder(w http.ResponseWriter, r *http.Request) error {

@@ -64,7 +64,7 @@ func TestTheDocumentsSchemasAreTheTypes(t *testing.T) {
 	schemas := readDocument(t).Components.Schemas
 	for name, v := range map[string]any{
 		"Item": inventory.Item{}, "Request": Request{}, "Payment": Payment{}, "Refusal": Refusal{}, "Page": Page{}, "RefundRequest": RefundRequest{}, "Refund": Refund{},
-		"RefundList": RefundList{}, "OrderRequest": OrderRequest{}, "Order": Order{}, "Problem": Problem{},
+		"RefundList": RefundList{}, "ReversalRequest": ReversalRequest{}, "Reversal": Reversal{}, "OrderRequest": OrderRequest{}, "Order": Order{}, "Problem": Problem{},
 	} {
 		s, ok := schemas[name]
 		if !ok {
