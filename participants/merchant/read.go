@@ -103,3 +103,29 @@ func (m *Merchants) Days(ctx context.Context, db *sql.DB, merchant string, limit
 	}
 	return out, rows.Err()
 }
+
+// SettledSum is what was settled for a merchant on one day (UTC), refunds taken off.
+type SettledSum struct {
+	Merchant, Currency string
+	Net                int64 // minor units
+}
+
+// SettledOn gives the sums of all merchants on one day (yyyymmdd, UTC), one after the other.
+func (m *Merchants) SettledOn(ctx context.Context, db *sql.DB, day int, each func(SettledSum) error) error {
+	rows, err := db.QueryContext(ctx, m.d.Q(`SELECT b.merchant, a.currency, CAST(sum(CASE WHEN b.kind = 'payment' THEN b.amount ELSE -b.amount END) AS decimal(30))
+		FROM merchant_booking b JOIN merchant_account a ON a.id = b.merchant WHERE b.state = 'posted' AND b.settled_day = ? GROUP BY b.merchant, a.currency`), day)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var s SettledSum
+		if err := rows.Scan(&s.Merchant, &s.Currency, &s.Net); err != nil {
+			return err
+		}
+		if err := each(s); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}

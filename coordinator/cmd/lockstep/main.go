@@ -46,6 +46,7 @@ type cli struct {
 	Broker      brokerCmd      `cmd:"" help:"Run the embedded Kafka broker: for demos and small deployments."`
 	Region      regionCmd      `cmd:"" help:"Regions: their state, and slots that move between them."`
 	Drift       driftCmd       `cmd:"" help:"Drift: records of one fact that disagree, found and repaired."`
+	Recon       reconCmd       `cmd:"" help:"Day-end reconciliation with a channel's files: business, funds and bill."`
 	Participant participantCmd `cmd:"" help:"Register participants by name, with an endpoint per region."`
 	Version     struct{}       `cmd:"" help:"Print the version."`
 }
