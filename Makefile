@@ -113,6 +113,12 @@ bench-hot: devctl ## every payment goes to one merchant: direct, serial batch, b
 bench-drift: ## what finding one altered record costs, in 10^4 and 10^6 rows and 10^8 fingerprints
 	@$(GO) run ./coordinator/bench/cmd/bench-drift --check
 
+.PHONY: bench-recon
+bench-recon: ## a day's end: 10 million lines of a channel against 10 million payments, beside sort and join
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) build -o bin/ ./coordinator/bench/cmd/bench-recon
+	@bin/bench-recon --check
+
 .PHONY: bench-regions
 bench-regions: devctl build chaos ## two regions 40 ms apart, a core and an Apache Kafka each: lag, durabilities, cost of replication, a handover's pause
 	@CGO_ENABLED=0 $(GO) build -o bin/ ./coordinator/bench/cmd/bench-participants ./coordinator/bench/cmd/bench-regions

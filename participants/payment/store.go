@@ -68,8 +68,8 @@ func Migrate(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
 			reversal_no varchar(64) NOT NULL,
 			created_ms bigint NOT NULL)`,
 		"CREATE INDEX IF NOT EXISTS payment_by_state ON payment (state, id)",
-		"CREATE INDEX IF NOT EXISTS payment_by_decision ON payment (decided_ms, id)",
-		"CREATE INDEX IF NOT EXISTS payment_refund_by_decision ON payment_refund (decided_ms, payment, refund_no)",
+		"CREATE INDEX IF NOT EXISTS payment_by_decision ON payment (state, decided_ms, id)",
+		"CREATE INDEX IF NOT EXISTS payment_refund_by_decision ON payment_refund (state, decided_ms, payment, refund_no)",
 		"CREATE INDEX IF NOT EXISTS payment_refund_by_state ON payment_refund (state, payment, refund_no)",
 		"CREATE INDEX IF NOT EXISTS payment_refused_by_payment ON payment_refused (payment)",
 		"CREATE INDEX IF NOT EXISTS payment_key_by_time ON payment_key (created_ms)")

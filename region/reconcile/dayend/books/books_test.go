@@ -292,4 +292,3 @@ func (w *world) cases() (out []dayend.Finding) {
 	}
 	return out
 }
-
