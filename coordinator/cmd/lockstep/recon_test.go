@@ -132,3 +132,38 @@ func TestAWrongMappingNamesItsFields(t *testing.T) {
 	w.says(w.do(exitUsage, "load"), "channel: ", "kind: ", "next: ")
 	w.do(exitUsage, "run", "--day", "yesterday")
 }
+
+// Every command of the runbook is one that can be typed, and does what the page says where it can.
+func TestTheDayEndRunbookRuns(t *testing.T) {
+	raw, err := os.ReadFile("../../../docs/runbooks/day-end-differences.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, body, _ := strings.Cut(string(raw), "\n\n"); !strings.HasPrefix(body, "**Do not run `lockstep recon ") {
+		t.Error("it does not begin with the wrong command")
+	}
+	w := newReconWorld(t)
+	w.write("acme_20241120.csv", "m,1,100,OK,2024-11-20T12:00:01Z\nm,2,250,OK,2024-11-20T13:00:00Z\nT,2,350\n")
+	w.do(exitOK, "load", filepath.Join(w.dir, "acme_20241120.csv"))
+	w.do(exitFailure, "run", "--day", "20241120")
+	id := strings.Fields(strings.Split(w.do(exitOK, "cases"), "\n")[1])[0]
+	place := strings.NewReplacer("CASE", id, "STATE", "sqlite:"+filepath.Join(w.dir, "recon.db"), "DIR", filepath.Join(w.dir, "recon"), "MAPPING", filepath.Join(w.dir, "mapping.yaml"),
+		"BOOKS", "sqlite:"+filepath.Join(w.dir, "books"), "PAYMENTS", "http://127.0.0.1:1", "DAY", "2024-11-20")
+	ran := 0
+	for _, block := range shellBlock.FindAllStringSubmatch(string(raw), -1) {
+		for line := range strings.SplitSeq(block[1], "\n") {
+			command, ok := strings.CutPrefix(strings.TrimSpace(line), "lockstep ")
+			if !ok {
+				continue
+			}
+			ran++
+			var out strings.Builder
+			if code := run(t.Context(), strings.Fields(place.Replace(command)), &out, &out, noEnv); code == exitUsage {
+				t.Errorf("lockstep %s:\n%s", command, out.String())
+			}
+		}
+	}
+	if ran < 6 {
+		t.Errorf("only %d commands were found", ran)
+	}
+}
