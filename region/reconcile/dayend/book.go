@@ -54,7 +54,21 @@ func Open(ctx context.Context, address, dir string) (*Book, error) {
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
+	b.sweep()
 	return b, nil
+}
+
+// sweep removes what processes that were killed have left half written. A day is more than any of them takes; what cannot be
+// removed harms nobody.
+func (b *Book) sweep() {
+	for _, pattern := range []string{"*/.[fks]*-*", "work/*"} {
+		left, _ := filepath.Glob(filepath.Join(b.Dir, pattern)) // the pattern is good
+		for _, path := range left {
+			if st, err := os.Stat(path); err == nil && b.Now().Sub(st.ModTime()) > 24*time.Hour {
+				_ = os.Remove(path)
+			}
+		}
+	}
 }
 
 // Inbox is where files are fetched to.

@@ -227,7 +227,7 @@ func (c *cli) fill(ctx context.Context, cut time.Time, out [3]*bufio.Writer) err
 	if err := payment.Migrate(ctx, db, d); err != nil {
 		return err
 	}
-	for _, stmt := range []string{"PRAGMA synchronous = OFF", "PRAGMA cache_size = -3000000", "DROP INDEX payment_by_state", "DROP INDEX payment_by_decision"} {
+	for _, stmt := range []string{"PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF", "PRAGMA cache_size = -3000000", "DROP INDEX payment_by_state", "DROP INDEX payment_by_decision"} {
 		if _, err := db.ExecContext(ctx, stmt); err != nil {
 			return err
 		}
@@ -280,6 +280,6 @@ func (c *cli) fill(ctx context.Context, cut time.Time, out [3]*bufio.Writer) err
 	if err := payment.Migrate(ctx, db, d); err != nil {
 		return err
 	}
-	_, err = db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
+	_, err = db.ExecContext(ctx, "PRAGMA journal_mode = WAL")
 	return err
 }

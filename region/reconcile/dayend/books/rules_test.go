@@ -295,3 +295,25 @@ func TestTheAuditNamesAnAlteredLine(t *testing.T) {
 		t.Fatalf("%d, %v", broken, err)
 	}
 }
+
+// What killed processes have left goes after a day; what one is writing now stays.
+func TestHalfWrittenFilesAreRemovedAfterADay(t *testing.T) {
+	dir := t.TempDir()
+	old, fresh := filepath.Join(dir, "sorted", ".sorting-1"), filepath.Join(dir, "inbox", ".fetch-1")
+	for path, at := range map[string]time.Time{old: time.Now().Add(-25 * time.Hour), fresh: time.Now()} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := dayend.Open(t.Context(), "sqlite:"+filepath.Join(dir, "recon.db"), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.DB.Close()
+	if _, err := os.Stat(old); err == nil {
+		t.Error("an old one is still there")
+	}
+	if _, err := os.Stat(fresh); err != nil {
+		t.Error("one that is being written is gone")
+	}
+}
