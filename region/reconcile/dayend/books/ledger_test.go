@@ -90,8 +90,10 @@ func TestAStatementIsComparedWithTheEntries(t *testing.T) {
 }
 
 // Sums are compared by currency; what the suspense pool holds explains a difference, and nothing else does.
-func TestFundsDifferByWhatStraddlesAlone(t *testing.T) {
-	w := onSQLite(t)
+func TestFundsDifferByWhatStraddlesAlone(t *testing.T) { theFunds(onSQLite(t)) }
+
+func theFunds(w *world) {
+	t := w.t
 	l, db, transfer := book(t, &w.now)
 	w.pay(on(20, "21:50:00"), "1", 300)
 	w.day(20)

@@ -15,14 +15,22 @@ func TestADayEndsAsTheChannelSaysOnServers(t *testing.T) {
 			if address == "" {
 				t.Fatalf("%s is not set: run the tests with make test, which starts the servers", variable)
 			}
-			w := newWorld(t, address, address)
-			for _, table := range []string{"recon_file", "recon_run", "recon_finding", "recon_pool", "recon_reversal", "recon_audit",
-				"payment", "payment_refund", "payment_refused", "payment_reversal", "payment_key", "payment_key_attempt"} {
-				if _, err := w.b.DB.Exec("DELETE FROM " + table); err != nil {
-					t.Fatal(err)
-				}
+			for _, days := range []func(*world){theDays, theFunds} {
+				w := newWorld(t, address, address)
+				w.empty()
+				days(w)
 			}
-			theDays(w)
 		})
+	}
+}
+
+// empty takes away what the test before has left.
+func (w *world) empty() {
+	w.t.Helper()
+	for _, table := range []string{"recon_file", "recon_run", "recon_finding", "recon_pool", "recon_reversal", "recon_audit",
+		"payment", "payment_refund", "payment_refused", "payment_reversal", "payment_key", "payment_key_attempt"} {
+		if _, err := w.b.DB.Exec("DELETE FROM " + table); err != nil {
+			w.t.Fatal(err)
+		}
 	}
 }
