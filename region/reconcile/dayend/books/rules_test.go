@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -315,5 +316,29 @@ func TestHalfWrittenFilesAreRemovedAfterADay(t *testing.T) {
 	}
 	if _, err := os.Stat(fresh); err != nil {
 		t.Error("one that is being written is gone")
+	}
+}
+
+// An original and its reversal that come at the same moment: whichever is first, nothing stands in the end.
+func TestAReversalAndItsOriginalAtOnceLeaveNothing(t *testing.T) { theRace(onSQLite(t)) }
+
+func theRace(w *world) {
+	ctx := w.t.Context()
+	w.now = noon
+	for i := range 25 {
+		no := fmt.Sprint("race", i)
+		rev := payment.ReversalRequest{Merchant: "m", OrderNo: no, ReversalNo: "v"}
+		var both sync.WaitGroup
+		both.Go(func() { _, _ = w.s.Pay(ctx, order(no, 100), "") }) // refused, paid or failed: what stands is looked at below
+		both.Go(func() { _, _ = w.s.Reverse(ctx, rev) })
+		both.Wait()
+		r, err := w.s.Reverse(ctx, rev)
+		if err != nil || r.State != payment.ReversalDone {
+			w.t.Fatalf("%+v, %v", r, err)
+		}
+		p, err := w.s.Get(ctx, r.Payment)
+		if err != nil || p.State == payment.Processing || p.State == payment.Paid && p.Refunded != p.Amount {
+			w.t.Fatalf("%+v, %v", p, err)
+		}
 	}
 }

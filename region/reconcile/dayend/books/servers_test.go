@@ -15,7 +15,7 @@ func TestADayEndsAsTheChannelSaysOnServers(t *testing.T) {
 			if address == "" {
 				t.Fatalf("%s is not set: run the tests with make test, which starts the servers", variable)
 			}
-			for _, days := range []func(*world){theDays, theFunds} {
+			for _, days := range []func(*world){theDays, theFunds, theRace} {
 				w := newWorld(t, address, address)
 				w.empty()
 				days(w)
