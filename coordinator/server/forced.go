@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -25,13 +26,21 @@ import (
 func (s *Server) arrivals(ctx context.Context, moves []engine.Move) ([]engine.Arrival, error) {
 	out := make([]engine.Arrival, len(moves))
 	var forced, at []int
+	marks, err := s.heads(ctx, moves)
+	if err != nil {
+		return nil, err
+	}
 	for i, m := range moves {
 		seal := m.Owner.Seal
 		if !seal.Forced {
 			out[i].Live, out[i].Err = s.regions.replica.Carried(ctx, m.Slot, seal)
 			continue
 		}
-		switch reached, err := s.journal.Reached(ctx, m.Slot, seal); {
+		reached, err := marks[[2]int{seal.Epoch.Region(), m.Slot}] == head{seal.Seq, seal.Chain}, error(nil)
+		if !reached { // it may be past the seal, or contradict it
+			reached, err = s.journal.Reached(ctx, m.Slot, seal)
+		}
+		switch {
 		case err != nil:
 			out[i].Err = err
 		case !reached:
@@ -48,6 +57,25 @@ func (s *Server) arrivals(ctx context.Context, moves []engine.Move) ([]engine.Ar
 		out[i].Live, out[i].Err = found[k].records, found[k].err
 	}
 	return out, nil
+}
+
+// head is where a chain ends, as seals say it.
+type head struct {
+	seq   uint64
+	chain string
+}
+
+// heads gives where chains end in the own journal, by origin and slot, if any of the moves is forced: one look instead of many.
+func (s *Server) heads(ctx context.Context, moves []engine.Move) (map[[2]int]head, error) {
+	if !slices.ContainsFunc(moves, func(m engine.Move) bool { return m.Owner.Seal.Forced }) {
+		return nil, nil
+	}
+	marks, err := s.journal.Marks(ctx)
+	out := make(map[[2]int]head, len(marks))
+	for _, m := range marks {
+		out[[2]int{m.Origin, m.Slot}] = head{m.Head.Seq, hex.EncodeToString(m.Head.Chain[:])}
+	}
+	return out, err
 }
 
 // left is what is to be driven on in a slot that was taken.
@@ -76,10 +104,17 @@ func (s *Server) recovered(ctx context.Context, slots []int) ([]left, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
+	open, err := s.journal.AnyUnfinished(ctx, slots)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]left, len(slots))
 	g = &errgroup.Group{}
 	g.SetLimit(readsAtOnce)
 	for i, n := range slots {
+		if decided != nil && len(decided[n]) == 0 && !open[n] {
+			continue
+		}
 		g.Go(func() error {
 			var bodies map[string][]byte
 			if decided == nil || len(decided[n]) > 0 {

@@ -64,6 +64,9 @@ func TestWhatIsUnfinishedIsWhatANewOwnerHasToKnow(t *testing.T) {
 			if !slices.Equal(gids, want) {
 				t.Fatalf("%q are left, want %q", gids, want)
 			}
+			if any, err := j.AnyUnfinished(ctx, []int{n, (n + 1) % slot.Count}); err != nil || any[n] != (len(want) > 0) || len(any) > 1 {
+				t.Fatalf("anything is left in %v (%v), want %q in slot %d", any, err, want, n)
+			}
 			return got
 		}
 		must(row.Gid, rows[0].Gid, rows[1].Gid, "{a}:idle")
@@ -128,12 +131,13 @@ func TestAJournalFromBeforeForcedSealsIsUpgraded(t *testing.T) {
 		f := forcedAt(4)
 		j := open(t, url)
 		apply(t, j.Applier(ApplyConfig{Own: 1}), Batch{Origin: 2, Offset: -1, Events: f.old[:4]})
-		drop := "DROP INDEX lockstep_divergence_chain"
+		drop, later := "DROP INDEX lockstep_divergence_chain", "DROP INDEX lockstep_event_kind"
 		if j.d.name == "mysql" {
 			drop += " ON lockstep_divergence"
+			later += " ON lockstep_event"
 		}
 		for _, stmt := range []string{
-			drop, "DROP TABLE lockstep_cut", "ALTER TABLE lockstep_watermark DROP COLUMN frozen", "ALTER TABLE lockstep_watermark DROP COLUMN bounded",
+			later, drop, "DROP TABLE lockstep_cut", "ALTER TABLE lockstep_watermark DROP COLUMN frozen", "ALTER TABLE lockstep_watermark DROP COLUMN bounded",
 			"ALTER TABLE lockstep_divergence DROP COLUMN epoch", "ALTER TABLE lockstep_divergence DROP COLUMN gid", "ALTER TABLE lockstep_divergence DROP COLUMN seal",
 			"ALTER TABLE lockstep_divergence DROP COLUMN settled", "ALTER TABLE lockstep_divergence DROP COLUMN settled_at",
 			"DELETE FROM lockstep_journal_version WHERE version >= 5",

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
@@ -29,6 +30,47 @@ func (j *Journal) Unfinished(ctx context.Context, n int) ([]Left, error) {
 		return nil, fmt.Errorf("read what is unfinished in slot %d in the journal at %s: %w", n, j.where, err)
 	}
 	return out, nil
+}
+
+// slotsAtOnce bounds the slots of one question to the database.
+const slotsAtOnce = 256
+
+// AnyUnfinished gives those of the slots in which Unfinished may find something; a region that is lost has nothing open in most.
+func (j *Journal) AnyUnfinished(ctx context.Context, slots []int) (map[int]bool, error) {
+	out := map[int]bool{}
+	for part := range slices.Chunk(slots, slotsAtOnce) {
+		args := make([]any, len(part))
+		for i, n := range part {
+			args[i] = n
+		}
+		in := "IN (?" + strings.Repeat(", ?", len(part)-1) + ")"
+		for _, query := range []string{
+			"SELECT DISTINCT slot FROM lockstep_journal WHERE slot " + in + " AND finish_seq IS NULL",
+			`SELECT e.slot FROM lockstep_event e WHERE e.slot ` + in + ` AND e.kind = 3
+				AND e.epoch >= (SELECT coalesce(max(s.epoch), 0) FROM lockstep_event s WHERE s.slot = e.slot AND s.kind = 4) GROUP BY e.slot`,
+		} {
+			if err := j.slotsOf(ctx, query, args, out); err != nil {
+				return nil, fmt.Errorf("read in which slots something is unfinished in the journal at %s: %w", j.where, err)
+			}
+		}
+	}
+	return out, nil
+}
+
+func (j *Journal) slotsOf(ctx context.Context, query string, args []any, into map[int]bool) error {
+	rows, err := j.read.QueryContext(ctx, j.d.bind(query), args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var n int
+		if err := rows.Scan(&n); err != nil {
+			return err
+		}
+		into[n] = true
+	}
+	return rows.Err()
 }
 
 func (j *Journal) unfinished(ctx context.Context, n int) ([]Left, error) {

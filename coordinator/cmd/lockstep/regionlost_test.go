@@ -152,7 +152,9 @@ func (w *world) diverge() {
 	w.admin["west"].HandleFunc("GET /v1/region/divergence", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprint(rw, "[]") })
 	stands := map[string]string{"order-7": `"status":"in-doubt","phase":"prepared"`, "order-8": `"status":"aborted","phase":"aborted"`, "order-9": `"status":"committed","phase":"committed"`}
 	for _, mux := range w.admin {
-		mux.HandleFunc("GET /v1/transaction", func(rw http.ResponseWriter, r *http.Request) { fmt.Fprintf(rw, "{%s}", stands[r.URL.Query().Get("gid")]) })
+		mux.HandleFunc("GET /v1/transaction", func(rw http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(rw, "{%s}", stands[r.URL.Query().Get("gid")])
+		})
 	}
 	w.admin["east"].HandleFunc("POST /v1/region/divergence/settle", func(rw http.ResponseWriter, r *http.Request) {
 		var in struct {
