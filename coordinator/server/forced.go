@@ -160,6 +160,7 @@ type posts struct {
 type post struct {
 	call *engine.Call
 	done bool
+	said string // by the participant that does not take it
 }
 
 // errBehind: it is on its way.
@@ -244,12 +245,12 @@ func (s *Server) post(owed []*post) error {
 			continue
 		}
 		all.Add(1)
-		s.invoker.Start(p.call, func(r engine.CallResult) { p.done = r.Outcome == txn.Done; all.Done() })
+		s.invoker.Start(p.call, func(r engine.CallResult) { p.done, p.said = r.Outcome == txn.Done, r.Text; all.Done() })
 	}
 	all.Wait() // the invoker ends its calls with the process
 	for _, p := range owed {
 		if !p.done {
-			return fmt.Errorf("%w: branch %s of %q is decided and not posted", errBehind, p.call.Branch, string(p.call.Gid))
+			return fmt.Errorf("%w: branch %s of %q is decided and not posted: %s", errBehind, p.call.Branch, string(p.call.Gid), p.said)
 		}
 	}
 	return nil

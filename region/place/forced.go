@@ -134,28 +134,40 @@ func (p *Place) Returned(ctx context.Context, m engine.Move, tx *record.Tx) erro
 	defer cancel()
 	rep, err := p.Forward(cctx, m.Owner.Region, engine.Request{Gid: tx.State.Gid, Event: engine.Returned{Tx: *tx}, Want: engine.WantAccepted, Border: true})
 	var refused *txn.Error
-	if errors.As(err, &refused) && refused.Code == txn.CodeIncomplete {
+	switch {
+	case errors.As(err, &refused) && refused.Code == txn.CodeIncomplete:
 		// The same decision, and here is the whole record: what only the lost region knew of is posted from it.
-		err = p.cfg.Post(cctx, tx)
-	} else if errors.As(err, &refused) {
+		return p.worked(m, tx, p.cfg.Post(cctx, tx))
+	case errors.As(err, &refused):
 		if noted, nerr := p.cfg.Noted(cctx, m.Slot, tx.State.Gid); nerr != nil || noted {
 			p.noteDiverged(m.Slot, tx.State.Gid, "")
 			return nerr
 		}
 		p.noteDiverged(m.Slot, tx.State.Gid, refused.Text)
 		return fmt.Errorf("%w: %w", engine.ErrDiverged, err)
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
-	p.noteDiverged(m.Slot, tx.State.Gid, "")
 	switch here := &rep.State; {
 	case !here.Phase.Decided() || !knowsMore(&tx.State, here):
-		return nil
+		err = nil
 	case here.Phase.Commit():
-		return p.cfg.Post(ctx, tx)
+		err = p.cfg.Post(ctx, tx)
+	default:
+		err = p.cfg.Cancel(ctx, m, tx) // a participant may hold a try that only this record names
 	}
-	return p.cfg.Cancel(ctx, m, tx) // a participant may hold a try that only this record names
+	return p.worked(m, tx, err)
+}
+
+// worked notes whether a transaction is worked off. What a participant does not take, such as a debit of an account that has
+// spent the money, does not hold up the others of its slot: it is named, and tried again.
+func (p *Place) worked(m engine.Move, tx *record.Tx, err error) error {
+	if err == nil {
+		p.noteDiverged(m.Slot, tx.State.Gid, "")
+		return nil
+	}
+	p.noteDiverged(m.Slot, tx.State.Gid, "not all of its effects are posted yet: "+err.Error())
+	return fmt.Errorf("%w: %w", engine.ErrDiverged, err)
 }
 
 // knowsMore says that a lost region's record has branches that the owner does not have, or ended by name alone: it committed

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/lockstep-tx/lockstep/coordinator/api/admin"
+	"github.com/lockstep-tx/lockstep/coordinator/server"
 	"github.com/lockstep-tx/lockstep/region/place"
 	"github.com/lockstep-tx/lockstep/region/registry"
 	"github.com/lockstep-tx/lockstep/region/replica"
@@ -39,6 +40,8 @@ type divergent struct {
 	// Legs are what a confirm does; Unsaid the branches whose participant does not say.
 	Legs   []leg    `json:"legs,omitempty"`
 	Unsaid []string `json:"unsaid,omitempty"`
+	// Waits is why what both regions say alike is not worked off yet.
+	Waits string `json:"waits,omitempty"`
 	// Book is the proposed settlement, entry by entry; Next the command that follows.
 	Book []string `json:"book,omitempty"`
 	Next string   `json:"next,omitempty"`
@@ -112,13 +115,15 @@ func (c *contextFile) divergences(ctx context.Context, e *env, o *opened) (out [
 	if err != nil {
 		return nil, unheard, err
 	}
+	waits := a.waiting(ctx)
 	for _, gid := range slices.Sorted(maps.Keys(by)) {
 		d := by[gid]
 		d.Owner = owners[d.Slot].Region
 		if d.Ours, err = a.standing(ctx, d.Owner, gid); err != nil {
 			return nil, unheard, err
 		}
-		if d.Theirs == d.Ours {
+		d.Waits = waits[gid]
+		if d.Theirs == d.Ours && d.Waits == "" {
 			continue // it was settled by itself; the record of the event stays
 		}
 		c.effects(ctx, a, table, d)
@@ -143,6 +148,20 @@ func gather(by map[string]*divergent, region string, info *replica.DivergenceInf
 	if len(info.Branches) > 0 {
 		d.branches = info.Branches
 	}
+}
+
+// waiting asks all regions what they had when they were lost and have not worked off, and why, by gid.
+func (a *asker) waiting(ctx context.Context) map[string]string {
+	out := map[string]string{}
+	for _, ans := range a.askAll(ctx, "", "/v1/region/status", nil) {
+		var st server.RegionStatus
+		if ans.err == nil && json.Unmarshal(ans.body, &st) == nil { // else the region was named as one that was not asked
+			for _, d := range st.Diverged {
+				out[d.Gid] = d.Why
+			}
+		}
+	}
+	return out
 }
 
 // standing asks a region how a transaction stands there.
@@ -195,6 +214,10 @@ const suspense = "suspense"
 func (d *divergent) propose(adminAddr, context string) {
 	settle := fmt.Sprintf("lockstep region divergence settle %s --text 'settled as payment P' --context %s", shellQuote(d.Gid), context)
 	switch {
+	case d.Ours == d.Theirs:
+		d.Book = append([]string{"both say the same, but it waits: " + d.Waits}, d.legLines()...)
+		d.Book = append(d.Book, "an account that lacks the money is paid it from "+suspense+"; what waits is tried again by itself")
+		d.Next = "lockstep region divergence --context " + context
 	case d.Ours == "commit":
 		d.Book = d.entries(true, "its client was told abort: take the payment back")
 		d.Next = settle
@@ -203,19 +226,24 @@ func (d *divergent) propose(adminAddr, context string) {
 		d.Next = settle
 	case d.Theirs == "commit":
 		d.Book = []string{"its client was told commit: take it over, and its effects are posted from its record"}
-		for _, l := range d.Legs {
-			sign := "+"
-			if l.Debit {
-				sign = "-"
-			}
-			d.Book = append(d.Book, fmt.Sprintf("%s %s%d %s", l.Account, sign, l.Amount, l.Currency))
-		}
+		d.Book = append(d.Book, d.legLines()...)
 		d.Book = append(d.Book, "an account that lacks the money is paid it from "+suspense+" first")
 		d.Next = fmt.Sprintf("lockstep tx resolve %s --commit --reason REASON --admin-addr %s", shellQuote(d.Gid), adminAddr)
 	default:
 		d.Book = []string{"it aborted there: abort it"}
 		d.Next = fmt.Sprintf("lockstep tx resolve %s --abort --reason REASON --admin-addr %s", shellQuote(d.Gid), adminAddr)
 	}
+}
+
+func (d *divergent) legLines() (out []string) {
+	for _, l := range d.Legs {
+		sign := "+"
+		if l.Debit {
+			sign = "-"
+		}
+		out = append(out, fmt.Sprintf("%s %s%d %s", l.Account, sign, l.Amount, l.Currency))
+	}
+	return out
 }
 
 // entries lists what evens the legs out against suspense; back turns them round.
