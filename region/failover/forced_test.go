@@ -139,3 +139,44 @@ func TestAForcedPlanSaysWhatItRisks(t *testing.T) {
 		t.Error("the exposure is not in the hash: consent to one loss is consent to any")
 	}
 }
+
+// TestADeadTargetsSlotsCanBeTakenOn: the target of a forced failover is lost too before it served what it took. Aborted and left,
+// the operation ends at once with the slots taken; another one takes them on from the dead target, and says what the first one
+// lost, which is worked off by the first region alone.
+func TestADeadTargetsSlotsCanBeTakenOn(t *testing.T) {
+	m := newLoss(4)
+	first := m.owners[m.runs.Plan.Slots[0]].Epoch
+	s := Next(m.runs, Observed{AtMillis: 1, Owners: &m.owners})
+	if s.Act != Take || len(s.Slots) == 0 {
+		t.Fatalf("%+v", s)
+	}
+	for _, n := range s.Slots {
+		o, err := m.owners[n].Take("west", "op", 2, m.runs.Plan.Loss.Risk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.owners[n] = o
+	}
+	run := s.Run
+	run.Status = Aborting
+	if s := Next(run, Observed{AtMillis: 2, Owners: &m.owners}); s.Act == Finish {
+		t.Fatal("an abort that does not leave ended with slots that nobody serves")
+	}
+	run.Leave = true
+	if s = Next(run, Observed{AtMillis: 3, Owners: &m.owners}); s.Act != Finish || s.Run.Status != Aborted {
+		t.Fatalf("left, it does not end: %+v", s)
+	}
+	again := newLoss(4).runs
+	again.Plan.ID, again.Plan.From, again.Plan.To = "op2", "west", "north"
+	for i, n := range again.Plan.Slots {
+		again.Plan.Loss.Epochs[i] = m.owners[n].Epoch
+	}
+	if s = Next(again, Observed{AtMillis: 4, Owners: &m.owners}); s.Act != Take || len(s.Slots) != len(again.Plan.Slots) {
+		t.Fatalf("the next region does not take them: %+v", s)
+	}
+	n := s.Slots[0]
+	o, err := m.owners[n].Take("north", "op2", 3, again.Plan.Loss.Risk)
+	if err != nil || o.Region != "north" || o.Lost != first || o.Epoch.Region() != 3 {
+		t.Fatalf("%+v, %v; the epoch that was lost is %d", o, err, first)
+	}
+}
