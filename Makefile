@@ -86,6 +86,10 @@ with-servers: lint
 race: ## the core packages under the race detector
 	$(GOTEST) -race -timeout 12m $(RACE)
 
+.PHONY: search
+search: ## every state of one transaction with two branches and two holders, within larger bounds than the tests' (minutes, GiBs)
+	$(GO) test -count=1 -v -timeout 60m -run TestNothingIsBroken ./chaos/search -larger
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (20s)
 	@for pkg in $$($(GO) list ./...); do \

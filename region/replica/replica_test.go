@@ -235,7 +235,7 @@ func (a *area) append(rows ...engine.Row) {
 // eventually waits until ok says nothing.
 func eventually(t testing.TB, what string, ok func() string) {
 	t.Helper()
-	until := time.Now().Add(20 * time.Second)
+	until := time.Now().Add(60 * time.Second)
 	for {
 		said := ok()
 		if said == "" {
