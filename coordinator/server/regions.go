@@ -17,6 +17,7 @@ import (
 	"github.com/lockstep-tx/lockstep/coordinator/api/admin"
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/store/etcdstore"
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/applier"
 	"github.com/lockstep-tx/lockstep/region/arbiter"
 	"github.com/lockstep-tx/lockstep/region/eventlog"
@@ -210,7 +211,10 @@ func (s *Server) mountRegions(mux *http.ServeMux) {
 	r := s.regions
 	r.replica.Mount(mux)
 	s.mountMoves(mux)
-	(&reconcile.Served{Journal: s.journal, Index: r.place.Index(), Audited: func(ctx context.Context, act string, err error, args ...any) {
+	(&reconcile.Served{Journal: s.journal, Index: r.place.Index(), Live: func(ctx context.Context, gid string) (bool, error) {
+		raw, err := s.store.Get(ctx, txn.Gid(gid))
+		return raw != nil, err
+	}, Audited: func(ctx context.Context, act string, err error, args ...any) {
 		admin.AuditOf(ctx, s.log, act, err, args...)
 	}}).Mount(mux)
 	mux.HandleFunc("POST /v1/region/unstop", serveUnstop(r.place.Deployment(), r.replica.Unstop, s.log))

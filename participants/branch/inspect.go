@@ -53,15 +53,6 @@ func (p *Participant) mountInspection(mux *http.ServeMux) {
 		}
 		p.answer(w, "check", out, err)
 	})
-	mux.HandleFunc("POST /lockstep/mend", func(w http.ResponseWriter, r *http.Request) {
-		var fault json.RawMessage
-		err := readJSON(w, r, &fault)
-		var out json.RawMessage
-		if err == nil {
-			out, err = p.mend(r.Context(), fault)
-		}
-		p.answer(w, "mend", out, err)
-	})
 }
 
 // inspect reads barrier and books of branches. They are read one after the other: a branch that ends in between is shown with
@@ -98,21 +89,4 @@ func (p *Participant) books() (Inspectable, error) {
 		return nil, fmt.Errorf("%w: this participant's books cannot be asked", barrier.ErrInvalid)
 	}
 	return books, nil
-}
-
-func (p *Participant) mend(ctx context.Context, fault json.RawMessage) (json.RawMessage, error) {
-	books, err := p.books()
-	if err != nil {
-		return nil, err
-	}
-	tx, err := p.barrier.DB().BeginTx(ctx, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = tx.Rollback() }() // after Commit it does nothing
-	out, err := books.Mend(ctx, tx, fault)
-	if err != nil {
-		return nil, err
-	}
-	return out, tx.Commit()
 }

@@ -58,11 +58,13 @@ const snapshotBytesMax = 256 << 20
 
 // RegionPaths are what RegionHandler serves.
 var RegionPaths = []string{"/lockstep/probe", "/lockstep/state", "/lockstep/homes", "/lockstep/release", "/lockstep/released", "/lockstep/adopt", "/lockstep/refuse",
-	"/lockstep/inspect", "/lockstep/check", "/lockstep/mend", "/lockstep/tries", "/lockstep/fence", "/lockstep/risk", "/lockstep/settle", "/lockstep/effects"}
+	"/lockstep/inspect", "/lockstep/check", "/lockstep/mend", "/lockstep/tries", "/lockstep/fence", "/lockstep/risk", "/lockstep/settle", "/lockstep/effects",
+	"/lockstep/restore", "/lockstep/holds"}
 
 // RegionHandler serves what the coordinators of a deployment with several regions ask (docs/regions.md): GET
 // /lockstep/probe and /lockstep/state, POST /lockstep/homes, /lockstep/release, GET /lockstep/released, POST
-// /lockstep/adopt, /lockstep/refuse, /lockstep/inspect and /lockstep/effects, GET /lockstep/check, POST /lockstep/mend; and after the loss of a
+// /lockstep/adopt, /lockstep/refuse, /lockstep/inspect and /lockstep/effects, GET /lockstep/check and
+// /lockstep/holds, POST /lockstep/mend and /lockstep/restore; and after the loss of a
 // region POST /lockstep/tries, /lockstep/fence, /lockstep/risk and /lockstep/settle. Handler serves it already.
 func (p *Participant) RegionHandler() http.Handler {
 	mux := http.NewServeMux()
@@ -95,6 +97,7 @@ func (p *Participant) RegionHandler() http.Handler {
 	mux.HandleFunc("POST /lockstep/adopt", p.serveAdopt)
 	p.mountInspection(mux)
 	p.mountEffects(mux)
+	p.mountMending(mux)
 	p.mountForced(mux)
 	mux.HandleFunc("POST /lockstep/refuse", func(w http.ResponseWriter, r *http.Request) {
 		var in struct {

@@ -19,6 +19,21 @@ type Branch struct {
 	// State is pending, posted or voided; "" where the ledger has nothing of it.
 	State string `json:"state"`
 	Legs  []Leg  `json:"legs,omitempty"`
+	// Entries are what is posted under its id.
+	Entries []Side `json:"entries,omitempty"`
+	// Altered: its one leg is not what was tried, by the digest of that time.
+	Altered bool `json:"altered,omitempty"`
+	// Again are other posted holds that carry its gid and its name, and are not reversed.
+	Again []string `json:"again,omitempty"`
+}
+
+// Side is one entry of a branch.
+type Side struct {
+	Leg      int    `json:"leg"`
+	Account  string `json:"account"`
+	Minor    int64  `json:"amount"`
+	Currency string `json:"currency"`
+	Debit    bool   `json:"debit"`
 }
 
 // AccountFault is an account whose counters are not what its entries and open holds say, or whose entries are not what its
@@ -34,6 +49,19 @@ type AccountFault struct {
 	// EntriesDiffer are the first and the last transfer whose entries on the account are not its legs: missing, altered, or
 	// entries of no transfer. Where there are any the entries are no authority for the counters.
 	EntriesDiffer []string `json:"entries_differ,omitempty"`
+	// Phantoms are ids under which the account has entries, and there is no such transfer.
+	Phantoms []string `json:"phantoms,omitempty"`
+	// Twice are voided holds under ids of their own, which carry the gid and the name of a branch: where less is pending than is
+	// held, they say whose cancel was done twice.
+	Twice []TwiceVoided `json:"twice,omitempty"`
+}
+
+// TwiceVoided is a voided hold beside the branch's own.
+type TwiceVoided struct {
+	ID     string `json:"id"`
+	Gid    string `json:"gid"`
+	Branch string `json:"branch"`
+	Minor  int64  `json:"amount"`
 }
 
 // inspectAtOnce bounds the ids of one statement: SQLite's driver finds n parameters in n² steps.
@@ -42,14 +70,17 @@ const inspectAtOnce = 50
 // Inspect is branch.Inspectable's: what the ledger has of branches.
 func (s Slots) Inspect(ctx context.Context, db *sql.DB, branches []barrier.BranchKey) ([]json.RawMessage, error) {
 	found := map[string]*Branch{}
-	var ids []any
-	for _, k := range branches {
-		if id := HoldID(k.Gid, k.Branch); found[id] == nil {
-			ids, found[id] = append(ids, id), &Branch{}
+	for part := range slices.Chunk(branches, inspectAtOnce) {
+		var ids, gids []any
+		for _, k := range part {
+			if id := HoldID(k.Gid, k.Branch); found[id] == nil {
+				ids, gids, found[id] = append(ids, id), append(gids, k.Gid), &Branch{}
+			}
 		}
-	}
-	for part := range slices.Chunk(ids, inspectAtOnce) {
-		if err := s.branches(ctx, db, part, found); err != nil {
+		if len(ids) == 0 {
+			continue
+		}
+		if err := s.branches(ctx, db, ids, gids, found); err != nil {
 			return nil, fmt.Errorf("ledger: read branches: %w", err)
 		}
 	}
@@ -63,30 +94,6 @@ func (s Slots) Inspect(ctx context.Context, db *sql.DB, branches []barrier.Branc
 	return out, nil
 }
 
-func (s Slots) branches(ctx context.Context, db *sql.DB, ids []any, into map[string]*Branch) error {
-	rows, err := db.QueryContext(ctx, s.q("SELECT id, state, debit, credit, amount, currency FROM {p}transfer WHERE id IN (?"+strings.Repeat(", ?", len(ids)-1)+") ORDER BY id, leg"), ids...)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var id, state string
-		var g Leg
-		if err := rows.Scan(&id, &state, &g.Debit, &g.Credit, &g.Minor, &g.Currency); err != nil {
-			return err
-		}
-		b := into[id]
-		if b == nil {
-			continue // a server that takes ids for one that differ
-		}
-		b.State = state
-		if g.Minor > 0 {
-			b.Legs = append(b.Legs, g)
-		}
-	}
-	return rows.Err()
-}
-
 // Check is branch.Inspectable's: every account with a fault, in one snapshot.
 func (s Slots) Check(ctx context.Context, db *sql.DB) (json.RawMessage, error) {
 	tx, err := Wallets{s.Ledger}.beginRead(ctx, db)
@@ -97,6 +104,11 @@ func (s Slots) Check(ctx context.Context, db *sql.DB) (json.RawMessage, error) {
 	faults, err := s.faults(ctx, tx, "")
 	if err != nil {
 		return nil, err
+	}
+	for i := range faults {
+		if err := s.explain(ctx, tx, &faults[i]); err != nil {
+			return nil, fmt.Errorf("ledger: explain account %s: %w", faults[i].Account, err)
+		}
 	}
 	return json.Marshal(faults)
 }
@@ -148,47 +160,6 @@ func (l *Ledger) faults(ctx context.Context, q Querier, account string) ([]Accou
 		out = append(out, f)
 	}
 	return out, rows.Err()
-}
-
-// Mend is branch.Inspectable's: it sets an account's counters to what its entries and holds say, if the fault is still the
-// one that was found. Only accounts of one row of counters are set, and only where the entries are what the transfers say;
-// barrier.ErrRefused says why another is not. What was and what is stands in the answer.
-func (s Slots) Mend(ctx context.Context, tx *sql.Tx, raw json.RawMessage) (json.RawMessage, error) {
-	var want AccountFault
-	if err := json.Unmarshal(raw, &want); err != nil {
-		return nil, fmt.Errorf("%w: the fault: %w", barrier.ErrInvalid, err)
-	}
-	// The row's lock comes before anything is read: nobody moves money on it between the look and the change, and where a
-	// transaction sees what was there at its first read, that is after the lock.
-	if _, err := tx.ExecContext(ctx, s.q("UPDATE {p}account SET state = state WHERE id = ? AND shard = 0"), want.Account); err != nil {
-		return nil, err
-	}
-	a, err := s.definition(ctx, tx, want.Account)
-	if err != nil {
-		return nil, fmt.Errorf("%w: account %q: %w", barrier.ErrInvalid, want.Account, err)
-	}
-	if a.Mode != Direct && a.Mode != Serial {
-		return nil, fmt.Errorf("%w: account %q is %s: its counters are in several places; an operator must look", barrier.ErrRefused, a.ID, a.Mode)
-	}
-	now, err := s.faults(ctx, tx, a.ID)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case len(now) == 0:
-		return json.Marshal(map[string]any{"account": a.ID, "mended": false, "why": "it is right already"})
-	case now[0].EntriesDiffer != nil:
-		return nil, fmt.Errorf("%w: account %q: its entries are not what the transfers %v say, so that they prove no counter: compare both with the callers' records, and restore the one that was altered",
-			barrier.ErrRefused, a.ID, now[0].EntriesDiffer)
-	case now[0].Have[1]-now[0].Fold[1] != want.Have[1]-want.Fold[1] || now[0].Have[3]-now[0].Fold[3] != want.Have[3]-want.Fold[3]:
-		return nil, fmt.Errorf("%w: account %q differs otherwise than it was found: %v, not %v; run the reconciliation again", barrier.ErrRefused, a.ID, now[0], want)
-	}
-	f := now[0]
-	if _, err := tx.ExecContext(ctx, s.q("UPDATE {p}account SET debits_pending = ?, debits_posted = ?, credits_pending = ?, credits_posted = ? WHERE id = ? AND shard = 0"),
-		f.Fold[0], f.Fold[1], f.Fold[2], f.Fold[3], a.ID); err != nil {
-		return nil, err
-	}
-	return json.Marshal(map[string]any{"account": a.ID, "mended": true, "before": f.Have, "after": f.Fold})
 }
 
 // replaceOnly puts a condition into a query.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/region/journal"
 	"github.com/lockstep-tx/lockstep/region/registry"
 	"github.com/lockstep-tx/lockstep/region/slot"
@@ -229,6 +230,9 @@ func (r *Reconciler) differ(ctx context.Context, rep *Report, heads map[string]m
 		}
 		f := &Finding{Class: EventMissing, Region: region, Gid: gid, Slot: other.Row.Slot,
 			Text: fmt.Sprintf("%s has passed event %d of %s in slot %d and has no record of it", region, other.Row.Finish.Seq, r.name(origin), other.Row.Slot)}
+		if r.name(origin) == region {
+			f.Class, f.Text = TxMissing, fmt.Sprintf("%s has finished transaction %s as its event %d of slot %d, which %s has, and has no record of it", region, gid, other.Row.Finish.Seq, other.Row.Slot, []string{a, b}[1-i])
+		}
 		return f, f.restoredFrom(other, []string{a, b}[1-i])
 	}
 	if rows[0].Row == nil || rows[1].Row == nil {
@@ -238,7 +242,7 @@ func (r *Reconciler) differ(ctx context.Context, rep *Report, heads map[string]m
 		rep.Open++ // it has arrived since the fingerprints were taken
 		return nil, nil
 	}
-	f := &Finding{Class: RecordAltered, Gid: gid, Slot: rows[0].Row.Slot}
+	f := &Finding{Class: differing(rows[0].Row, rows[1].Row), Gid: gid, Slot: rows[0].Row.Slot}
 	switch {
 	case rows[0].Sound && !rows[1].Sound:
 		f.Region, f.Text = b, fmt.Sprintf("%s's record does not continue its chain, %s's does", b, a)
@@ -249,6 +253,17 @@ func (r *Reconciler) differ(ctx context.Context, rep *Report, heads map[string]m
 	}
 	f.Region, f.Text = a+" or "+b, fmt.Sprintf("the records in %s and %s differ, and the chain proves neither", a, b)
 	return f, nil
+}
+
+// differing names how two records of a transaction differ.
+func differing(a, b *engine.Row) Class {
+	switch {
+	case a.Phase != b.Phase:
+		return StatusFlipped
+	case a.Decision.Seq != b.Decision.Seq, a.Finish.Seq != b.Finish.Seq, a.DecisionEpoch != b.DecisionEpoch, a.FinishEpoch != b.FinishEpoch:
+		return Overwritten
+	}
+	return RecordAltered
 }
 
 // restoredFrom makes the sound record the finding's repair; one that is not sound is no authority.

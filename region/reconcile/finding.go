@@ -31,14 +31,46 @@ const (
 	LostConfirm Class = "D01"
 	// LostCancel (D02): the decision is abort, and a branch still holds.
 	LostCancel Class = "D02"
+	// ConfirmTwice (D03): what a confirm does is in the books twice.
+	ConfirmTwice Class = "D03"
+	// CancelTwice (D04): what was held was let go twice.
+	CancelTwice Class = "D04"
+	// BothApplied (D05): a branch has a confirm and a cancel.
+	BothApplied Class = "D05"
 	// AmountAltered (D06): an account is not what its entries say, or its entries are not what its transfers say.
 	AmountAltered Class = "D06"
-	// RecordAltered (D14): two journals have different records of a transaction.
-	RecordAltered Class = "D14"
-	// EventMissing (D16): a journal has passed an event and does not have its record.
+	// LegAltered (D07): a branch's transfer or entries have another amount than its payload.
+	LegAltered Class = "D07"
+	// WrongAccount (D08): a branch's transfer or entries are of another account than its payload's.
+	WrongAccount Class = "D08"
+	// PhantomEntry (D09): entries of no transfer.
+	PhantomEntry Class = "D09"
+	// PhantomHold (D10): a hold of a transaction that nobody knows, and no barrier has its try.
+	PhantomHold Class = "D10"
+	// RowMissing (D11): the effect is there, and the barrier does not know of it.
+	RowMissing Class = "D11"
+	// EffectMissing (D12): the barrier knows of an effect that is not there.
+	EffectMissing Class = "D12"
+	// NeverTried (D13): the decision is commit, and the branch's home has never heard of it.
+	NeverTried Class = "D13"
+	// TxMissing (D14): the region whose transaction it is has no record of it.
+	TxMissing Class = "D14"
+	// StatusFlipped (D15): a record's decision is not what its chain or the barriers say.
+	StatusFlipped Class = "D15"
+	// EventMissing (D16): a journal has passed an event of another region and does not have its record.
 	EventMissing Class = "D16"
+	// AppliedTwice (D17): an effect was applied to a copy twice.
+	AppliedTwice Class = "D17"
+	// Overwritten (D18): a record holds an older event than the one that it had.
+	Overwritten Class = "D18"
+	// Stale (D19): a region does not go on with what another has published long ago.
+	Stale Class = "D19"
+	// RecordAltered (D20): two journals have different bodies under one number.
+	RecordAltered Class = "D20"
 	// Compensating (D23): accounts of one book are altered so that the total is as before.
 	Compensating Class = "D23"
+	// UnitSwapped (D24): a branch's amount is in another unit or currency than its payload's.
+	UnitSwapped Class = "D24"
 	// ChainsDiffer: two journals have different chains at one number.
 	ChainsDiffer Class = "CHAIN"
 )

@@ -190,8 +190,8 @@ func TestOneRecordThatDiffersIsFoundNamedAndRestored(t *testing.T) {
 		spoil func(s *side, gid []byte)
 	}{
 		{"missing in the copy (D16)", EventMissing, true, func(s *side, gid []byte) { s.behind("DELETE FROM lockstep_journal WHERE gid = ?", gid) }},
-		{"missing at its origin", EventMissing, false, func(s *side, gid []byte) { s.behind("DELETE FROM lockstep_journal WHERE gid = ?", gid) }},
-		{"a byte of the body", RecordAltered, true, func(s *side, gid []byte) {
+		{"missing at its origin (D14)", TxMissing, false, func(s *side, gid []byte) { s.behind("DELETE FROM lockstep_journal WHERE gid = ?", gid) }},
+		{"a byte of the body (D20)", RecordAltered, true, func(s *side, gid []byte) {
 			s.behind("UPDATE lockstep_journal SET closed = CAST(replace(closed, 'CNY', 'USD') AS BLOB) WHERE gid = ?", gid)
 		}},
 		{"the finish's body at the origin", RecordAltered, false, func(s *side, gid []byte) {

@@ -12,10 +12,13 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/region/arbiter"
+	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
-// order of repairs: records first, for decisions are read from them; then books, then effects.
-var order = []Class{EventMissing, RecordAltered, AmountAltered, Compensating, LostConfirm, LostCancel}
+// order of repairs: records first, for decisions are read from them; then barriers, then books, then effects.
+// Rows of the barrier come before effects: nothing may be done again meanwhile.
+var order = []Class{EventMissing, TxMissing, Overwritten, StatusFlipped, RecordAltered, RowMissing, ConfirmTwice, AppliedTwice, UnitSwapped, WrongAccount, LegAltered,
+	CancelTwice, AmountAltered, Compensating, EffectMissing, LostConfirm, LostCancel}
 
 // Plan sorts the findings that have a repair into the order in which they are repaired.
 func Plan(all []Finding) []Finding {
@@ -43,19 +46,56 @@ func (r *Reconciler) Apply(ctx context.Context, a *arbiter.Arbiter, f *Finding, 
 }
 
 func (r *Reconciler) repair(ctx context.Context, f *Finding) (string, error) {
+	if f.Repair == "" {
+		return "", fmt.Errorf("the finding has no repair; a person must decide")
+	}
 	switch f.Class {
-	case EventMissing, RecordAltered:
+	case EventMissing, TxMissing, Overwritten, StatusFlipped, RecordAltered:
 		raw, err := r.Ask.Post(ctx, f.Region, "/v1/drift/restore", f.Evidence)
 		return strings.TrimSpace(string(raw)), err
-	case AmountAltered, Compensating:
-		endpoint := r.participants(f.Region)[f.Participant]
-		raw, _, err := r.call(ctx, nil, http.MethodPost, endpoint+"/lockstep/mend", f.Evidence, nil)
-		return strings.TrimSpace(string(raw)), err
+	case AmountAltered, Compensating, CancelTwice, ConfirmTwice, AppliedTwice, LegAltered, WrongAccount, UnitSwapped:
+		return r.atParticipant(ctx, f, "/lockstep/mend")
+	case EffectMissing:
+		if isMend(f.Evidence) {
+			return r.atParticipant(ctx, f, "/lockstep/mend")
+		}
+		return r.atParticipant(ctx, f, "/lockstep/restore")
+	case RowMissing:
+		return r.atParticipant(ctx, f, "/lockstep/restore")
 	case LostConfirm, LostCancel:
 		return r.resend(ctx, f)
-	case ChainsDiffer:
+	case BothApplied, PhantomEntry, PhantomHold, NeverTried, Stale, ChainsDiffer:
 	}
 	return "", fmt.Errorf("a finding of class %s has no repair; a person must decide", f.Class)
+}
+
+// isMend says whether a finding's evidence is about rows of the books.
+func isMend(evidence json.RawMessage) bool {
+	var m mend
+	return json.Unmarshal(evidence, &m) == nil && m.Do != ""
+}
+
+// atParticipant has a participant repair what is its own, under the fence rows of the transaction's and the account's slots at
+// the epochs that this reconciler knows: one that is behind is refused.
+func (r *Reconciler) atParticipant(ctx context.Context, f *Finding, path string) (string, error) {
+	endpoint := r.participants(f.Region)[f.Participant]
+	if endpoint == "" {
+		return "", fmt.Errorf("participant %s has no endpoint in %s", f.Participant, f.Region)
+	}
+	headers := map[string]string{"Content-Type": "application/json"}
+	fence := func(kind string, n int) {
+		if e := r.Owners[n].Epoch; e > 0 {
+			headers[kind+"Slot"], headers[kind+"Epoch"] = strconv.Itoa(n), strconv.FormatUint(uint64(e), 10)
+		}
+	}
+	if f.Gid != "" {
+		fence("Lockstep-", slot.Of(f.Gid))
+	}
+	if f.Account != "" {
+		fence("Lockstep-Account-", slot.Of(f.Account))
+	}
+	raw, _, err := r.call(ctx, nil, http.MethodPost, endpoint+path, f.Evidence, headers)
+	return strings.TrimSpace(string(raw)), err
 }
 
 // resend makes the call that was lost, at the participant of the region where it was: the barrier takes it once.

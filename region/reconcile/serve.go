@@ -22,6 +22,8 @@ type Served struct {
 	Journal *journal.Journal
 	// Index of the own region.
 	Index int
+	// Live says whether the region's coordinators have a transaction under way; nil where nobody can say.
+	Live func(ctx context.Context, gid string) (bool, error)
 	// Audited is called after a repair; nil for nobody.
 	Audited func(ctx context.Context, act string, err error, args ...any)
 }
@@ -87,7 +89,42 @@ func decodeHeads(b []byte) []HeadAnswer {
 // finishedMax bounds one answer.
 const finishedMax = 5000
 
-// Mount adds the handlers: GET /v1/drift/sums, /prints, /row, /heads, /finished, and POST /v1/drift/restore. Who may ask is
+// knownMax bounds the gids of one question.
+const knownMax = 5000
+
+// known says of transactions whether this region has them: "finished" or "decided" in its journal, "open" in its store.
+func (s *Served) known(ctx context.Context, gids []string) (map[string]string, error) {
+	if len(gids) > knownMax {
+		return nil, fmt.Errorf("%d gids; at most %d are answered", len(gids), knownMax)
+	}
+	if s.Live == nil {
+		return nil, errors.New("this coordinator cannot say what is under way")
+	}
+	out := map[string]string{}
+	for _, gid := range gids {
+		// What is under way is asked first: it goes from there to the journal, and not back.
+		live, err := s.Live(ctx, gid)
+		if err != nil {
+			return nil, err
+		}
+		if live {
+			out[gid] = "open"
+			continue
+		}
+		row, err := s.Journal.Row(ctx, txn.Gid(gid))
+		switch {
+		case err != nil:
+			return nil, err
+		case row != nil && row.Finish.Seq > 0:
+			out[gid] = "finished"
+		case row != nil:
+			out[gid] = "decided"
+		}
+	}
+	return out, nil
+}
+
+// Mount adds the handlers: GET /v1/drift/sums, /prints, /row, /heads, /finished, and POST /v1/drift/known, /restore. Who may ask is
 // the caller's business.
 func (s *Served) Mount(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/drift/sums", func(w http.ResponseWriter, r *http.Request) {
@@ -146,6 +183,15 @@ func (s *Served) Mount(mux *http.ServeMux) {
 			return
 		}
 		out, err := s.finished(r.Context(), from, to)
+		answer(w, out, err)
+	})
+	mux.HandleFunc("POST /v1/drift/known", func(w http.ResponseWriter, r *http.Request) {
+		var gids []string
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 8<<20)).Decode(&gids); err != nil {
+			http.Error(w, "body: "+err.Error(), http.StatusBadRequest)
+			return
+		}
+		out, err := s.known(r.Context(), gids)
 		answer(w, out, err)
 	})
 	mux.HandleFunc("POST /v1/drift/restore", func(w http.ResponseWriter, r *http.Request) {

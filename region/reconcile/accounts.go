@@ -1,0 +1,138 @@
+package reconcile
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/lockstep-tx/lockstep/region/slot"
+)
+
+// accountFault is what a participant's books say of an account that does not fold, or whose entries are not its transfers'.
+type accountFault struct {
+	Account   string   `json:"account"`
+	Currency  string   `json:"currency"`
+	Have      [4]int64 `json:"have"`
+	Fold      [4]int64 `json:"fold"`
+	Transfers [4]int64 `json:"transfers"`
+	// EntriesDiffer are transfers whose entries are not their legs.
+	EntriesDiffer []string `json:"entries_differ,omitempty"`
+	// Phantoms are ids of entries that have no transfer; Twice are voided holds beside their branches' own.
+	Phantoms []string `json:"phantoms,omitempty"`
+	Twice    []struct {
+		ID     string `json:"id"`
+		Gid    string `json:"gid"`
+		Branch string `json:"branch"`
+		Minor  int64  `json:"amount"`
+	} `json:"twice,omitempty"`
+}
+
+func (f *accountFault) balance() int64 { return (f.Have[3] - f.Have[1]) - (f.Fold[3] - f.Fold[1]) }
+
+// check asks a participant's books for accounts that are not what their entries say, and entries that are not what their
+// transfers say.
+func (r *Reconciler) check(ctx context.Context, rep *Report, region, name, endpoint string) error {
+	raw, status, err := r.call(ctx, rep, http.MethodGet, endpoint+"/lockstep/check", nil, nil)
+	if status == http.StatusBadRequest {
+		return nil // its books cannot be asked
+	}
+	if err != nil {
+		return err
+	}
+	var faults []accountFault
+	if err := json.Unmarshal(raw, &faults); err != nil {
+		return err
+	}
+	rep.Books++
+	known := rep.explained(region, name)
+	for i := range faults {
+		f := &faults[i]
+		if f.explainedBy(known) {
+			continue
+		}
+		evidence, err := json.Marshal(f)
+		if err != nil {
+			return err
+		}
+		out := Finding{Class: AmountAltered, Region: region, Participant: name, Account: f.Account, Slot: slot.Of(f.Account), Evidence: evidence}
+		out.Text, out.Repair = f.say(region)
+		switch {
+		case len(f.Phantoms) > 0:
+			out.Class, out.Repair = PhantomEntry, ""
+			out.Text = fmt.Sprintf("account %s in %s has entries of %s, and there is no such transfer; by its transfers it has %v, by its counters %v",
+				f.Account, region, strings.Join(f.Phantoms, ", "), f.Transfers, f.Have)
+		case f.letGoTwice(&out):
+		case f.pairOf(faults):
+			out.Class = Compensating
+		}
+		rep.Findings = append(rep.Findings, out)
+	}
+	return nil
+}
+
+// explained are the transfers of a participant's books that this run has findings of already.
+func (rep *Report) explained(region, participant string) map[string]bool {
+	out := map[string]bool{}
+	for i := range rep.Findings {
+		if f := &rep.Findings[i]; f.Region == region && f.Participant == participant && f.Branch != "" {
+			out[f.Gid+":"+f.Branch] = true
+		}
+	}
+	return out
+}
+
+// explainedBy says whether all that is known to be wrong with an account comes of branches that have findings: it is judged
+// by itself when they are repaired.
+func (f *accountFault) explainedBy(known map[string]bool) bool {
+	for _, id := range f.EntriesDiffer {
+		if !known[id] {
+			return false
+		}
+	}
+	return len(f.EntriesDiffer) > 0
+}
+
+// letGoTwice names the branch whose cancel was done twice, where that is what less is pending than is held.
+func (f *accountFault) letGoTwice(out *Finding) bool {
+	if f.Have[1] != f.Fold[1] || f.Have[3] != f.Fold[3] {
+		return false
+	}
+	for _, t := range f.Twice {
+		if f.Fold[0]-f.Have[0] == t.Minor || f.Fold[2]-f.Have[2] == t.Minor {
+			out.Class, out.Gid, out.Branch = CancelTwice, t.Gid, t.Branch
+			out.Text = fmt.Sprintf("account %s in %s holds %d and %d in debits and credits by its holds, and %d and %d by its counters: branch %s of %s was cancelled twice (%s)",
+				f.Account, out.Region, f.Fold[0], f.Fold[2], f.Have[0], f.Have[2], t.Branch, t.Gid, t.ID)
+			return true
+		}
+	}
+	return false
+}
+
+// pairOf says whether a fault is one of several that leave the total as it was: of another account that has as much too little
+// as this has too much, or of all of the currency together. Entries that differ themselves are no part of it.
+func (f *accountFault) pairOf(all []accountFault) bool {
+	sum := int64(0)
+	for i := range all {
+		o := &all[i]
+		if o.Currency != f.Currency || len(o.EntriesDiffer) > 0 {
+			continue
+		}
+		if o.balance() == -f.balance() && f.balance() != 0 {
+			return true
+		}
+		sum += o.balance()
+	}
+	return sum == 0 && f.balance() != 0 && len(all) > 1
+}
+
+// say says what is wrong and what may be done. Entries that their transfers contradict prove nothing: a person must decide.
+func (f *accountFault) say(region string) (text, repair string) {
+	text = fmt.Sprintf("account %s in %s is %+d %s from what its entries and holds come to", f.Account, region, f.balance(), strings.TrimSpace(f.Currency))
+	if len(f.EntriesDiffer) == 0 {
+		return text, "set the counters to what the entries and holds come to"
+	}
+	return fmt.Sprintf("%s, and its entries are not the legs of its transfers (%s): posted debits and credits are %d and %d by the counters, %d and %d by the entries, %d and %d by the transfers",
+		text, strings.Join(f.EntriesDiffer, ", "), f.Have[1], f.Have[3], f.Fold[1], f.Fold[3], f.Transfers[1], f.Transfers[3]), ""
+}
