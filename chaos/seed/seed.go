@@ -2,8 +2,9 @@
 // hand or a restored backup would.
 //
 // The law it keeps: each change is one transaction of its own, it says what it found and what it left, and a change that
-// found nothing to change is an error; so a drift that counts as planted is there. It writes SQL of its own and asks no
-// code of the product.
+// found nothing to change is an error; so a drift that counts as planted is there: everything that it may have touched is
+// read before and after, over connections of their own. It writes SQL of its own and asks no code of the product for its
+// meaning.
 //
 // It is tested by reading everything again over another connection.
 package seed
@@ -13,6 +14,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/sqldb"
@@ -21,41 +23,122 @@ import (
 // Class is a kind of drift; the numbers are the reconciler's.
 type Class string
 
+// The classes that are planted in a participant's database.
 const (
-	// D01 is a lost confirm: the effect of a confirm is taken back and its barrier row removed.
-	D01 Class = "D01"
-	// D06 is an altered amount: an account's counter is not what its entries say.
-	D06 Class = "D06"
+	D01 Class = "D01" // a lost confirm: the effect is taken back and its barrier row removed
+	D02 Class = "D02" // a lost cancel: the hold is open again, and the barrier row gone
+	D03 Class = "D03" // a confirm applied twice: the effect and its rows once more under another id
+	D04 Class = "D04" // a cancel applied twice: what was held is let go once more
+	D05 Class = "D05" // confirm and cancel both applied
+	D06 Class = "D06" // an altered amount: an account's counter is not what its entries say
+	D07 Class = "D07" // a transfer's or an entry's amount is altered
+	D08 Class = "D08" // the effect is moved to another account
+	D09 Class = "D09" // an entry without a transfer and without a gid
+	D10 Class = "D10" // a hold of a transaction that nobody knows
+	D11 Class = "D11" // the barrier row is gone, the effect is there
+	D12 Class = "D12" // the effect is gone, the barrier row is there
+	D13 Class = "D13" // nothing of a branch is there, as if it had never been tried
+	D23 Class = "D23" // a compensating pair: so much here, so much less there
+	D24 Class = "D24" // another unit or currency
 )
+
+// Target is where a drift is planted.
+type Target struct {
+	Gid, Branch string
+	Account     string // the customer's, of the branch
+	Other       string // another customer's
+	Commit      bool   // how the transaction was decided
+}
 
 // Planted is what was done.
 type Planted struct {
 	Class   Class  `json:"class"`
+	Variant string `json:"variant,omitempty"`
 	Gid     string `json:"gid,omitempty"`
 	Branch  string `json:"branch,omitempty"`
 	Account string `json:"account"`
+	// Other is the second account of a pair or a move.
+	Other string `json:"other,omitempty"`
 	// Before and After are the account's balance, posted, in minor units.
 	Before int64 `json:"before"`
 	After  int64 `json:"after"`
+	// Was and Is are everything that it may have touched, before and after.
+	Was string `json:"was,omitempty"`
+	Is  string `json:"is,omitempty"`
 }
 
-// table names of the ledger and of the barrier.
+// planter is one change under way.
+type planter struct {
+	ctx context.Context
+	tx  *sql.Tx
+	t   tables
+	at  Target
+	rnd *rand.Rand
+	out *Planted
+}
+
+var plants = map[Class]func(*planter) error{
+	D01: (*planter).lostConfirm, D02: (*planter).lostCancel, D03: (*planter).confirmTwice, D04: (*planter).cancelTwice, D05: (*planter).both,
+	D06: (*planter).counter, D07: (*planter).amount, D08: (*planter).moved, D09: (*planter).phantomEntry, D10: (*planter).phantomHold,
+	D11: (*planter).rowGone, D12: (*planter).effectGone, D13: (*planter).neverTried, D23: (*planter).pair, D24: (*planter).unit,
+}
+
+// Plant plants one drift. What is drawn by chance (amounts, variants) comes from rnd alone.
+func Plant(ctx context.Context, db *sql.DB, d sqldb.Dialect, class Class, at Target, rnd *rand.Rand) (Planted, error) {
+	p := Planted{Class: class, Gid: at.Gid, Branch: at.Branch, Account: at.Account}
+	f := plants[class]
+	t, err := tablesOf(d)
+	if err == nil && f == nil {
+		err = fmt.Errorf("nothing plants %s in a participant's database", class)
+	}
+	if err != nil {
+		return p, err
+	}
+	if p.Was, err = t.image(ctx, db, at); err != nil {
+		return p, err
+	}
+	err = sqldb.InTx(ctx, db, func(tx *sql.Tx) (err error) {
+		if p.Before, err = balance(ctx, tx, d, at.Account); err != nil {
+			return err
+		}
+		if err := f(&planter{ctx, tx, t, at, rnd, &p}); err != nil {
+			return fmt.Errorf("%s %s: %w", class, p.Variant, err)
+		}
+		p.After, err = balance(ctx, tx, d, at.Account)
+		return err
+	})
+	if err != nil {
+		return p, err
+	}
+	if p.Is, err = t.image(ctx, db, Target{Gid: p.Gid, Branch: p.Branch, Account: at.Account, Other: at.Other}); err == nil && p.Was == p.Is {
+		err = fmt.Errorf("%s %s is not there: everything is as it was", class, p.Variant)
+	}
+	return p, err
+}
+
+// Image reads everything that a drift at the target may touch.
+func Image(ctx context.Context, db *sql.DB, d sqldb.Dialect, at Target) (string, error) {
+	t, err := tablesOf(d)
+	if err != nil {
+		return "", err
+	}
+	return t.image(ctx, db, at)
+}
+
+// tables are the names of the barrier's table, the ledger's being everywhere the same.
 type tables struct {
-	d                       sqldb.Dialect
-	barrier                 string
-	dropGuard, restoreGuard []string
+	d       sqldb.Dialect
+	barrier string
 }
 
 func tablesOf(d sqldb.Dialect) (tables, error) {
 	switch d.Dialect {
 	case barrier.SQLite:
-		return tables{d, "dtm_barrier_barrier", []string{"DROP TRIGGER ledger_entry_delete"}, []string{
-			"CREATE TRIGGER ledger_entry_delete BEFORE DELETE ON ledger_entry BEGIN SELECT RAISE(ABORT, 'entries are immutable: make a reversal instead'); END"}}, nil
-	case barrier.PostgreSQL:
-		return tables{d, "dtm_barrier.barrier", []string{"ALTER TABLE ledger_entry DISABLE TRIGGER entry_is_immutable"}, []string{"ALTER TABLE ledger_entry ENABLE TRIGGER entry_is_immutable"}}, nil
-	case barrier.MySQL:
+		return tables{d, "dtm_barrier_barrier"}, nil
+	case barrier.PostgreSQL, barrier.MySQL:
+		return tables{d, "dtm_barrier.barrier"}, nil
 	}
-	return tables{}, fmt.Errorf("drift is planted in SQLite and PostgreSQL, not in %s", d)
+	return tables{}, fmt.Errorf("drift is planted in SQLite, PostgreSQL and MySQL, not in %s", d)
 }
 
 // Open opens a participant's database by its address.
@@ -66,68 +149,18 @@ func Open(ctx context.Context, address string) (*sql.DB, sqldb.Dialect, error) {
 // Confirm takes back the confirm of a branch (D01): its hold is open again, its entries are gone, and so is the row by
 // which the barrier would know of it.
 func Confirm(ctx context.Context, db *sql.DB, d sqldb.Dialect, gid, branch string) (Planted, error) {
-	p := Planted{Class: D01, Gid: gid, Branch: branch}
-	t, err := tablesOf(d)
+	var debit, credit, state string
+	err := db.QueryRowContext(ctx, d.Q("SELECT debit, credit, state FROM ledger_transfer WHERE id = ? AND leg = 0 AND legs = 1"), gid+":"+branch).Scan(&debit, &credit, &state)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && state != "posted" {
+		err = fmt.Errorf("transfer %s:%s is not there with one leg and posted (%q): nothing was changed", gid, branch, state)
+	}
 	if err != nil {
-		return p, err
+		return Planted{Class: D01, Gid: gid, Branch: branch}, err
 	}
-	err = sqldb.InTx(ctx, db, func(tx *sql.Tx) error {
-		var debit, credit, state string
-		var amount int64
-		id := gid + ":" + branch
-		err := tx.QueryRowContext(ctx, d.Q("SELECT debit, credit, amount, state FROM ledger_transfer WHERE id = ? AND leg = 0 AND legs = 1"), id).Scan(&debit, &credit, &amount, &state)
-		if errors.Is(err, sql.ErrNoRows) || err == nil && state != "posted" {
-			return fmt.Errorf("transfer %s is not there with one leg and posted (%q): nothing was changed", id, state)
-		}
-		if err != nil {
-			return err
-		}
-		if p.Account = debit; len(debit) > 6 && debit[:6] == "house:" {
-			p.Account = credit
-		}
-		if p.Before, err = balance(ctx, tx, d, p.Account); err != nil {
-			return err
-		}
-		if err := t.unpost(ctx, tx, id, debit, credit, amount); err != nil {
-			return err
-		}
-		if ok, err := d.Change(ctx, tx, "DELETE FROM "+t.barrier+" WHERE gid = ? AND branch_id = ? AND op = 'confirm'", gid, branch); err != nil || !ok {
-			return errors.Join(err, fmt.Errorf("%s of %s has not one barrier row of a confirm", branch, gid))
-		}
-		p.After, err = balance(ctx, tx, d, p.Account)
-		return err
-	})
-	return p, err
-}
-
-// unpost makes a posted transfer a hold again.
-func (t tables) unpost(ctx context.Context, tx *sql.Tx, id, debit, credit string, amount int64) error {
-	for _, stmt := range t.dropGuard {
-		if _, err := tx.ExecContext(ctx, stmt); err != nil {
-			return err
-		}
+	if len(debit) > 6 && debit[:6] == "house:" {
+		debit = credit
 	}
-	if _, err := tx.ExecContext(ctx, t.d.Q("DELETE FROM ledger_entry WHERE transfer_id = ?"), id); err != nil {
-		return err
-	}
-	for _, stmt := range t.restoreGuard {
-		if _, err := tx.ExecContext(ctx, stmt); err != nil {
-			return err
-		}
-	}
-	for _, s := range []struct {
-		stmt string
-		args []any
-	}{
-		{"UPDATE ledger_transfer SET state = 'pending', settled_us = NULL WHERE id = ? AND leg = 0", []any{id}},
-		{"UPDATE ledger_account SET debits_posted = debits_posted - ?, debits_pending = debits_pending + ? WHERE id = ? AND shard = 0", []any{amount, amount, debit}},
-		{"UPDATE ledger_account SET credits_posted = credits_posted - ?, credits_pending = credits_pending + ? WHERE id = ? AND shard = 0", []any{amount, amount, credit}},
-	} {
-		if ok, err := t.d.Change(ctx, tx, s.stmt, s.args...); err != nil || !ok {
-			return errors.Join(err, fmt.Errorf("nothing to change: %.60s", s.stmt))
-		}
-	}
-	return nil
+	return Plant(ctx, db, d, D01, Target{Gid: gid, Branch: branch, Account: debit, Commit: true}, nil)
 }
 
 // Counter adds delta to an account's credits (D06), or takes it from them.

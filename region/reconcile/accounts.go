@@ -72,26 +72,60 @@ func (r *Reconciler) check(ctx context.Context, rep *Report, region, name, endpo
 	return nil
 }
 
-// explained are the transfers of a participant's books that this run has findings of already.
-func (rep *Report) explained(region, participant string) map[string]bool {
-	out := map[string]bool{}
+// explained is what this run's findings of branches mean for a participant's accounts.
+type explained struct {
+	transfers map[string]bool     // that have findings
+	shifts    map[string][2]int64 // by account: debits and credits that their entries have too much
+}
+
+// explained collects the findings of a participant's branches in this run.
+func (rep *Report) explained(region, participant string) explained {
+	out := explained{map[string]bool{}, map[string][2]int64{}}
 	for i := range rep.Findings {
-		if f := &rep.Findings[i]; f.Region == region && f.Participant == participant && f.Branch != "" {
-			out[f.Gid+":"+f.Branch] = true
+		f := &rep.Findings[i]
+		if f.Region != region || f.Participant != participant || f.Branch == "" {
+			continue
+		}
+		out.transfers[f.Gid+":"+f.Branch] = true
+		for account, by := range f.shifts {
+			was := out.shifts[account]
+			out.shifts[account] = [2]int64{was[0] + by[0], was[1] + by[1]}
 		}
 	}
 	return out
 }
 
-// explainedBy says whether all that is known to be wrong with an account comes of branches that have findings: it is judged
-// by itself when they are repaired.
-func (f *accountFault) explainedBy(known map[string]bool) bool {
+// explainedBy says whether what is wrong with an account comes of branches that have findings: its entries are wrong there, or
+// its counters are what they were before the entries were changed. It is judged by itself when those are repaired.
+func (f *accountFault) explainedBy(known explained) bool {
 	for _, id := range f.EntriesDiffer {
-		if !known[id] {
+		if !known.transfers[id] {
 			return false
 		}
 	}
-	return len(f.EntriesDiffer) > 0
+	by := known.shifts[f.Account]
+	return len(f.EntriesDiffer) > 0 || by != [2]int64{} && f.Have[0] == f.Fold[0] && f.Have[2] == f.Fold[2] && f.Fold[1]-f.Have[1] == by[0] && f.Fold[3]-f.Have[3] == by[1]
+}
+
+// shifts says how much more than the payload's confirm does a branch's entries do, by account: debits and credits.
+func (b *booked) shifts(want posting) map[string][2]int64 {
+	out := map[string][2]int64{}
+	add := func(account string, debit bool, n int64) {
+		was := out[account]
+		if debit {
+			was[0] += n
+		} else {
+			was[1] += n
+		}
+		out[account] = was
+	}
+	add(want.Account, want.Debit, -want.Amount)
+	for _, e := range b.Entries {
+		if add(e.Account, e.Debit, e.Amount); e.Debit != want.Debit {
+			add(e.Account, e.Debit, -want.Amount) // the other side, which the payload does not name
+		}
+	}
+	return out
 }
 
 // letGoTwice names the branch whose cancel was done twice, where that is what less is pending than is held.

@@ -106,6 +106,8 @@ type Finding struct {
 	Outcome        string `json:"outcome,omitempty"` // of the repair
 
 	rev int64
+	// shifts: see booked.shifts; of this run alone.
+	shifts map[string][2]int64
 }
 
 // identify gives a finding the id of its fact: the same drift found again is the same finding.

@@ -164,6 +164,7 @@ func (c *case3) posted(f *Finding) bool {
 	want := c.want.Legs[0]
 	f.Account = want.Account
 	if f.Class = b.differs(want); f.Class != "" {
+		f.shifts = b.shifts(want)
 		f.Text = fmt.Sprintf("the payload %s; the books have the legs %v and the entries %v", want, b.Legs, b.Entries)
 		f.proposes("set the transfer and its entries to what the payload says, where the try's digest proves it",
 			mend{Do: "legs", Gid: c.tx.Gid, Branch: c.b.ID, Want: c.want.Legs})
