@@ -202,8 +202,8 @@ func (j *Journal) Row(ctx context.Context, gid txn.Gid) (*engine.Row, error) {
 }
 
 // Sound says whether both events of a row continue this journal's chains: the number before each hashes on to what the row
-// says. The event before one is in the journal, or is the row's other event. Where it is neither (its body was trimmed, or
-// it is missing too) nothing is known: false.
+// says, and whether the row's own columns are what its bodies say. The event before one is in the journal, or is the row's
+// other event. Where it is neither (its body was trimmed, or it is missing too) nothing is known: false.
 func (j *Journal) Sound(ctx context.Context, r *engine.Row) (bool, error) {
 	events := eventsOfRow(r)
 	for i := range events {
@@ -211,6 +211,10 @@ func (j *Journal) Sound(ctx context.Context, r *engine.Row) (bool, error) {
 		if err != nil || !known || !events[i].Follows(prev) {
 			return false, err
 		}
+	}
+	tx, err := (&stored{row: *r, body: 1}).tx()
+	if err != nil || tx.State.BegunAt != r.BegunAt || tx.State.DecidedAt != r.DecidedAt || tx.State.FinishedAt != r.FinishedAt {
+		return false, nil // the chain hashes the bodies alone
 	}
 	return len(events) > 0, nil
 }
@@ -227,15 +231,23 @@ func (j *Journal) before(ctx context.Context, e *record.Event, own []record.Even
 		}
 	}
 	found, _, err := j.chain(ctx, e.Origin(), e.Slot, seq-1, seq)
-	if err != nil || len(found) != 1 {
+	if err != nil || len(found) == 0 {
 		return record.Head{}, false, err
+	}
+	for i := range found { // two rows that claim one number say the same of it, or nothing
+		if found[i].Head != found[0].Head {
+			return record.Head{}, false, nil
+		}
 	}
 	return found[0].Head, true, nil
 }
 
 // Restore replaces a transaction's row by one that is sound here (Sound), or inserts it where it is missing. Durable on nil.
-// An error when it is not sound: nothing was written.
+// One that is there already stays. An error when it is not sound: nothing was written.
 func (j *Journal) Restore(ctx context.Context, r *engine.Row) error {
+	if is, err := j.Row(ctx, r.Gid); err != nil || is != nil && printOf(is) == printOf(r) {
+		return err
+	}
 	ok, err := j.Sound(ctx, r)
 	if err != nil {
 		return err

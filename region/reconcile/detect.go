@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/region/journal"
@@ -32,6 +33,8 @@ type Reconciler struct {
 	Regions []string
 	Table   *registry.Table
 	Owners  *slot.Map
+	// StaleAfter is how long an event may be on its way to another region before that is a finding; 0 for ever.
+	StaleAfter time.Duration
 }
 
 // Report is what a run has looked at: one that has looked at nothing has found nothing.
@@ -52,12 +55,14 @@ type Report struct {
 	Bytes int `json:"bytes"`
 	// Skipped says what could not be looked at, and why.
 	Skipped []string `json:"skipped,omitempty"`
+
+	horizon int64
 }
 
 // Detect looks for drift among transactions that finished in [from, to) (unix ms). What is not reachable is skipped and
 // said so.
 func (r *Reconciler) Detect(ctx context.Context, from, to int64) (*Report, error) {
-	rep := &Report{}
+	rep := &Report{horizon: to}
 	heads := r.tier1(ctx, rep)
 	if err := r.tier2(ctx, rep, heads, from, to); err != nil {
 		return rep, err
@@ -65,9 +70,15 @@ func (r *Reconciler) Detect(ctx context.Context, from, to int64) (*Report, error
 	for _, region := range r.Regions {
 		r.tier3(ctx, rep, region, from, to)
 	}
+	seen := map[string]bool{}
 	for i := range rep.Findings {
 		rep.Findings[i].identify()
 	}
+	rep.Findings = slices.DeleteFunc(rep.Findings, func(f Finding) bool {
+		was := seen[f.ID]
+		seen[f.ID] = true
+		return was
+	})
 	return rep, nil
 }
 
@@ -225,8 +236,7 @@ func (r *Reconciler) differ(ctx context.Context, rep *Report, heads map[string]m
 		}
 		origin := slot.Epoch(other.Row.FinishEpoch).Region()
 		if h := heads[region][chainKey{origin, other.Row.Slot}]; h.Seq < other.Row.Finish.Seq {
-			rep.Open++ // it is on its way
-			return nil, nil
+			return r.onItsWay(rep, region, origin, other.Row, h.Seq), nil
 		}
 		f := &Finding{Class: EventMissing, Region: region, Gid: gid, Slot: other.Row.Slot,
 			Text: fmt.Sprintf("%s has passed event %d of %s in slot %d and has no record of it", region, other.Row.Finish.Seq, r.name(origin), other.Row.Slot)}
@@ -253,6 +263,24 @@ func (r *Reconciler) differ(ctx context.Context, rep *Report, heads map[string]m
 	}
 	f.Region, f.Text = a+" or "+b, fmt.Sprintf("the records in %s and %s differ, and the chain proves neither", a, b)
 	return f, nil
+}
+
+// onItsWay counts an event that a region does not have yet; one that was finished long ago is a finding of its slot (D19).
+func (r *Reconciler) onItsWay(rep *Report, region string, origin int, row *engine.Row, has uint64) *Finding {
+	if r.StaleAfter == 0 || rep.horizon-row.FinishedAt < r.StaleAfter.Milliseconds() {
+		rep.Open++
+		return nil
+	}
+	f := &Finding{Class: Stale, Region: region, Slot: row.Slot,
+		Text: fmt.Sprintf("%s has finished event %d of slot %d at %d, and %s still stands at event %d", r.name(origin), row.Finish.Seq, row.Slot, row.FinishedAt, region, has)}
+	f.proposes("let the slot go on, if it is stopped", resume{Origin: r.name(origin), Slot: row.Slot})
+	return f
+}
+
+// resume is the evidence of a slot that does not go on.
+type resume struct {
+	Origin string `json:"origin"`
+	Slot   int    `json:"slot"`
 }
 
 // differing names how two records of a transaction differ.

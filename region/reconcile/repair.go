@@ -18,7 +18,7 @@ import (
 // order of repairs: records first, for decisions are read from them; then barriers, then books, then effects.
 // Rows of the barrier come before effects: nothing may be done again meanwhile.
 var order = []Class{EventMissing, TxMissing, Overwritten, StatusFlipped, RecordAltered, RowMissing, ConfirmTwice, AppliedTwice, UnitSwapped, WrongAccount, LegAltered,
-	CancelTwice, AmountAltered, Compensating, EffectMissing, LostConfirm, LostCancel}
+	CancelTwice, AmountAltered, Compensating, EffectMissing, LostConfirm, LostCancel, Stale}
 
 // Plan sorts the findings that have a repair into the order in which they are repaired.
 func Plan(all []Finding) []Finding {
@@ -64,7 +64,14 @@ func (r *Reconciler) repair(ctx context.Context, f *Finding) (string, error) {
 		return r.atParticipant(ctx, f, "/lockstep/restore")
 	case LostConfirm, LostCancel:
 		return r.resend(ctx, f)
-	case BothApplied, PhantomEntry, PhantomHold, NeverTried, Stale, ChainsDiffer:
+	case Stale:
+		var e resume
+		if err := json.Unmarshal(f.Evidence, &e); err != nil {
+			return "", fmt.Errorf("the finding's evidence: %w", err)
+		}
+		raw, err := r.Ask.Post(ctx, f.Region, fmt.Sprintf("/v1/region/unstop?origin=%s&slot=%d", escape(e.Origin), e.Slot), nil)
+		return strings.TrimSpace(string(raw)), err
+	case BothApplied, PhantomEntry, PhantomHold, NeverTried, ChainsDiffer:
 	}
 	return "", fmt.Errorf("a finding of class %s has no repair; a person must decide", f.Class)
 }

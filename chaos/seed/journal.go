@@ -1,0 +1,133 @@
+package seed
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+
+	"github.com/lockstep-tx/lockstep/participants/sqldb"
+)
+
+// The classes that are planted in a region's journal.
+const (
+	D14 Class = "D14" // the region whose transaction it is has lost its record
+	D15 Class = "D15" // a record's status is flipped
+	D16 Class = "D16" // an event is missing in a copy
+	D18 Class = "D18" // two records of a slot have each other's events: one holds an older than it had
+	D20 Class = "D20" // another body under the same number
+)
+
+// Record plants a drift in the journal's row of a transaction; other is a second transaction of the slot, for D18. The row
+// before and after is read over another connection.
+func Record(ctx context.Context, db *sql.DB, d sqldb.Dialect, class Class, gid, other string, rnd *rand.Rand) (Planted, error) {
+	p := Planted{Class: class, Gid: gid, Other: other}
+	var err error
+	if p.Was, err = recordImage(ctx, db, d, gid); err != nil {
+		return p, err
+	}
+	if p.Was == "" {
+		return p, fmt.Errorf("the journal has no record of %s", gid)
+	}
+	err = sqldb.InTx(ctx, db, func(tx *sql.Tx) error {
+		j := inJournal{ctx, tx, d, rnd}
+		switch class {
+		case D14, D16:
+			return j.one("DELETE FROM lockstep_journal WHERE gid = ?", []byte(gid))
+		case D15:
+			return j.flip(gid)
+		case D18:
+			return j.swap(gid, other)
+		case D20:
+			return j.body(gid)
+		}
+		return fmt.Errorf("nothing plants %s in a journal", class)
+	})
+	if err != nil {
+		return p, err
+	}
+	if p.Is, err = recordImage(ctx, db, d, gid); err == nil && p.Is == p.Was {
+		err = errors.New("it is not there: the record is as it was")
+	}
+	return p, err
+}
+
+func recordImage(ctx context.Context, db *sql.DB, d sqldb.Dialect, gid string) (string, error) {
+	var phase, decision, finish int64
+	var closed, progress []byte
+	err := db.QueryRowContext(ctx, d.Q("SELECT phase, decision_seq, finish_seq, closed, progress FROM lockstep_journal WHERE gid = ?"), []byte(gid)).Scan(&phase, &decision, &finish, &closed, &progress)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	return fmt.Sprintf("phase %d, events %d and %d, %x %x", phase, decision, finish, closed, progress), err
+}
+
+type inJournal struct {
+	ctx context.Context
+	tx  *sql.Tx
+	d   sqldb.Dialect
+	rnd *rand.Rand
+}
+
+func (j inJournal) one(stmt string, args ...any) error {
+	ok, err := j.d.Change(j.ctx, j.tx, stmt, args...)
+	if err == nil && !ok {
+		err = fmt.Errorf("nothing to change: %.60s", stmt)
+	}
+	return err
+}
+
+// flip gives a record the status of one that was decided otherwise.
+func (j inJournal) flip(gid string) error {
+	var phase int64
+	if err := j.tx.QueryRowContext(j.ctx, j.d.Q("SELECT min(o.phase) FROM lockstep_journal o, lockstep_journal r WHERE r.gid = ? AND o.phase <> r.phase"), []byte(gid)).Scan(&phase); err != nil {
+		return err
+	}
+	return j.one("UPDATE lockstep_journal SET phase = ? WHERE gid = ?", phase, []byte(gid))
+}
+
+// body changes a byte of the decision's body or of the finish's.
+func (j inJournal) body(gid string) error {
+	part := []string{"closed", "progress"}[j.rnd.IntN(2)]
+	var raw []byte
+	if err := j.tx.QueryRowContext(j.ctx, j.d.Q("SELECT "+part+" FROM lockstep_journal WHERE gid = ?"), []byte(gid)).Scan(&raw); err != nil {
+		return err
+	}
+	raw = bytes.Clone(raw)
+	raw[j.rnd.IntN(len(raw))] ^= byte(1 + j.rnd.IntN(255))
+	return j.one("UPDATE lockstep_journal SET "+part+" = ? WHERE gid = ?", raw, []byte(gid))
+}
+
+// events are the numbers and chains of a record.
+type events struct {
+	decision, decisionEpoch, finish, finishEpoch int64
+	decisionChain, finishChain                   []byte
+}
+
+func (j inJournal) events(gid string) (e events, err error) {
+	err = j.tx.QueryRowContext(j.ctx, j.d.Q("SELECT decision_seq, decision_epoch, decision_chain, finish_seq, finish_epoch, finish_chain FROM lockstep_journal WHERE gid = ?"), []byte(gid)).
+		Scan(&e.decision, &e.decisionEpoch, &e.decisionChain, &e.finish, &e.finishEpoch, &e.finishChain)
+	return e, err
+}
+
+func (j inJournal) write(gid string, e events) error {
+	return j.one("UPDATE lockstep_journal SET decision_seq = ?, decision_epoch = ?, decision_chain = ?, finish_seq = ?, finish_epoch = ?, finish_chain = ? WHERE gid = ?",
+		e.decision, e.decisionEpoch, e.decisionChain, e.finish, e.finishEpoch, e.finishChain, []byte(gid))
+}
+
+// swap exchanges the events of two records.
+func (j inJournal) swap(a, b string) error {
+	one, err := j.events(a)
+	if err != nil {
+		return err
+	}
+	two, err := j.events(b)
+	if err != nil {
+		return err
+	}
+	away := one
+	away.decision, away.finish = one.decision+1_000_000_000, one.finish+1_000_000_000
+	return all(func() error { return j.write(a, away) }, func() error { return j.write(b, one) }, func() error { return j.write(a, two) })
+}
