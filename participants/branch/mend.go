@@ -43,7 +43,7 @@ type Restore struct {
 	barrier.BranchKey
 	Op   string `json:"op"`   // confirm or cancel
 	What string `json:"what"` // row: the barrier's, where the books have the op; effect: the books', where the barrier has the op
-	// Path of a call behind the participant's base, and the payload, for an effect.
+	// Path of a call behind the participant's base, and the payload, for an effect; without a path the hold is ended by its name.
 	Path    string `json:"path,omitempty"`
 	Payload []byte `json:"payload,omitempty"`
 }
@@ -169,6 +169,9 @@ func (p *Participant) restore(ctx context.Context, tx *sql.Tx, books Restorable,
 
 // effectAgain runs the branch's function behind the row that is there.
 func (p *Participant) effectAgain(ctx context.Context, tx *sql.Tx, in Restore) error {
+	if settler, ok := p.movable.(Settler); ok && in.Path == "" {
+		return settler.Settle(ctx, tx, in.Gid, in.Branch, in.Op)
+	}
 	op := OpApply // which also enters what is gone altogether
 	if in.Op == barrier.OpCancel {
 		op = in.Op

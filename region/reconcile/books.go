@@ -60,7 +60,7 @@ func (r *Reconciler) decisions(ctx context.Context, rep *Report, region string, 
 		}
 		seen[tx.Gid] = true
 		if !tx.Applied {
-			rep.Open++
+			r.notApplied(rep, region, tx)
 			continue
 		}
 		for k := range tx.Branches {
@@ -77,6 +77,17 @@ func (r *Reconciler) decisions(ctx context.Context, rep *Report, region string, 
 			}
 		}
 	}
+}
+
+// notApplied counts an effect that this region's copies lack; where it was decided long ago, its slot is an alarm (D19). The
+// applier goes on by itself when what keeps it is gone.
+func (r *Reconciler) notApplied(rep *Report, region string, tx *Finished) {
+	if r.StaleAfter == 0 || rep.horizon-tx.At < r.StaleAfter.Milliseconds() {
+		rep.Open++
+		return
+	}
+	rep.Findings = append(rep.Findings, Finding{Class: Stale, Region: region, Gid: tx.Gid, Slot: tx.Slot,
+		Text: fmt.Sprintf("%s has finished transaction %s as event %d at %d, and it is not applied to the accounts of %s", r.name(tx.Origin), tx.Gid, tx.Seq, tx.At, region)})
 }
 
 func (r *Reconciler) inspect(ctx context.Context, rep *Report, region, name, endpoint string, part []asked) error {

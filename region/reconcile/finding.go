@@ -82,6 +82,8 @@ const (
 	Open        Status = "open"
 	Repaired    Status = "repaired"
 	Quarantined Status = "quarantined"
+	// Accepted: a person has decided that it stays as it is.
+	Accepted Status = "accepted"
 )
 
 // Finding is one drift: two records of a fact that disagree.
@@ -104,6 +106,8 @@ type Finding struct {
 	FoundMillis    int64  `json:"found"`
 	RepairedMillis int64  `json:"repaired,omitempty"`
 	Outcome        string `json:"outcome,omitempty"` // of the repair
+	// Decision is a person's, of a finding that was quarantined.
+	Decision *Decision `json:"decision,omitempty"`
 
 	rev int64
 	// shifts: see booked.shifts; of this run alone.
@@ -143,6 +147,9 @@ func Save(ctx context.Context, a *arbiter.Arbiter, found []Finding, at time.Time
 			f.rev = was.rev
 			if was.Status != Repaired {
 				f.FoundMillis = was.FoundMillis
+			}
+			if was.Status == Accepted && was.Text == f.Text { // other facts are to be decided anew
+				f.Status, f.Outcome, f.Decision = was.Status, was.Outcome, was.Decision
 			}
 		}
 		if err := f.put(ctx, a); err != nil {

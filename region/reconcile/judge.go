@@ -85,7 +85,8 @@ func (r *Reconciler) judge(region, name string, a *asked, in *inspected, want *e
 		return nil
 	}
 	if f.Evidence == nil { // for whoever decides
-		f.Evidence, _ = json.Marshal(map[string]any{"decision": word(a.tx.Commit), "payload": a.b.Payload, "says": want, "has": in}) // maps and texts
+		f.Evidence, _ = json.Marshal(map[string]any{"decision": word(a.tx.Commit), "payload": a.b.Payload, "says": want, "has": in,
+			"resend": resend{Path: a.rest, Payload: a.b.Payload, AccountSlot: n, Commit: a.tx.Commit}}) // maps and texts
 	}
 	return f
 }

@@ -89,6 +89,12 @@ func (r *Reconciler) atParticipant(ctx context.Context, f *Finding, path string)
 	if endpoint == "" {
 		return "", fmt.Errorf("participant %s has no endpoint in %s", f.Participant, f.Region)
 	}
+	raw, _, err := r.call(ctx, nil, http.MethodPost, endpoint+path, f.Evidence, r.fences(f))
+	return strings.TrimSpace(string(raw)), err
+}
+
+// fences are the headers that say for which slots the reconciler speaks, and at which epochs.
+func (r *Reconciler) fences(f *Finding) map[string]string {
 	headers := map[string]string{"Content-Type": "application/json"}
 	fence := func(kind string, n int) {
 		if e := r.Owners[n].Epoch; e > 0 {
@@ -101,8 +107,7 @@ func (r *Reconciler) atParticipant(ctx context.Context, f *Finding, path string)
 	if f.Account != "" {
 		fence("Lockstep-Account-", slot.Of(f.Account))
 	}
-	raw, _, err := r.call(ctx, nil, http.MethodPost, endpoint+path, f.Evidence, headers)
-	return strings.TrimSpace(string(raw)), err
+	return headers
 }
 
 // resend makes the call that was lost, at the participant of the region where it was: the barrier takes it once.

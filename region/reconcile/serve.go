@@ -41,6 +41,7 @@ type Finished struct {
 	Slot    int    `json:"slot"`
 	Commit  bool   `json:"commit"`
 	Applied bool   `json:"applied"` // its effects were applied to this region's copies
+	At      int64  `json:"at"`      // of the finish, unix ms
 	// Origin and Seq of the finish.
 	Origin   int              `json:"origin"`
 	Seq      uint64           `json:"seq"`
@@ -263,7 +264,7 @@ func (s *Served) finished(ctx context.Context, from, to int64) (out FinishedAnsw
 			return
 		}
 		origin := slot.Epoch(tx.FinishEpoch).Region()
-		f := Finished{Gid: string(tx.State.Gid), Slot: n, Commit: tx.State.Phase.Commit(), Origin: origin, Seq: tx.Finish.Seq, Applied: applied[[2]int{origin, n}] >= tx.Finish.Seq}
+		f := Finished{Gid: string(tx.State.Gid), Slot: n, At: tx.State.FinishedAt, Commit: tx.State.Phase.Commit(), Origin: origin, Seq: tx.Finish.Seq, Applied: applied[[2]int{origin, n}] >= tx.Finish.Seq}
 		for i := range tx.State.Branches {
 			if b := &tx.State.Branches[i]; !b.Message && b.Confirm != "" {
 				f.Branches = append(f.Branches, FinishedBranch{ID: string(b.ID), URL: b.Confirm, Account: b.Account, Payload: b.Payload})
