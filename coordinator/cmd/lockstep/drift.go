@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -23,6 +24,8 @@ type driftCmd struct {
 	Show   driftShowCmd   `cmd:"" help:"Show one finding with its evidence."`
 	Plan   driftPlanCmd   `cmd:"" help:"Print what apply would repair, and what it leaves to a person. Changes nothing."`
 	Apply  driftApplyCmd  `cmd:"" help:"Repair what has an authority, one after the other."`
+	Decide driftDecideCmd `cmd:"" help:"Decide what a person must: of a finding that is quarantined."`
+	Watch  driftWatchCmd  `cmd:"" help:"Look on and on with a share of one core, from where the last look ended."`
 	Verify driftVerifyCmd `cmd:"" help:"Look again; exit code 1 when anything is still wrong."`
 }
 
@@ -32,6 +35,8 @@ type driftFlags struct {
 	Since  time.Duration `help:"How far back: transactions that finished in this time." default:"1h"`
 	Output string        `help:"table or json (one finding a line)." enum:"table,json" default:"table" short:"o"`
 	Settle time.Duration `help:"What finished within this last time is left for the next look." default:"1s"`
+	// StaleAfter bounds what is called on its way.
+	StaleAfter time.Duration `help:"What is on its way to another region for longer is a finding; 0 never." default:"10m"`
 }
 
 // Get is reconcile.Asker's.
@@ -106,6 +111,7 @@ func (c *driftFlags) look(e *env, o *opened) (*reconcile.Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.StaleAfter = c.StaleAfter
 	now := time.Now()
 	rep, err := r.Detect(e.ctx, now.Add(-c.Since).UnixMilli(), now.Add(-c.Settle).UnixMilli())
 	if err != nil {
@@ -200,7 +206,7 @@ func (c *driftListCmd) run(e *env, o *opened) error {
 	}
 	var list []reconcile.Finding
 	for _, f := range all {
-		if c.All || f.Status != reconcile.Repaired {
+		if c.All || f.Status != reconcile.Repaired && f.Status != reconcile.Accepted {
 			list = append(list, f)
 		}
 	}
@@ -317,6 +323,7 @@ func (c *driftVerifyCmd) run(e *env, o *opened) error {
 	if err != nil {
 		return err
 	}
+	rep.Findings = slices.DeleteFunc(rep.Findings, func(f reconcile.Finding) bool { return f.Status == reconcile.Accepted })
 	if len(rep.Findings) > 0 {
 		return &failure{fmt.Errorf("%d findings", len(rep.Findings)), "lockstep drift plan --context " + c.Context}
 	}

@@ -248,7 +248,7 @@ func (c *regionWatchCmd) guards(e *env, o *opened) (*guards, error) {
 		return nil, err
 	}
 	for i := range findings {
-		if findings[i].Status != reconcile.Repaired {
+		if s := findings[i].Status; s != reconcile.Repaired && s != reconcile.Accepted {
 			g.Drift++
 		}
 	}
