@@ -102,7 +102,7 @@ func (s Slots) explain(ctx context.Context, tx *sql.Tx, f *AccountFault) error {
 	if f.Have[0] >= f.Fold[0] && f.Have[2] >= f.Fold[2] {
 		return nil
 	}
-	return each(ctx, tx, s.q(fmt.Sprintf("SELECT id, gid, branch, amount FROM {p}transfer WHERE (debit = ? OR credit = ?) AND kind = 'hold' AND state = 'voided' AND gid <> '' AND id <> %s ORDER BY id LIMIT %d",
+	return each(ctx, tx, s.q(fmt.Sprintf("SELECT id, gid, branch, amount FROM {p}transfer WHERE (debit = ? OR credit = ?) AND kind = 'hold' AND state = 'voided' AND gid <> '' AND of_id = '' AND id <> %s ORDER BY id LIMIT %d",
 		s.ownID(), explainMax)), []any{f.Account, f.Account}, func(rows *sql.Rows) error {
 		var t TwiceVoided
 		err := rows.Scan(&t.ID, &t.Gid, &t.Branch, &t.Minor)

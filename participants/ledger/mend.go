@@ -88,6 +88,14 @@ func (s Slots) mendCounters(ctx context.Context, tx *sql.Tx, want AccountFault) 
 	if err := s.setCounters(ctx, tx, a.ID, f.Fold); err != nil {
 		return nil, err
 	}
+	for _, t := range want.Twice { // so that they explain no later fault of as much
+		if t.Minor != f.Fold[0]-f.Have[0] && t.Minor != f.Fold[2]-f.Have[2] {
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, s.q("UPDATE {p}transfer SET of_id = ? WHERE id = ? AND leg = 0 AND kind = 'hold' AND state = 'voided' AND id <> "+s.ownID()), "mended", t.ID); err != nil {
+			return nil, err
+		}
+	}
 	return json.Marshal(map[string]any{"account": a.ID, "mended": true, "before": f.Have, "after": f.Fold})
 }
 
