@@ -57,8 +57,8 @@ func instant(ms int64) string { return time.UnixMilli(ms).UTC().Format(time.RFC3
 type driftDecideCmd struct {
 	contextFile
 	ID     string `arg:"" help:"Id of the finding."`
-	Accept bool   `help:"It stays as it is." xor:"what" required:""`
-	Repair string `help:"End the branch so at its participant: confirm or cancel." enum:"confirm,cancel," default:"" xor:"what" required:""`
+	Accept bool   `help:"It stays as it is."`
+	Repair string `help:"End the branch so at its participant: confirm or cancel." placeholder:"OP"`
 	Reason string `help:"Why, for the audit." required:"" placeholder:"TEXT"`
 	Who    string `help:"Who decides, for the audit. Defaults to the user."`
 	DryRun bool   `help:"Say what would be done, and do nothing."`
@@ -66,6 +66,9 @@ type driftDecideCmd struct {
 
 // Run does what a person decided of a finding that has no authority.
 func (c *driftDecideCmd) Run(e *env) error {
+	if c.Accept == (c.Repair != "") {
+		return usageError{errors.New("--accept or --repair: one of them, to say what is decided")}
+	}
 	if strings.TrimSpace(c.Reason) == "" {
 		return usageError{errors.New("--reason: it says nothing")}
 	}
