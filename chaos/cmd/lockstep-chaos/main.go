@@ -1,4 +1,5 @@
-// Command lockstep-chaos makes faults: it cuts links between regions and plants drift in participants' databases.
+// Command lockstep-chaos makes faults: it runs the chaos suite on real processes, cuts links between regions, and plants
+// drift in participants' databases.
 //
 // Nothing of the product imports it; tests and the demo run it as a process.
 package main
@@ -31,12 +32,16 @@ func main() {
 }
 
 type cli struct {
-	Proxy     proxyCmd `cmd:"" help:"Carry connections over links that can be cut."`
-	Cut       cutCmd   `cmd:"" help:"Cut links of a running proxy."`
-	Heal      healCmd  `cmd:"" help:"Heal links of a running proxy."`
-	Status    linksCmd `cmd:"" help:"Show the links of a running proxy and what they carried and refused."`
-	SeedDrift seedCmd  `cmd:"" help:"Plant drift in a participant's database behind the product's back."`
-	Poke      pokeCmd  `cmd:"" help:"Run one SQL statement on a participant's database."`
+	Run       runCmd    `cmd:"" help:"Run the suite: faults under load on real processes, then the checkers. Exits 1 on a violation, 4 on an error of its own, 3 where nothing is proven."`
+	List      listCmd   `cmd:"" help:"List the scenarios and the checkers that each arms."`
+	Check     checkCmd  `cmd:"" help:"Run the checkers again on what a run has stored."`
+	Doctor    doctorCmd `cmd:"" help:"Say what this machine has of what the suite wants."`
+	Proxy     proxyCmd  `cmd:"" help:"Carry connections over links that can be cut."`
+	Cut       cutCmd    `cmd:"" help:"Cut links of a running proxy."`
+	Heal      healCmd   `cmd:"" help:"Heal links of a running proxy."`
+	Status    linksCmd  `cmd:"" help:"Show the links of a running proxy and what they carried and refused."`
+	SeedDrift seedCmd   `cmd:"" help:"Plant drift in a participant's database behind the product's back."`
+	Poke      pokeCmd   `cmd:"" help:"Run one SQL statement on a participant's database."`
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -58,6 +63,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	if err := parsed.Run(); err != nil {
+		var exit exitError
+		if errors.As(err, &exit) {
+			return int(exit)
+		}
 		fmt.Fprintln(stderr, "lockstep-chaos:", err)
 		return 1
 	}

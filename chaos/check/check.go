@@ -1,0 +1,186 @@
+package check
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+
+	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/tap"
+)
+
+// violationsMax is how many violations of one checker are told; the rest is counted.
+const violationsMax = 10
+
+// Result is what a checker found.
+type Result struct {
+	ID         string   `json:"id"`
+	Title      string   `json:"title"`
+	Examined   int      `json:"examined"`
+	Violations []string `json:"violations,omitempty"`
+	Count      int      `json:"count"` // of all violations
+	// Armed says whether what the checker is to notice could have happened; Arming says what was seen of it.
+	Armed  bool   `json:"armed"`
+	Arming string `json:"arming"`
+	// Required by the scenario: else it may find violations, and proves nothing by finding none.
+	Required bool `json:"required"`
+	// TimedOut: it came to no answer.
+	TimedOut bool `json:"timed_out,omitempty"`
+}
+
+// Verdict of a checker, or of a scenario.
+type Verdict string
+
+// The verdicts.
+const (
+	Passed       Verdict = "passed"
+	Failed       Verdict = "failed"
+	Inconclusive Verdict = "inconclusive"
+	Skipped      Verdict = "skipped"
+)
+
+// Verdict is failed with a violation, and inconclusive where it is required and has proven nothing.
+func (r *Result) Verdict() Verdict {
+	switch {
+	case r.Count > 0:
+		return Failed
+	case r.TimedOut || r.Required && (r.Examined == 0 || !r.Armed):
+		return Inconclusive
+	}
+	return Passed
+}
+
+func (r *Result) bad(format string, args ...any) {
+	if r.Count++; len(r.Violations) < violationsMax {
+		r.Violations = append(r.Violations, fmt.Sprintf(format, args...))
+	}
+}
+
+// arm notes an arming condition: have of what, at least need.
+func (r *Result) arm(have, need int, what string) {
+	r.Armed = have >= need
+	r.Arming = fmt.Sprintf("%d %s (%d wanted)", have, what, need)
+}
+
+// checkers by id, in the order of the report.
+var checkers = []struct {
+	id, title string
+	run       func(*view, *Result)
+}{
+	{"I1", "money is conserved", conservation},
+	{"I2", "no account goes below zero", nonNegative},
+	{"I3", "every transaction ends", terminality},
+	{"I4", "one outcome for all branches, the one that was decided", atomic},
+	{"I5", "the barrier's rows and the book's agree, and only in the allowed ways", barrier},
+	{"I6", "every effect happens once", exactlyOnce},
+	{"I7", "no orphan freezes", orphans},
+	{"I8", "what was acknowledged is durable", acknowledged},
+	{"I9", "events are complete", complete},
+	{"I10", "all regions have the same events", same},
+	{"I11", "an old epoch has no effect", fencing},
+	{"I14", "each transaction is a linearizable register", linearizable},
+}
+
+// IDs are those of all checkers.
+func IDs() (out []string) {
+	for _, c := range checkers {
+		out = append(out, c.id)
+	}
+	return out
+}
+
+// All runs every checker; those in required must have proven something.
+func All(e *Evidence, required []string) (out []Result) {
+	v := look(e)
+	for _, c := range checkers {
+		r := Result{ID: c.id, Title: c.title, Required: slices.Contains(required, c.id)}
+		c.run(v, &r)
+		out = append(out, r)
+	}
+	return out
+}
+
+// branchKey names a branch of a transaction.
+type branchKey struct{ gid, branch string }
+
+// view is the evidence, arranged.
+type view struct {
+	*Evidence
+	outcome   map[string]history.Value                // by gid, as the journals have it
+	transfers []map[branchKey][]Transfer              // by book
+	rows      []map[branchKey]map[string]string       // by book: op to reason
+	entries   []map[branchKey][]Entry                 // by book
+	asked     map[string]bool                         // gids
+	told      map[string]map[history.Value]history.Op // by gid, of decisions that clients heard
+}
+
+func look(e *Evidence) *view {
+	v := &view{Evidence: e, outcome: map[string]history.Value{}, asked: map[string]bool{}, told: map[string]map[history.Value]history.Op{}}
+	for _, d := range e.Decided {
+		v.outcome[d.Gid] = phaseValue(d.Phase)
+	}
+	for _, b := range e.Books {
+		ts, rs, es := map[branchKey][]Transfer{}, map[branchKey]map[string]string{}, map[branchKey][]Entry{}
+		for _, t := range b.Transfers {
+			k := branchKey{t.Gid, t.Branch}
+			ts[k] = append(ts[k], t)
+		}
+		for _, x := range b.Entries {
+			k := branchKey{x.Gid, x.Branch}
+			es[k] = append(es[k], x)
+		}
+		for _, w := range b.Rows {
+			k := branchKey{w.Gid, w.Branch}
+			if rs[k] == nil {
+				rs[k] = map[string]string{}
+			}
+			rs[k][w.Op] = w.Reason
+		}
+		v.transfers, v.rows, v.entries = append(v.transfers, ts), append(v.rows, rs), append(v.entries, es)
+	}
+	for _, op := range e.Ops {
+		if op.Kind != history.Read {
+			v.asked[op.Gid] = true
+		}
+		if op.Outcome == history.OK && (op.Value == history.Committed || op.Value == history.Aborted) {
+			if v.told[op.Gid] == nil {
+				v.told[op.Gid] = map[history.Value]history.Op{}
+			}
+			if old, ok := v.told[op.Gid][op.Value]; !ok || op.End < old.End {
+				v.told[op.Gid][op.Value] = op
+			}
+		}
+	}
+	return v
+}
+
+// phaseValue reads a phase's number in a journal.
+func phaseValue(n int) history.Value {
+	switch n {
+	case 3, 5:
+		return history.Committed
+	case 4, 6:
+		return history.Aborted
+	}
+	return history.Open
+}
+
+// count counts the calls that match.
+func (v *view) count(match func(*tap.Call) bool) (n int) {
+	for i := range v.Calls {
+		if match(&v.Calls[i]) {
+			n++
+		}
+	}
+	return n
+}
+
+// sorted gives the keys of a map in order, so that a report is the same each time.
+func sorted[V any](m map[string]V) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	sort.Strings(out)
+	return out
+}

@@ -1,0 +1,263 @@
+// Package check decides whether what a run has left behind keeps the promises.
+//
+// Its law: it reads what clients were told, what participants answered, and the rows of their databases and journals by
+// SQL of its own; of the product it uses nothing, least of all what reconciles (a test of the imports says so). A checker
+// says how many subjects it examined; none, or an arming condition that was not met, is no pass.
+package check
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	_ "github.com/go-sql-driver/mysql" // drivers
+	_ "github.com/jackc/pgx/v5/stdlib"
+	_ "modernc.org/sqlite"
+
+	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/tap"
+)
+
+// Account is one account's row, or the sum of its rows.
+type Account struct {
+	ID             string `json:"id"`
+	Overdraft      bool   `json:"overdraft"`
+	DebitsPending  int64  `json:"debits_pending"`
+	DebitsPosted   int64  `json:"debits_posted"`
+	CreditsPending int64  `json:"credits_pending"`
+	CreditsPosted  int64  `json:"credits_posted"`
+}
+
+// Balance is what was posted.
+func (a *Account) Balance() int64 { return a.CreditsPosted - a.DebitsPosted }
+
+// House says that it is the house's, not a wallet.
+func (a *Account) House() bool { return strings.HasPrefix(a.ID, "house:") }
+
+// Transfer is one branch's hold or effect in a ledger.
+type Transfer struct {
+	Gid    string `json:"gid"`
+	Branch string `json:"branch"`
+	Kind   string `json:"kind"`
+	State  string `json:"state"`
+	Debit  string `json:"debit"`
+	Credit string `json:"credit"`
+	Amount int64  `json:"amount"`
+}
+
+// Entry is one posting.
+type Entry struct {
+	Gid       string `json:"gid"`
+	Branch    string `json:"branch"`
+	Direction string `json:"direction"`
+	Account   string `json:"account"`
+	Amount    int64  `json:"amount"`
+}
+
+// Row is one row of a barrier: reason is the operation that wrote it.
+type Row struct {
+	Gid    string `json:"gid"`
+	Branch string `json:"branch"`
+	Op     string `json:"op"`
+	Reason string `json:"reason"`
+}
+
+// Book is everything in one region's wallets' database.
+type Book struct {
+	Region    string     `json:"region"`
+	Accounts  []Account  `json:"accounts"`
+	Transfers []Transfer `json:"transfers"`
+	Entries   []Entry    `json:"entries"`
+	Rows      []Row      `json:"rows"`
+}
+
+// Snapshot is a consistent look at one book while the run goes on.
+type Snapshot struct {
+	Region   string    `json:"region"`
+	At       int64     `json:"at"`
+	Accounts []Account `json:"accounts"`
+}
+
+// Window is when a fault was there, on the history's clock.
+type Window struct {
+	Fault    string `json:"fault"`
+	Injected int64  `json:"injected"`
+	Healed   int64  `json:"healed"`
+	Crash    bool   `json:"crash"` // a process died at the injection
+	InFlight int    `json:"in_flight"`
+	AtHeal   int    `json:"at_heal"` // in flight at the healing
+}
+
+// Decided is a transaction's row in a journal.
+type Decided struct {
+	Region   string `json:"region"`
+	Gid      string `json:"gid"`
+	Phase    int    `json:"phase"` // as journals number them
+	Finished bool   `json:"finished"`
+}
+
+// Event is one event in a journal: of a decision, a finish, or of the slot.
+type Event struct {
+	Region string `json:"region"` // whose journal
+	Origin int64  `json:"origin"`
+	Slot   int    `json:"slot"`
+	Seq    int64  `json:"seq"`
+	Chain  string `json:"chain"`
+}
+
+// Evidence is what a run has left behind.
+type Evidence struct {
+	Opened    int64
+	Ops       []history.Op
+	Calls     []tap.Call
+	Books     []Book
+	Snapshots []Snapshot
+	Decided   []Decided
+	Events    []Event
+	Windows   []Window
+	// Lagged is by how many events the regions' journals differed at the healing.
+	Lagged int
+}
+
+// open opens an address for reading.
+func open(address string) (*sql.DB, string, error) {
+	scheme, rest, _ := strings.Cut(address, ":")
+	switch scheme {
+	case "sqlite":
+		db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: rest}).EscapedPath()+"?mode=ro&_pragma=busy_timeout(10000)")
+		return db, scheme, err
+	case "postgres", "postgresql":
+		db, err := sql.Open("pgx", address)
+		return db, "postgres", err
+	case "mysql":
+		u, err := url.Parse(address)
+		if err != nil {
+			return nil, "", err
+		}
+		db, err := sql.Open("mysql", u.User.String()+"@tcp("+u.Host+")"+u.Path)
+		return db, scheme, err
+	}
+	return nil, "", fmt.Errorf("database %q: sqlite:FILE, postgres://… or mysql://… are read", scheme)
+}
+
+// reading runs f in one read transaction, so that all that f reads is of one moment.
+func reading(ctx context.Context, address string, f func(tx *sql.Tx, kind string) error) error {
+	db, kind, err := open(address)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	o := &sql.TxOptions{ReadOnly: true}
+	if kind != "sqlite" {
+		o.Isolation = sql.LevelRepeatableRead
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	tx, err := db.BeginTx(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }() // it only reads
+	return f(tx, kind)
+}
+
+// all reads the rows of a query.
+func all[T any](tx *sql.Tx, query string, scan func(rows *sql.Rows, t *T) error) (out []T, err error) {
+	rows, err := tx.Query(query)
+	if err != nil {
+		return nil, fmt.Errorf("%.60s…: %w", query, err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var t T
+		if err := scan(rows, &t); err != nil {
+			return nil, err
+		}
+		out = append(out, t)
+	}
+	return out, rows.Err()
+}
+
+func accounts(tx *sql.Tx) ([]Account, error) {
+	return all(tx, "SELECT id, max(overdraft), sum(debits_pending), sum(debits_posted), sum(credits_pending), sum(credits_posted) FROM ledger_account GROUP BY id", func(r *sql.Rows, a *Account) error {
+		var overdraft string
+		err := r.Scan(&a.ID, &overdraft, &a.DebitsPending, &a.DebitsPosted, &a.CreditsPending, &a.CreditsPosted)
+		a.Overdraft = overdraft == "any"
+		return err
+	})
+}
+
+// ReadBook reads a region's book whole.
+func ReadBook(ctx context.Context, region, address string) (Book, error) {
+	b := Book{Region: region}
+	err := reading(ctx, address, func(tx *sql.Tx, kind string) (err error) {
+		if b.Accounts, err = accounts(tx); err != nil {
+			return err
+		}
+		if b.Transfers, err = all(tx, "SELECT gid, branch, kind, state, debit, credit, amount FROM ledger_transfer", func(r *sql.Rows, t *Transfer) error {
+			return r.Scan(&t.Gid, &t.Branch, &t.Kind, &t.State, &t.Debit, &t.Credit, &t.Amount)
+		}); err != nil {
+			return err
+		}
+		if b.Entries, err = all(tx, "SELECT gid, branch, direction, account, amount FROM ledger_entry", func(r *sql.Rows, e *Entry) error {
+			return r.Scan(&e.Gid, &e.Branch, &e.Direction, &e.Account, &e.Amount)
+		}); err != nil {
+			return err
+		}
+		table := "dtm_barrier.barrier"
+		if kind == "sqlite" {
+			table = "dtm_barrier_barrier"
+		}
+		b.Rows, err = all(tx, "SELECT gid, branch_id, op, reason FROM "+table, func(r *sql.Rows, w *Row) error { return r.Scan(&w.Gid, &w.Branch, &w.Op, &w.Reason) })
+		return err
+	})
+	return b, err
+}
+
+// ReadSnapshot reads a region's accounts.
+func ReadSnapshot(ctx context.Context, region, address string, now func() int64) (Snapshot, error) {
+	s := Snapshot{Region: region}
+	err := reading(ctx, address, func(tx *sql.Tx, _ string) (err error) {
+		s.Accounts, err = accounts(tx)
+		return err
+	})
+	s.At = now()
+	return s, err
+}
+
+// ReadJournal reads a region's journal.
+func ReadJournal(ctx context.Context, region, address string) (decided []Decided, events []Event, err error) {
+	err = reading(ctx, address, func(tx *sql.Tx, _ string) error {
+		_, err := all(tx, "SELECT gid, slot, phase, decision_seq, decision_epoch, decision_chain, finish_seq, finish_epoch, finish_chain FROM lockstep_journal", func(r *sql.Rows, _ *struct{}) error {
+			var gid, chain, fchain []byte
+			var slot, phase int
+			var seq, epoch int64
+			var fseq, fepoch sql.NullInt64
+			if err := r.Scan(&gid, &slot, &phase, &seq, &epoch, &chain, &fseq, &fepoch, &fchain); err != nil {
+				return err
+			}
+			decided = append(decided, Decided{region, string(gid), phase, fseq.Valid})
+			events = append(events, Event{region, epoch % 100, slot, seq, fmt.Sprintf("%x", chain)})
+			if fseq.Valid {
+				events = append(events, Event{region, fepoch.Int64 % 100, slot, fseq.Int64, fmt.Sprintf("%x", fchain)})
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		more, err := all(tx, "SELECT origin, slot, seq, chain FROM lockstep_event", func(r *sql.Rows, e *Event) error {
+			var chain []byte
+			err := r.Scan(&e.Origin, &e.Slot, &e.Seq, &chain)
+			e.Region, e.Chain = region, fmt.Sprintf("%x", chain)
+			return err
+		})
+		events = append(events, more...)
+		return err
+	})
+	return decided, events, err
+}

@@ -1,0 +1,165 @@
+package check
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/tap"
+)
+
+const snapshotsNeeded = 20
+
+// conservation (I1): in every snapshot of a book the wallets and what passes between them are what was opened; at the end
+// nothing passes any more, and the wallets of all regions are alike.
+func conservation(v *view, r *Result) {
+	for _, s := range v.Snapshots {
+		wallets, house := sums(s.Accounts)
+		r.Examined++
+		if wallets+house != v.Opened {
+			r.bad("%s at %d ms: wallets have %d and %d passes: %d is not the %d that was opened", s.Region, s.At/1e6, wallets, house, wallets+house, v.Opened)
+		}
+	}
+	for i, b := range v.Books {
+		wallets, house := sums(b.Accounts)
+		r.Examined++
+		if wallets != v.Opened || house != 0 {
+			r.bad("%s at the end: wallets have %d of %d, and %d has not arrived", b.Region, wallets, v.Opened, house)
+		}
+		if i > 0 {
+			alike(&v.Books[0], &v.Books[i], r)
+		}
+	}
+	r.arm(len(v.Snapshots), snapshotsNeeded, "snapshots")
+}
+
+// passes says that an account is what money passes over between wallets.
+func passes(id string) bool { return strings.HasPrefix(id, "house:passage:") }
+
+// sums are the wallets' money, and what the passages hold; what opened the accounts is neither.
+func sums(accounts []Account) (wallets, passage int64) {
+	for _, a := range accounts {
+		switch {
+		case !a.House():
+			wallets += a.Balance()
+		case passes(a.ID):
+			passage += a.Balance()
+		}
+	}
+	return wallets, passage
+}
+
+func alike(a, b *Book, r *Result) {
+	of := map[string]int64{}
+	for _, x := range a.Accounts {
+		of[x.ID] = x.Balance()
+	}
+	for _, x := range b.Accounts {
+		r.Examined++
+		if of[x.ID] != x.Balance() {
+			r.bad("%s has %d in %s and %d in %s", x.ID, of[x.ID], a.Region, x.Balance(), b.Region)
+		}
+	}
+}
+
+// nonNegative (I2): available and frozen are never below zero.
+func nonNegative(v *view, r *Result) {
+	one := func(where string, all []Account) {
+		for _, a := range all {
+			r.Examined++
+			if a.DebitsPending < 0 || a.CreditsPending < 0 || (!a.Overdraft && a.Balance()-a.DebitsPending < 0) {
+				r.bad("%s: %s has %d, of which %d are frozen", where, a.ID, a.Balance(), a.DebitsPending)
+			}
+		}
+	}
+	for _, s := range v.Snapshots {
+		one(s.Region, s.Accounts)
+	}
+	for _, b := range v.Books {
+		one(b.Region+" at the end", b.Accounts)
+	}
+	over := map[string]bool{}
+	for _, op := range v.Ops {
+		if op.Over {
+			over[op.Gid] = true
+		}
+	}
+	r.arm(v.count(func(c *tap.Call) bool {
+		return c.Op == "try" && c.Status == http.StatusConflict && over[c.Gid]
+	}), 1, "overdrafts refused")
+}
+
+// exactlyOnce (I6): a branch has at most one pair of entries, and counters are what the entries add up to.
+func exactlyOnce(v *view, r *Result) {
+	for i, b := range v.Books {
+		debits, credits := map[string]int64{}, map[string]int64{}
+		for _, e := range b.Entries {
+			if e.Direction == "debit" {
+				debits[e.Account] += e.Amount
+			} else {
+				credits[e.Account] += e.Amount
+			}
+		}
+		for _, a := range b.Accounts {
+			if a.House() && !passes(a.ID) {
+				continue // what opened the accounts is counted by its entries alone
+			}
+			r.Examined++
+			if a.DebitsPosted != debits[a.ID] || a.CreditsPosted != credits[a.ID] {
+				r.bad("%s: %s has %d debits and %d credits, its entries %d and %d", b.Region, a.ID, a.DebitsPosted, a.CreditsPosted, debits[a.ID], credits[a.ID])
+			}
+		}
+		for k, es := range v.entries[i] {
+			if !v.asked[k.gid] {
+				continue // what opened an account
+			}
+			r.Examined++
+			if len(es) != 2 || es[0].Direction == es[1].Direction || es[0].Amount != es[1].Amount {
+				r.bad("%s: %s of %s has %d entries", b.Region, k.branch, k.gid, len(es))
+			}
+		}
+	}
+	seen, twice := map[string]bool{}, 0
+	for _, c := range v.Calls {
+		if c.Status != http.StatusOK || c.Kind == tap.Lost {
+			continue
+		}
+		key := c.Region + c.Key() + c.Op
+		if seen[key] {
+			twice++
+		}
+		seen[key] = true
+	}
+	r.arm(twice, 1, "duplicates delivered")
+}
+
+// orphans (I7): at the end what is frozen is what open transactions hold, and no transaction is open.
+func orphans(v *view, r *Result) {
+	for _, b := range v.Books {
+		held := map[string]int64{}
+		for _, t := range b.Transfers {
+			if t.State != "pending" {
+				continue
+			}
+			held[t.Debit] += t.Amount
+			if o := v.outcome[t.Gid]; o != history.Open && o != history.None {
+				r.bad("%s: %s of %s is frozen, and the transaction is %s", b.Region, t.Branch, t.Gid, o)
+			} else {
+				r.bad("%s: %s of %s is still frozen", b.Region, t.Branch, t.Gid)
+			}
+		}
+		for _, a := range b.Accounts {
+			r.Examined++
+			if a.DebitsPending != held[a.ID] {
+				r.bad("%s: %s has %d frozen, its holds are %d", b.Region, a.ID, a.DebitsPending, held[a.ID])
+			}
+		}
+	}
+	n := 0
+	for _, op := range v.Ops {
+		if op.Kind == history.Abandon && op.Outcome == history.OK {
+			n++
+		}
+	}
+	r.arm(n, 1, "clients that walked away")
+}

@@ -1,0 +1,190 @@
+package check
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+
+	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/tap"
+)
+
+const (
+	searchLimit      = 20 * time.Second
+	operationsNeeded = 500
+)
+
+// chain is the events of one slot that came from one region.
+type chain struct {
+	origin int64
+	slot   int
+}
+
+func (v *view) chains(region string) map[chain]map[int64]string {
+	out := map[chain]map[int64]string{}
+	for _, e := range v.Events {
+		if e.Region != region {
+			continue
+		}
+		k := chain{e.Origin, e.Slot}
+		if out[k] == nil {
+			out[k] = map[int64]string{}
+		}
+		out[k][e.Seq] = e.Chain
+	}
+	return out
+}
+
+// complete (I9): in every journal the events of one origin and slot are numbered without gaps.
+func complete(v *view, r *Result) {
+	for _, b := range v.Books {
+		for k, seqs := range v.chains(b.Region) {
+			low, high := int64(-1), int64(0)
+			for s := range seqs {
+				if low < 0 || s < low {
+					low = s
+				}
+				high = max(high, s)
+			}
+			r.Examined += len(seqs)
+			if high-low+1 != int64(len(seqs)) {
+				r.bad("%s's journal: origin %d slot %d has %d events numbered %d to %d", b.Region, k.origin, k.slot, len(seqs), low, high)
+			}
+		}
+	}
+	r.arm(v.Lagged, 1, "events that a region lacked at the healing")
+}
+
+// same (I10): what two journals have of one origin and slot is the same, link by link, to the end.
+func same(v *view, r *Result) {
+	if len(v.Books) < 2 {
+		return
+	}
+	a, b := v.chains(v.Books[0].Region), v.chains(v.Books[1].Region)
+	for k, seqs := range a {
+		for s, link := range seqs {
+			r.Examined++
+			if other, ok := b[k][s]; !ok || other != link {
+				r.bad("origin %d slot %d event %d is %.8s in %s and %.8s in %s", k.origin, k.slot, s, link, v.Books[0].Region, other, v.Books[1].Region)
+			}
+		}
+		if len(b[k]) > len(seqs) {
+			r.bad("origin %d slot %d has %d events in %s and %d in %s", k.origin, k.slot, len(seqs), v.Books[0].Region, len(b[k]), v.Books[1].Region)
+		}
+	}
+	r.arm(v.Lagged, 1, "events that a region lacked at the healing")
+}
+
+// fencing (I11): a call of an epoch that began after the participant had answered one of a higher epoch has no effect.
+func fencing(v *view, r *Result) {
+	type where struct {
+		region string
+		slot   int
+	}
+	// The fence went up before the answer of the call that raised it: order those by their ends, all calls by their beginnings.
+	ends, begins := slices.Clone(v.Calls), slices.Clone(v.Calls)
+	slices.SortFunc(ends, func(a, b tap.Call) int { return int(a.End - b.End) })
+	slices.SortFunc(begins, func(a, b tap.Call) int { return int(a.Start - b.Start) })
+	high, next := map[where]int64{}, 0
+	raise := func(region string, slot int, epoch int64) {
+		if w := (where{region, slot}); epoch > high[w] {
+			high[w] = epoch
+		}
+	}
+	refused := 0
+	for _, c := range begins {
+		for ; next < len(ends) && ends[next].End < c.Start; next++ {
+			if e := ends[next]; e.Status == http.StatusOK && e.Kind != tap.Lost && e.Op != "apply" {
+				raise(e.Region, e.Slot, e.Epoch)
+				if e.AccountEpoch > 0 {
+					raise(e.Region, e.AccountSlot, e.AccountEpoch)
+				}
+			}
+		}
+		// An apply carries no epoch of its own: the journal that it comes from is its authority.
+		if c.Epoch == 0 || c.Op == "apply" || c.Kind == tap.Lost || c.Kind == tap.Dropped {
+			continue
+		}
+		r.Examined++
+		if c.Status == http.StatusPreconditionFailed {
+			refused++
+		}
+		if c.Status == http.StatusOK && c.Epoch < high[where{c.Region, c.Slot}] {
+			r.bad("%s: a %s of %s at epoch %d was taken, and slot %d had been at %d", c.Region, c.Op, c.Key(), c.Epoch, c.Slot, high[where{c.Region, c.Slot}])
+		}
+	}
+	r.arm(refused, 1, "calls of an old epoch refused")
+}
+
+// input and output of a register.
+type input struct{ read bool }
+
+// linearizable (I14): each transaction is a register that is decided once. An unknown may take effect at any later time.
+func linearizable(v *view, r *Result) {
+	end := int64(0)
+	for _, op := range v.Ops {
+		end = max(end, op.End)
+	}
+	var ops []porcupine.Operation
+	for _, op := range v.Ops {
+		known := op.Outcome == history.OK
+		if !known && (op.Kind == history.Read || op.Outcome == history.Fail) || op.Kind == history.Abandon {
+			continue
+		}
+		o := porcupine.Operation{ClientId: op.Client, Input: keyed{op.Gid, input{op.Kind == history.Read}}, Call: op.Start, Output: op.Value, Return: op.End}
+		if !known {
+			o.Return, o.Output = end+1, history.None // nobody knows
+		}
+		ops = append(ops, o)
+	}
+	r.Examined = len(ops)
+	for _, part := range register.Partition(ops) {
+		switch porcupine.CheckOperationsTimeout(register, part, searchLimit) {
+		case porcupine.Illegal:
+			text := ""
+			for _, o := range part {
+				text += fmt.Sprintf(" client %d %d-%d ms read=%v: %q;", o.ClientId, o.Call/1e6, o.Return/1e6, o.Input.(keyed).in.read, o.Output)
+			}
+			r.bad("%s has no order:%s", part[0].Input.(keyed).gid, text)
+		case porcupine.Unknown:
+			r.TimedOut = true
+		case porcupine.Ok:
+		}
+	}
+	r.arm(len(ops), operationsNeeded, "operations")
+}
+
+type keyed struct {
+	gid string
+	in  input
+}
+
+// register is the model: undecided, then committed or aborted for ever. It may also be decided by nobody's request (a
+// timeout), so that a read may be the first to see it.
+var register = porcupine.Model{
+	Partition: func(all []porcupine.Operation) (out [][]porcupine.Operation) {
+		by := map[string][]porcupine.Operation{}
+		for _, o := range all {
+			gid := o.Input.(keyed).gid
+			by[gid] = append(by[gid], o)
+		}
+		for _, gid := range sorted(by) {
+			out = append(out, by[gid])
+		}
+		return out
+	},
+	Init: func() any { return history.Open },
+	Step: func(state, in, out any) (bool, any) {
+		was, said := state.(history.Value), out.(history.Value)
+		switch {
+		case said == history.None:
+			return true, was // unknown: what it did shows itself in what others see
+		case said == history.Open:
+			return was == history.Open, was
+		}
+		return was == history.Open || was == said, said
+	},
+}

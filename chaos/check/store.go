@@ -1,0 +1,55 @@
+package check
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/tap"
+)
+
+// rest is what of the evidence is no long list.
+type rest struct {
+	Opened  int64    `json:"opened"`
+	Windows []Window `json:"windows"`
+	Lagged  int      `json:"lagged"`
+	Books   []Book   `json:"books"`
+}
+
+// Save writes the evidence into a directory, from which Load and any other program can read it.
+func (e *Evidence) Save(dir string) error {
+	raw, err := json.Marshal(rest{e.Opened, e.Windows, e.Lagged, e.Books})
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(dir, "evidence.json"), raw, 0o600),
+		history.Save(filepath.Join(dir, "history.jsonl"), e.Ops),
+		history.Save(filepath.Join(dir, "calls.jsonl"), e.Calls),
+		history.Save(filepath.Join(dir, "snapshots.jsonl"), e.Snapshots),
+		history.Save(filepath.Join(dir, "decided.jsonl"), e.Decided),
+		history.Save(filepath.Join(dir, "events.jsonl"), e.Events),
+	)
+}
+
+// Load reads what Save wrote.
+func Load(dir string) (*Evidence, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, "evidence.json"))
+	if err != nil {
+		return nil, err
+	}
+	var r rest
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return nil, err
+	}
+	e := &Evidence{Opened: r.Opened, Windows: r.Windows, Lagged: r.Lagged, Books: r.Books}
+	var errs [5]error
+	e.Ops, errs[0] = history.Load[history.Op](filepath.Join(dir, "history.jsonl"))
+	e.Calls, errs[1] = history.Load[tap.Call](filepath.Join(dir, "calls.jsonl"))
+	e.Snapshots, errs[2] = history.Load[Snapshot](filepath.Join(dir, "snapshots.jsonl"))
+	e.Decided, errs[3] = history.Load[Decided](filepath.Join(dir, "decided.jsonl"))
+	e.Events, errs[4] = history.Load[Event](filepath.Join(dir, "events.jsonl"))
+	return e, errors.Join(errs[:]...)
+}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/chaos/check"
+	"github.com/lockstep-tx/lockstep/chaos/report"
+	"github.com/lockstep-tx/lockstep/chaos/scenario"
+)
+
+// exitError ends the program with a code of its own and says nothing more: the report has said it.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit %d", int(e)) }
+
+type runCmd struct {
+	Out       string        `help:"Directory for the reports, the histories and the processes' logs." default:"chaos-out" type:"path"`
+	Seed      uint64        `help:"What the load draws from. Defaults to one of the clock's."`
+	Budget    time.Duration `help:"No scenario is begun that would not end in time; what is not run makes the run inconclusive." default:"12m"`
+	Scenario  []string      `help:"Only these. See list." placeholder:"ID"`
+	Bin       string        `help:"Where lockstep and lockstep-participants are. Defaults to this program's directory." type:"path"`
+	DB        string        `help:"PostgreSQL server for the wallets, instead of SQLite." name:"db" placeholder:"postgres://…"`
+	Journal   string        `help:"PostgreSQL server for the journal of regions with two coordinators; without it their scenarios are skipped." env:"LOCKSTEP_TEST_POSTGRES_URL" placeholder:"postgres://…"`
+	Lanes     int           `help:"Clients at once." default:"24"`
+	NoFault   bool          `help:"Inject nothing. Every scenario must end inconclusive: a test of the suite itself."`
+	Strict    bool          `help:"A scenario that is skipped makes the run inconclusive."`
+	KeepGoing bool          `help:"Run the rest after a violation too." default:"true" negatable:""`
+}
+
+const scenarioEstimate = 75 * time.Second
+
+// Run runs the scenarios.
+func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
+	list, err := scenario.Find(c.Scenario)
+	if err != nil {
+		return err
+	}
+	if c.Bin == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		c.Bin = filepath.Dir(exe)
+	}
+	if c.Seed == 0 {
+		c.Seed = uint64(time.Now().UnixNano() % 1_000_000)
+	}
+	if err := os.MkdirAll(c.Out, 0o755); err != nil {
+		return err
+	}
+	slow, err := scenario.Calibrate(c.Out)
+	if err != nil {
+		return err
+	}
+	run := &report.Run{Seed: c.Seed, Slow: slow, Bed: c.bed(ctx)}
+	fmt.Fprintf(out, "%s; seed %d, this machine is %.1f times slower than the reference\n", run.Bed, c.Seed, slow)
+	end := time.Now().Add(c.Budget)
+	for i, s := range list {
+		if ctx.Err() != nil || i > 0 && time.Until(end) < scenarioEstimate {
+			run.Unrun = append(run.Unrun, s.ID)
+			continue
+		}
+		sctx, cancel := context.WithDeadline(ctx, end)
+		res := scenario.Run(sctx, s, scenario.Options{Dir: filepath.Join(c.Out, s.ID), Bin: c.Bin, Seed: c.Seed, Lanes: c.Lanes, Slow: slow, Disabled: c.NoFault,
+			Journal: c.Journal, DB: c.DB, Say: func(f string, args ...any) { fmt.Fprintf(out, f+"\n", args...) }})
+		cancel()
+		report.One(out, &res)
+		run.Scenarios = append(run.Scenarios, res)
+		if res.Verdict == check.Failed && !c.KeepGoing {
+			break
+		}
+	}
+	if err := run.Write(c.Out); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, run.Summary())
+	code := run.Exit()
+	if code == report.ExitHeld && c.Strict && slices.ContainsFunc(run.Scenarios, func(s scenario.Result) bool { return s.Verdict == check.Skipped }) {
+		code = report.ExitInconclusive
+	}
+	if code != report.ExitHeld {
+		return exitError(code)
+	}
+	return nil
+}
+
+// bed says what the run is on.
+func (c *runCmd) bed(ctx context.Context) string {
+	v, err := exec.CommandContext(ctx, filepath.Join(c.Bin, "lockstep"), "--version").Output()
+	if err != nil {
+		v = []byte("lockstep of unknown version")
+	}
+	db := "SQLite"
+	if c.DB != "" {
+		db = "PostgreSQL"
+	}
+	return fmt.Sprintf("%s: two regions of real processes, an arbiter of one member, wallets on %s, Lockstep's own broker in Kafka's place", strings.TrimSpace(string(v)), db)
+}
+
+type listCmd struct{}
+
+// Run lists the scenarios and the checkers that each arms.
+func (listCmd) Run(out io.Writer) error {
+	for _, s := range scenario.All() {
+		needs := ""
+		if s.Pair {
+			needs = "; needs LOCKSTEP_TEST_POSTGRES_URL"
+		}
+		fmt.Fprintf(out, "%-4s %s (%s; arms %s%s)\n", s.ID, s.Title, s.Fault.Name(), strings.Join(s.Arms, " "), needs)
+	}
+	_, err := fmt.Fprintf(out, "checkers: %s\n", strings.Join(check.IDs(), " "))
+	return err
+}
+
+type checkCmd struct {
+	Dir string `arg:"" help:"Directory of a run (--out)." type:"existingdir"`
+}
+
+// Run runs all checkers on what was stored. The verdicts on the faults and the load stay as they were.
+func (c *checkCmd) Run(out io.Writer) error {
+	run, err := report.Load(c.Dir)
+	if err != nil {
+		return err
+	}
+	for i := range run.Scenarios {
+		s := &run.Scenarios[i]
+		if len(s.Checks) == 0 {
+			continue
+		}
+		e, err := check.Load(filepath.Join(c.Dir, s.ID))
+		if err != nil {
+			return err
+		}
+		var required []string
+		for _, r := range s.Checks {
+			if r.Required {
+				required = append(required, r.ID)
+			}
+		}
+		s.Recheck(check.All(e, required))
+		report.One(out, s)
+	}
+	fmt.Fprintln(out, run.Summary())
+	if code := run.Exit(); code != report.ExitHeld {
+		return exitError(code)
+	}
+	return nil
+}
+
+type doctorCmd struct {
+	Bin string `help:"Where lockstep and lockstep-participants are. Defaults to this program's directory." type:"path"`
+}
+
+// Run says what the suite finds here.
+func (c *doctorCmd) Run(out io.Writer) error {
+	if c.Bin == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		c.Bin = filepath.Dir(exe)
+	}
+	var bad error
+	line := func(what string, err error, without string) {
+		if err == nil {
+			fmt.Fprintf(out, "ok       %s\n", what)
+			return
+		}
+		fmt.Fprintf(out, "missing  %s (%v): %s\n", what, err, without)
+	}
+	for _, program := range []string{"lockstep", "lockstep-participants"} {
+		_, err := os.Stat(filepath.Join(c.Bin, program))
+		bad = errors.Join(bad, err)
+		line(program, err, "nothing runs; make build")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err == nil {
+		l.Close()
+	}
+	line("loopback", err, "nothing runs")
+	dir, err := os.MkdirTemp("", "lockstep-chaos-")
+	bad = errors.Join(bad, err)
+	line("temporary directory", err, "nothing runs")
+	if err == nil {
+		slow, err := scenario.Calibrate(dir)
+		line(fmt.Sprintf("synced writes and arithmetic: %.1f times slower than the reference", slow), err, "nothing runs")
+		bad = errors.Join(bad, err, os.RemoveAll(dir))
+	}
+	err = nil
+	if os.Getenv("LOCKSTEP_TEST_POSTGRES_URL") == "" {
+		err = errors.New("LOCKSTEP_TEST_POSTGRES_URL is not set")
+	}
+	line("PostgreSQL", err, "P4 and N1 are skipped; bin/devctl run -- …")
+	return bad
+}

@@ -1,0 +1,53 @@
+package scenario
+
+import (
+	"crypto/sha256"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// What the reference machine (two cores, otherwise idle) takes for the same.
+const (
+	referenceCPU  = 130 * time.Millisecond
+	referenceSync = 80 * time.Millisecond
+)
+
+// Calibrate says how much slower this machine is now than the reference, at least 1: two cores' worth of arithmetic, and
+// writes that are synced. Waits are longer by it, and the load may be less.
+func Calibrate(dir string) (float64, error) {
+	began := time.Now()
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			buf := make([]byte, 1<<20)
+			for range 128 {
+				s := sha256.Sum256(buf)
+				copy(buf, s[:])
+			}
+		})
+	}
+	wg.Wait()
+	cpu := time.Since(began)
+	file := filepath.Join(dir, "calibrate")
+	f, err := os.Create(file)
+	if err != nil {
+		return 1, err
+	}
+	defer os.Remove(file)
+	defer f.Close()
+	began = time.Now()
+	for range 40 {
+		if _, err := f.Write(make([]byte, 4096)); err != nil {
+			return 1, err
+		}
+		if err := f.Sync(); err != nil {
+			return 1, err
+		}
+	}
+	if os.Getenv("CAL") != "" {
+		println(cpu.String(), time.Since(began).String())
+	}
+	return min(6, max(1, cpu.Seconds()/referenceCPU.Seconds(), time.Since(began).Seconds()/referenceSync.Seconds())), nil
+}

@@ -1,0 +1,164 @@
+package scenario
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/chaos/check"
+	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/proc"
+)
+
+// journals reads both.
+func (r *running) journals(ctx context.Context) (decided []check.Decided, events []check.Event, err error) {
+	for _, region := range r.d.Regions {
+		d, e, rerr := check.ReadJournal(ctx, region.Name, region.Journal)
+		decided, events, err = append(decided, d...), append(events, e...), errors.Join(err, rerr)
+	}
+	return decided, events, err
+}
+
+// lag is how many events one journal has more than the other.
+func (r *running) lag(ctx context.Context) int {
+	_, events, err := r.journals(ctx)
+	if err != nil {
+		return 0
+	}
+	// Of each region's own, by how many the other is behind: both can be behind at once.
+	type event struct {
+		origin, seq int64
+		slot        int
+	}
+	seen := map[event]int{}
+	for _, e := range events {
+		seen[event{e.Origin, e.Seq, e.Slot}]++
+	}
+	n := 0
+	for _, k := range seen {
+		if k == 1 {
+			n++
+		}
+	}
+	return n
+}
+
+// quiet waits until nothing is open any more, or until it should be so: what is left then is for the checkers.
+func (r *running) quiet(ctx context.Context) {
+	end := time.Now().Add(r.scaled(quietLimit))
+	for time.Now().Before(end) && ctx.Err() == nil {
+		if r.level(ctx) {
+			return
+		}
+		sleep(ctx, 300*time.Millisecond)
+	}
+	r.o.Say("%s: not quiet after %v", r.s.ID, r.scaled(quietLimit))
+}
+
+func (r *running) level(ctx context.Context) bool {
+	var first map[string]int64
+	for _, region := range r.d.Regions {
+		s, err := check.ReadSnapshot(ctx, region.Name, region.DB, r.log.Now)
+		if err != nil {
+			return false
+		}
+		of := map[string]int64{}
+		for _, a := range s.Accounts {
+			if a.DebitsPending != 0 || a.CreditsPending != 0 {
+				return false
+			}
+			of[a.ID] = a.Balance()
+		}
+		if first == nil {
+			first = of
+		}
+		for id, v := range of {
+			if first[id] != v {
+				return false
+			}
+		}
+	}
+	if r.lag(ctx) > 0 {
+		return false
+	}
+	decided, _, err := r.journals(ctx)
+	for _, d := range decided {
+		if !d.Finished {
+			return false
+		}
+	}
+	return err == nil
+}
+
+// read gathers what was left behind.
+func (r *running) read(ctx context.Context) (*check.Evidence, error) {
+	e := &check.Evidence{Opened: r.d.Opened, Ops: r.log.Ops(), Windows: []check.Window{r.win}, Lagged: r.lagged, Snapshots: r.snaps}
+	r.res.Ops = len(e.Ops)
+	for _, op := range e.Ops {
+		if op.Outcome == history.Unknown {
+			r.res.Unknown++
+		}
+	}
+	var err error
+	for _, region := range r.d.Regions {
+		e.Calls = append(e.Calls, region.Tap.Calls()...)
+		b, rerr := check.ReadBook(ctx, region.Name, region.DB)
+		e.Books, err = append(e.Books, b), errors.Join(err, rerr)
+	}
+	var jerr error
+	e.Decided, e.Events, jerr = r.journals(ctx)
+	return e, errors.Join(err, jerr)
+}
+
+// databases makes what the scenario needs on a database server, and gives what removes it.
+func (r *running) databases(ctx context.Context, cfg *proc.Config) (drop func() error, err error) {
+	var undo []func() error
+	drop = func() (err error) {
+		for _, f := range undo {
+			err = errors.Join(err, f())
+		}
+		return err
+	}
+	one := func(into *string, base, name string) {
+		if err != nil || base == "" {
+			return
+		}
+		var f func() error
+		if *into, f, err = database(ctx, base, name); f != nil {
+			undo = append(undo, f)
+		}
+	}
+	if r.s.Pair {
+		one(&cfg.Journal, r.o.Journal, "journal")
+	}
+	one(&cfg.Wallets[0], r.o.DB, "east")
+	one(&cfg.Wallets[1], r.o.DB, "west")
+	if err != nil {
+		return drop, errors.Join(err, drop())
+	}
+	return drop, nil
+}
+
+// database makes a database of its own on a PostgreSQL server.
+func database(ctx context.Context, base, name string) (address string, drop func() error, err error) {
+	u, err := url.Parse(base)
+	if err != nil {
+		return "", nil, errors.New("the database server's address cannot be read")
+	}
+	db, err := sql.Open("pgx", base)
+	if err != nil {
+		return "", nil, err
+	}
+	name = fmt.Sprintf("chaos_%s_%d", name, time.Now().UnixNano())
+	if _, err := db.ExecContext(ctx, "CREATE DATABASE "+name); err != nil {
+		return "", nil, errors.Join(fmt.Errorf("database on the server: %w", err), db.Close())
+	}
+	u.Path = "/" + name
+	return u.String(), func() error {
+		_, err := db.Exec("DROP DATABASE IF EXISTS " + name + " WITH (FORCE)")
+		return errors.Join(err, db.Close())
+	}, nil
+}

@@ -1,0 +1,249 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/chaos/check"
+	"github.com/lockstep-tx/lockstep/chaos/fault"
+	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/proc"
+	"github.com/lockstep-tx/lockstep/chaos/workload"
+)
+
+const (
+	warmUp         = 3 * time.Second
+	inFlightNeeded = 10
+	rateNeeded     = 40.0 // decisions a second before the fault, on the reference machine
+	rateBack       = 0.8  // of it, after the healing
+	backLimit      = 15 * time.Second
+	quietLimit     = 30 * time.Second
+	afterMin       = 2 * time.Second
+	snapshotEvery  = 250 * time.Millisecond
+)
+
+// running is one scenario under way.
+type running struct {
+	s   Scenario
+	o   Options
+	d   *proc.Deployment
+	log *history.Log
+	env fault.Env
+	res Result
+	win check.Window
+
+	mu     sync.Mutex
+	snaps  []check.Snapshot
+	lagged int
+}
+
+func (r *running) scaled(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * max(1, r.o.Slow))
+}
+
+// Run runs a scenario to its verdict. What it has left behind is in o.Dir.
+func Run(ctx context.Context, s Scenario, o Options) (res Result) {
+	began := time.Now()
+	r := &running{s: s, o: o, log: history.New(), res: Result{ID: s.ID, Title: s.Title, Seed: o.Seed}}
+	defer func() {
+		if p := recover(); p != nil {
+			res = r.res
+			res.Harness, res.Verdict = fmt.Sprintf("panic: %v", p), check.Inconclusive
+		}
+		res.Seconds = time.Since(began).Seconds()
+	}()
+	if s.Pair && o.Journal == "" {
+		r.res.Verdict, r.res.Reasons = check.Skipped, []string{"skipped: two coordinators share a journal on PostgreSQL or MySQL: set LOCKSTEP_TEST_POSTGRES_URL"}
+		return r.res
+	}
+	evidence, err := r.play(ctx)
+	if err != nil {
+		r.res.Harness, r.res.Verdict = err.Error(), check.Inconclusive
+		return r.res
+	}
+	r.res.Checks = check.All(evidence, s.Arms)
+	r.res.settle()
+	if err := evidence.Save(o.Dir); err != nil {
+		r.res.Harness = err.Error()
+	}
+	return r.res
+}
+
+// play makes the deployment, does everything to it, and reads what it left.
+func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
+	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Now: r.log.Now}
+	if cfg.Dir, err = os.MkdirTemp("", "lockstep-chaos-"); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(cfg.Dir)) }()
+	if err := os.MkdirAll(r.o.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	drop, err := r.databases(ctx, &cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, drop()) }()
+	r.d, err = proc.New(ctx, cfg)
+	defer func() {
+		err = errors.Join(err, r.d.Close())
+		err = errors.Join(err, keepLogs(cfg.Dir, r.o.Dir))
+	}()
+	if err != nil {
+		return nil, fmt.Errorf("the deployment did not start: %w", err)
+	}
+	r.env = fault.Env{Deployment: r.d, Log: r.log, Slow: r.o.Slow}
+	if err := r.s.Fault.Available(r.env); err != nil {
+		return nil, err
+	}
+	if err := r.underLoad(ctx); err != nil {
+		return nil, err
+	}
+	r.quiet(ctx)
+	return r.read(ctx)
+}
+
+// keepLogs copies the processes' output.
+func keepLogs(from, to string) error {
+	logs, err := filepath.Glob(filepath.Join(from, "*.log"))
+	for _, l := range logs {
+		in, oerr := os.Open(l)
+		if oerr != nil {
+			return oerr
+		}
+		raw, rerr := io.ReadAll(io.LimitReader(in, 4<<20))
+		err = errors.Join(err, rerr, in.Close(), os.WriteFile(filepath.Join(to, filepath.Base(l)), raw, 0o600))
+	}
+	return err
+}
+
+// underLoad runs the load and, in it, the fault.
+func (r *running) underLoad(ctx context.Context) error {
+	o := workload.Options{Seed: r.o.Seed, Lanes: r.o.Lanes, TryLimit: r.s.TryLimit, Timeout: 3 * time.Second, RetryLimit: 2}
+	if o.TryLimit == 0 {
+		o.TryLimit = time.Second
+	}
+	load, err := workload.Start(ctx, r.d, r.log, o)
+	defer load.Stop()
+	if err != nil {
+		return err
+	}
+	stop := r.snapshots(ctx)
+	defer stop()
+	if err := r.warm(ctx); err != nil {
+		return err
+	}
+	f := r.s.Fault
+	if r.o.Disabled {
+		f = fault.Disabled{Fault: f}
+	}
+	r.win = check.Window{Fault: f.Name(), InFlight: len(r.log.Flying()), Crash: r.s.Crash, Injected: r.log.Now()}
+	r.res.InFlight = r.win.InFlight
+	active, err := f.Inject(ctx, r.env)
+	if active != nil {
+		defer func() {
+			if cerr := active.Cleanup(); cerr != nil {
+				r.o.Say("%s: clean up: %v", r.s.ID, cerr)
+			}
+		}()
+	}
+	if err != nil {
+		return fmt.Errorf("inject %s: %w", f.Name(), err)
+	}
+	return r.faulty(ctx, active)
+}
+
+// warm waits for the load to be what it is to be.
+func (r *running) warm(ctx context.Context) error {
+	// The first answers come when the coordinators have heard of the wallets and of their slots.
+	for end := time.Now().Add(r.scaled(20 * time.Second)); history.Rate(r.log.Ops(), r.log.Now()-1e9, r.log.Now()) < rateNeeded/4 && time.Now().Before(end); {
+		if !sleep(ctx, 100*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+	from := r.log.Now()
+	if !sleep(ctx, warmUp) {
+		return ctx.Err()
+	}
+	for end := time.Now().Add(5 * time.Second); len(r.log.Flying()) < inFlightNeeded && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	r.res.Rate = history.Rate(r.log.Ops(), from, r.log.Now())
+	if need := rateNeeded / max(1, r.o.Slow); r.res.Rate < need {
+		r.res.inconclusive("%.0f decisions a second before the fault, %.0f are needed", r.res.Rate, need)
+	}
+	return nil
+}
+
+// faulty proves the fault, heals it, and waits for the load to be back.
+func (r *running) faulty(ctx context.Context, active fault.Active) (err error) {
+	if r.win.InFlight < inFlightNeeded {
+		r.res.inconclusive("%d transactions in flight at the injection, %d are needed", r.win.InFlight, inFlightNeeded)
+	}
+	if r.res.Effective, err = active.Effective(ctx); err != nil {
+		r.res.inconclusive("%v", err)
+	}
+	r.o.Say("%s: %s", r.s.ID, r.res.Effective.What)
+	if !sleep(ctx, r.s.Hold) {
+		return ctx.Err()
+	}
+	r.win.AtHeal, r.lagged = len(r.log.Flying()), r.lag(ctx)
+	if err := active.Recover(ctx); err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
+	if r.res.Recovered, err = active.Recovered(ctx); err != nil {
+		r.res.inconclusive("healing: %v", err)
+	}
+	r.win.Healed = r.log.Now()
+	for {
+		now := r.log.Now()
+		r.res.Back = float64(now-r.win.Healed) / 1e9
+		r.res.RateAfter = max(r.res.RateAfter, history.Rate(r.log.Ops(), max(r.win.Healed, now-1e9), now))
+		back := now-r.win.Healed > 1e9 && r.res.RateAfter >= rateBack*r.res.Rate
+		if back && r.res.Back > afterMin.Seconds() {
+			return nil
+		}
+		if r.res.Back > r.scaled(backLimit).Seconds() {
+			r.res.inconclusive("%.0f decisions a second at most within %.0f s of the healing, %.0f before the fault", r.res.RateAfter, r.res.Back, r.res.Rate)
+			return nil
+		}
+		if !sleep(ctx, 200*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// snapshots looks at the books until it is stopped.
+func (r *running) snapshots(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	for _, region := range r.d.Regions {
+		wg.Go(func() {
+			for sleep(ctx, snapshotEvery) {
+				s, err := check.ReadSnapshot(ctx, region.Name, region.DB, r.log.Now)
+				if err != nil {
+					continue // the arming condition counts those that came
+				}
+				r.mu.Lock()
+				r.snaps = append(r.snaps, s)
+				r.mu.Unlock()
+			}
+		})
+	}
+	return func() { cancel(); wg.Wait() }
+}

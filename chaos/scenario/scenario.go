@@ -1,0 +1,152 @@
+// Package scenario runs a fault under load, end to end: a deployment of its own, a load, the fault with its evidence, the
+// healing with its evidence, quiet, and then the checkers.
+//
+// Its law: a scenario passes only if its fault took effect, its load was really in flight, and every checker that it arms
+// has examined something that could have been wrong. Else it is inconclusive, which is red. A violation is a violation,
+// whatever else was not proven.
+package scenario
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/chaos/check"
+	"github.com/lockstep-tx/lockstep/chaos/fault"
+	"github.com/lockstep-tx/lockstep/chaos/proc"
+)
+
+// Scenario is a fault and what it arms.
+type Scenario struct {
+	ID, Title string
+	Fault     fault.Fault
+	// Hold is how long the fault stays after it is proven.
+	Hold time.Duration
+	// Arms are the checkers that must have proven something.
+	Arms []string
+	// Pair wants a region with two coordinators on one etcd, for which a journal server is needed.
+	Pair bool
+	// Crash: a process dies at the injection.
+	Crash bool
+	// TryLimit is how long a branch call may take; 0 is the usual.
+	TryLimit time.Duration
+}
+
+// always are armed by the load alone.
+var always = []string{"I1", "I2", "I4", "I7", "I14"}
+
+func armed(more ...string) []string { return append(append([]string(nil), always...), more...) }
+
+// All are the scenarios of the pull-request set, in the order in which they run.
+func All() []Scenario {
+	return []Scenario{
+		{ID: "P1", Title: "SIGKILL of the coordinator that owns transactions in flight", Fault: fault.Kill{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8"), Crash: true},
+		{ID: "M1", Title: "confirms and cancels sent three times at once", Fault: fault.Duplicates(), Hold: 2 * time.Second, Arms: armed("I3", "I6")},
+		{ID: "M23", Title: "cancel before try, and the try after it", Fault: fault.CancelFirst(true), Hold: 2 * time.Second, Arms: armed("I3", "I5"), TryLimit: 500 * time.Millisecond},
+		{ID: "M2", Title: "cancel before a try that never comes", Fault: fault.CancelFirst(false), Hold: 2 * time.Second, Arms: armed("I3"), TryLimit: 500 * time.Millisecond},
+		{ID: "N14", Title: "answers lost after the participant has applied", Fault: fault.LostAnswers(), Hold: 2 * time.Second, Arms: armed("I3", "I6")},
+		{ID: "P4", Title: "SIGSTOP for longer than the lease, then SIGCONT", Fault: fault.Pause{}, Hold: time.Second, Arms: armed("I3"), Pair: true},
+		{ID: "N8", Title: "the link between the regions cut and healed", Fault: fault.Between{}, Hold: 5 * time.Second, Arms: armed("I3", "I9", "I10")},
+		{ID: "N1", Title: "one coordinator isolated", Fault: fault.Isolate{}, Hold: 4 * time.Second, Arms: armed("I3"), Pair: true},
+		{ID: "M8", Title: "confirms and cancels of an epoch that has ended", Fault: fault.Moved{Slots: proc.Moving}, Hold: time.Second, Arms: armed("I3", "I11")},
+		{ID: "O3", Title: "a handover whose coordinator is killed on the way", Fault: fault.Moved{Slots: proc.Moving, Kill: true}, Hold: time.Second, Arms: armed("I3", "I11"), Crash: true},
+	}
+}
+
+// Find gives the scenarios with the ids given, or all.
+func Find(ids []string) ([]Scenario, error) {
+	if len(ids) == 0 {
+		return All(), nil
+	}
+	var out []Scenario
+	for _, id := range ids {
+		n := len(out)
+		for _, s := range All() {
+			if s.ID == id {
+				out = append(out, s)
+			}
+		}
+		if len(out) == n {
+			return nil, fmt.Errorf("there is no scenario %q", id)
+		}
+	}
+	return out, nil
+}
+
+// Options of a run.
+type Options struct {
+	Dir, Bin string // for reports and logs; of the programs
+	Seed     uint64
+	Env      []string
+	Lanes    int
+	// Slow is how much slower this machine is than the reference; see Calibrate.
+	Slow float64
+	// Disabled faults do nothing: the scenario must notice.
+	Disabled bool
+	// Journal is a database server for a journal that coordinators share, DB one for the wallets; "" where there is none.
+	Journal, DB string
+	// Say tells what goes on.
+	Say func(format string, args ...any)
+}
+
+// Result of a scenario.
+type Result struct {
+	ID      string         `json:"id"`
+	Title   string         `json:"title"`
+	Seed    uint64         `json:"seed"`
+	Verdict check.Verdict  `json:"verdict"`
+	Reasons []string       `json:"reasons,omitempty"` // why it is not passed
+	Checks  []check.Result `json:"checks,omitempty"`
+	// Effective and Recovered are the fault's evidence.
+	Effective fault.Evidence `json:"effective"`
+	Recovered fault.Evidence `json:"recovered"`
+	InFlight  int            `json:"in_flight"`
+	// Rate before the fault and in the best second after it, decisions a second; Back is how long that took, in seconds.
+	Rate      float64 `json:"rate"`
+	RateAfter float64 `json:"rate_after"`
+	Back      float64 `json:"back_s"`
+	Ops       int     `json:"ops"`
+	Unknown   int     `json:"unknown"`
+	Seconds   float64 `json:"seconds"`
+	// Harness is an error of the suite itself.
+	Harness string `json:"harness,omitempty"`
+}
+
+// inconclusive adds a reason for which nothing is proven.
+func (r *Result) inconclusive(format string, args ...any) {
+	r.Reasons = append(r.Reasons, "inconclusive: "+fmt.Sprintf(format, args...))
+}
+
+// Recheck puts other findings in the place of the checkers'.
+func (r *Result) Recheck(checks []check.Result) {
+	var own []string
+	for _, why := range r.Reasons {
+		if strings.HasPrefix(why, "inconclusive: ") && !strings.Contains(why, " examined ") {
+			own = append(own, why)
+		}
+	}
+	r.Reasons, r.Checks = own, checks
+	r.settle()
+}
+
+// settle gives the verdict: a violation counts more than what was not proven.
+func (r *Result) settle() {
+	r.Verdict = check.Passed
+	if len(r.Reasons) > 0 {
+		r.Verdict = check.Inconclusive
+	}
+	for i := range r.Checks {
+		c := &r.Checks[i]
+		switch c.Verdict() {
+		case check.Failed:
+			r.Verdict = check.Failed
+			r.Reasons = append(r.Reasons, fmt.Sprintf("%s (%s): %d violations; %s", c.ID, c.Title, c.Count, c.Violations[0]))
+		case check.Inconclusive:
+			r.inconclusive("%s examined %d; %s; search ended early: %v", c.ID, c.Examined, c.Arming, c.TimedOut)
+			if r.Verdict == check.Passed {
+				r.Verdict = check.Inconclusive
+			}
+		case check.Passed, check.Skipped:
+		}
+	}
+}

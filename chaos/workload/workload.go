@@ -1,0 +1,297 @@
+// Package workload is clients of a bank: transfers in and across regions, ones that nobody can pay, ones whose client makes
+// the tries itself, ones that are abandoned, and reads.
+//
+// Its law: what a lane asks for follows from the seed and the lane's number alone; what it is told goes into the history as
+// it was told. A request is never repeated: an unknown stays unknown, and its client is retired.
+package workload
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/proc"
+	"github.com/lockstep-tx/lockstep/coordinator/api/client"
+)
+
+const (
+	// AnswerLimit is how long a client waits.
+	AnswerLimit  = 2 * time.Second
+	overdraft    = 10 * proc.Deposit
+	recentGids   = 64
+	thinkTimeMax = 10 * time.Millisecond
+)
+
+// Options of a load.
+type Options struct {
+	Seed  uint64
+	Lanes int // clients at once, half of them in each region
+	// TryLimit is how long one branch call may take; Timeout ends what is not decided.
+	TryLimit, Timeout time.Duration
+	// RetryLimit is how many failed tries abort a transaction.
+	RetryLimit int
+}
+
+// Load is running clients.
+type Load struct {
+	o       Options
+	d       *proc.Deployment
+	log     *history.Log
+	clients [2][]*client.Client
+	http    http.Client
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+}
+
+// Start starts the clients. Stop ends them.
+func Start(ctx context.Context, d *proc.Deployment, log *history.Log, o Options) (*Load, error) {
+	l := &Load{o: o, d: d, log: log, http: http.Client{Timeout: AnswerLimit, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
+	for i, r := range d.Regions {
+		for _, addr := range r.GRPC {
+			c, err := client.Dial(addr, client.WithDialOptions(grpc.WithConnectParams(grpc.ConnectParams{
+				Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, MaxDelay: 500 * time.Millisecond}, MinConnectTimeout: time.Second,
+			})))
+			if err != nil {
+				return l, err
+			}
+			l.clients[i] = append(l.clients[i], c)
+		}
+	}
+	ctx, l.cancel = context.WithCancel(ctx)
+	for n := range o.Lanes {
+		l.wg.Go(func() { l.lane(ctx, n) })
+	}
+	return l, nil
+}
+
+// Stop lets what is under way end, and leaves.
+func (l *Load) Stop() {
+	if l.cancel != nil {
+		l.cancel()
+	}
+	l.wg.Wait()
+	for _, cs := range l.clients {
+		for _, c := range cs {
+			c.Close()
+		}
+	}
+	l.clients = [2][]*client.Client{}
+}
+
+// lane is a client after another.
+type lane struct {
+	*Load
+	n, at  int // its number, its region
+	id     int // of the logical client
+	rnd    *rand.Rand
+	recent []string
+}
+
+func (l *Load) lane(ctx context.Context, n int) {
+	s := &lane{Load: l, n: n, at: n % 2, id: l.log.Client(), rnd: rand.New(rand.NewPCG(l.o.Seed, uint64(n)))}
+	for k := 0; ctx.Err() == nil; k++ {
+		p := s.plan(k)
+		var o history.Outcome
+		switch {
+		case p.kind == history.Read:
+			o = s.read(p)
+		case p.kind == history.Execute:
+			o = s.execute(p)
+		default:
+			o = s.byHand(p)
+		}
+		if o == history.Unknown {
+			s.id = l.log.Client()
+			time.Sleep(50 * time.Millisecond)
+		}
+		time.Sleep(p.think)
+	}
+}
+
+// plan is what one operation will be: all draws are made here, so that answers do not change what comes later.
+type plan struct {
+	history.Op
+	kind  history.Kind
+	via   uint32
+	tx    client.Tx
+	think time.Duration
+}
+
+func (s *lane) plan(k int) plan {
+	own, far := s.d.Regions[s.at].Accounts, s.d.Regions[1-s.at].Accounts
+	pick := func(all []string) string { return all[s.rnd.IntN(len(all))] }
+	from, to := pick(own), pick(own)
+	cross, stray := s.rnd.IntN(100) < 40, s.rnd.IntN(100) < 15
+	other := pick(far)
+	amount, kind := int64(1+s.rnd.IntN(9)), s.rnd.IntN(100)
+	p := plan{via: s.rnd.Uint32(), think: time.Duration(s.rnd.Int64N(int64(thinkTimeMax)))}
+	if cross || to == from {
+		to = other
+	}
+	home := from
+	if stray {
+		home = to
+	}
+	switch {
+	case kind < 50:
+		p.kind = history.Execute
+	case kind < 60:
+		p.kind, amount = history.Execute, overdraft
+	case kind < 72:
+		p.kind = history.Commit
+	case kind < 77:
+		p.kind = history.Abort
+	case kind < 82:
+		p.kind = history.Abandon
+	default:
+		p.kind = history.Read
+	}
+	gid := fmt.Sprintf("{%s}%d-%d-%d", home, s.o.Seed, s.n, k)
+	p.Op = history.Op{Client: s.id, Kind: p.kind, Gid: gid, Region: s.d.Regions[s.at].Name, From: from, To: to, Amount: amount, Over: amount == overdraft}
+	p.tx = client.Tx{Gid: gid, Branches: []client.Branch{branch("pay", from, amount), branch("receive", to, amount)}, Options: client.Options{
+		Timeout: s.o.Timeout, RequestTimeout: s.o.TryLimit, RetryInterval: 100 * time.Millisecond, RetryLimit: s.o.RetryLimit,
+	}}
+	return p
+}
+
+func payload(account string, amount int64) []byte {
+	return fmt.Appendf(nil, `{"account":%q,"amount":%d}`, account, amount)
+}
+
+func branch(op, account string, amount int64) client.Branch {
+	b := "lockstep://wallet/wallet/" + op
+	return client.Branch{ID: op, Account: account, Try: b + "/try", Confirm: b + "/confirm", Cancel: b + "/cancel", Payload: payload(account, amount)}
+}
+
+func (s *lane) client(p plan) *client.Client {
+	all := s.clients[s.at]
+	return all[int(p.via)%len(all)]
+}
+
+// Told says what an answer means.
+func Told(st client.State, err error) (history.Outcome, history.Value, error) {
+	switch {
+	case err == nil && st.Committed():
+		return history.OK, history.Committed, nil
+	case err == nil && st.Aborted():
+		return history.OK, history.Aborted, nil
+	case err == nil:
+		return history.OK, history.Open, nil
+	}
+	switch status.Code(err) {
+	case codes.InvalidArgument, codes.FailedPrecondition, codes.NotFound, codes.AlreadyExists, codes.PermissionDenied, codes.Unimplemented:
+		return history.Fail, history.None, err
+	}
+	return history.Unknown, history.None, err
+}
+
+func (s *lane) end(op *history.Op, st client.State, err error) history.Outcome {
+	o, v, err := Told(st, err)
+	s.log.End(op, o, v, err)
+	if o != history.Unknown {
+		s.remember(op.Gid)
+	}
+	return o
+}
+
+func (s *lane) remember(gid string) {
+	if s.recent = append(s.recent, gid); len(s.recent) > recentGids {
+		s.recent = s.recent[1:]
+	}
+}
+
+// asked bounds a call; it is not broken off when the load ends, so that its answer is known.
+func asked() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), AnswerLimit)
+}
+
+func (s *lane) execute(p plan) history.Outcome {
+	op := s.log.Begin(p.Op)
+	ctx, cancel := asked()
+	defer cancel()
+	st, err := s.client(p).Execute(ctx, p.tx, client.Decided)
+	return s.end(op, st, err)
+}
+
+// read asks for something that this lane knows; without anything it is no operation.
+func (s *lane) read(p plan) history.Outcome {
+	if len(s.recent) == 0 {
+		return history.OK
+	}
+	p.Op = history.Op{Client: s.id, Kind: history.Read, Region: p.Region, Gid: s.recent[int(p.via)%len(s.recent)]}
+	op := s.log.Begin(p.Op)
+	ctx, cancel := asked()
+	defer cancel()
+	st, err := s.client(p).Get(ctx, op.Gid)
+	o, v, err := Told(st, err)
+	s.log.End(op, o, v, err)
+	return o
+}
+
+// byHand begins, makes the tries, and decides or walks away.
+func (s *lane) byHand(p plan) history.Outcome {
+	op := s.log.Begin(p.Op)
+	ctx, cancel := asked()
+	defer cancel()
+	c := s.client(p)
+	for i := range p.tx.Branches {
+		p.tx.Branches[i].Try = ""
+	}
+	if st, err := c.Begin(ctx, p.tx); err != nil {
+		return s.end(op, st, err)
+	}
+	ok := s.try(ctx, p, "pay", p.From)
+	if p.kind == history.Abandon {
+		s.log.End(op, history.OK, history.Open, nil)
+		s.remember(op.Gid)
+		return history.OK
+	}
+	ok = s.try(ctx, p, "receive", p.To) && ok
+	if p.kind == history.Commit && ok {
+		st, err := c.Commit(ctx, op.Gid, client.Decided)
+		return s.end(op, st, err)
+	}
+	st, err := c.Abort(ctx, op.Gid, "the client changed its mind", client.Decided)
+	return s.end(op, st, err)
+}
+
+// try makes a branch's try as a client does: without a fence.
+func (s *lane) try(ctx context.Context, p plan, branch, account string) bool {
+	q := url.Values{"gid": {p.Gid}, "trans_type": {"tcc"}, "branch_id": {branch}, "op": {"try"}}
+	for i := range s.d.Regions {
+		r := s.d.Regions[(s.home(account)+i)%2]
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Tap.URL()+"/wallet/"+branch+"/try?"+q.Encode(), bytes.NewReader(payload(account, p.Amount)))
+		if err != nil {
+			return false
+		}
+		resp, err := s.http.Do(req)
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusPreconditionFailed && resp.StatusCode != http.StatusMisdirectedRequest {
+			return resp.StatusCode == http.StatusOK
+		}
+	}
+	return false
+}
+
+func (s *lane) home(account string) int {
+	for _, a := range s.d.Regions[1].Accounts {
+		if a == account {
+			return 1
+		}
+	}
+	return 0
+}
