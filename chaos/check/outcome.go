@@ -181,7 +181,7 @@ func (v *view) judge(rows map[string]string, state string, outcome history.Value
 		return "confirmed and not posted"
 	case !confirm && state == "posted":
 		return "posted without a confirm's row"
-	case cancel && try == "try" && state != "voided":
+	case cancel && try == "try" && state != "voided" && !(state == "" && v.voidedElsewhere(book, k)):
 		return "cancelled and not voided"
 	case cancel && !tried:
 		return "cancelled without the row that blocks a late try"
@@ -191,6 +191,18 @@ func (v *view) judge(rows map[string]string, state string, outcome history.Value
 		return "tried, and aborted, and never cancelled: a try after the cancel was taken"
 	}
 	return ""
+}
+
+// voidedElsewhere: rows move with their account to a new home, holds that were taken back before do not.
+func (v *view) voidedElsewhere(book int, k branchKey) bool {
+	for i := range v.transfers {
+		for _, t := range v.transfers[i][k] {
+			if i != book && t.State == "voided" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // triedElsewhere: a copy has the confirm's row alone, its home has the try's.

@@ -48,14 +48,19 @@ func (r *running) lag(ctx context.Context) int {
 
 // quiet waits until nothing is open any more, or until it should be so: what is left then is for the checkers.
 func (r *running) quiet(ctx context.Context) {
-	end := time.Now().Add(r.scaled(quietLimit))
+	limit := r.o.Quiet
+	if limit == 0 {
+		limit = quietLimit
+	}
+	limit = r.scaled(limit)
+	end := time.Now().Add(limit)
 	for time.Now().Before(end) && ctx.Err() == nil {
 		if r.level(ctx) {
 			return
 		}
 		sleep(ctx, 300*time.Millisecond)
 	}
-	r.o.Say("%s: not quiet after %v", r.s.ID, r.scaled(quietLimit))
+	r.o.Say("%s: not quiet after %v", r.s.ID, limit)
 }
 
 func (r *running) level(ctx context.Context) bool {

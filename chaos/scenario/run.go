@@ -24,8 +24,11 @@ const (
 	rateBack       = 0.8  // of it, after the healing
 	backLimit      = 15 * time.Second
 	quietLimit     = 30 * time.Second
-	afterMin       = 2 * time.Second
-	snapshotEvery  = 250 * time.Millisecond
+	// A little more than what the checkers I14 and I4 want.
+	operationsWanted = 550
+	abortsWanted     = 60
+	afterMin         = 2 * time.Second
+	snapshotEvery    = 250 * time.Millisecond
 )
 
 // running is one scenario under way.
@@ -206,10 +209,12 @@ func (r *running) faulty(ctx context.Context, active fault.Active) (err error) {
 		r.res.Back = float64(now-r.win.Healed) / 1e9
 		r.res.RateAfter = max(r.res.RateAfter, history.Rate(r.log.Ops(), max(r.win.Healed, now-1e9), now))
 		back := now-r.win.Healed > 1e9 && r.res.RateAfter >= rateBack*r.res.Rate
-		if back && r.res.Back > afterMin.Seconds() {
+		if back && r.res.Back > afterMin.Seconds() && r.enough() {
 			return nil
 		}
-		if r.res.Back > r.scaled(backLimit).Seconds() {
+		if late := r.res.Back > r.scaled(backLimit).Seconds(); late && back {
+			return nil // what was too little is for the arming conditions to say
+		} else if late {
 			r.res.inconclusive("%.0f decisions a second at most within %.0f s of the healing, %.0f before the fault", r.res.RateAfter, r.res.Back, r.res.Rate)
 			return nil
 		}
@@ -217,6 +222,21 @@ func (r *running) faulty(ctx context.Context, active fault.Active) (err error) {
 			return ctx.Err()
 		}
 	}
+}
+
+// enough says that the load has done what the checkers that it arms want.
+func (r *running) enough() bool {
+	ops := r.log.Ops()
+	aborted, asked := 0, 0
+	for _, op := range ops {
+		if op.Kind != history.Abandon && op.Outcome == history.OK {
+			asked++
+		}
+		if op.Kind != history.Read && op.Value == history.Aborted {
+			aborted++
+		}
+	}
+	return asked >= operationsWanted && aborted >= abortsWanted
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {

@@ -85,6 +85,8 @@ type Options struct {
 	Disabled bool
 	// Journal is a database server for a journal that coordinators share, DB one for the wallets; "" where there is none.
 	Journal, DB string
+	// Quiet is how long is waited for nothing to be open any more, before it is scaled; 0 is the usual.
+	Quiet time.Duration
 	// Say tells what goes on.
 	Say func(format string, args ...any)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/lockstep-tx/lockstep/coordinator/mutant"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/slot"
@@ -413,7 +414,7 @@ func (c *Core) perform(at int64, e *entry, effects []txn.Effect) {
 		case txn.Wake:
 			// The timer is set from the state below: an event that changes nothing emits no wake, and must not lose one.
 		case txn.Invoke, txn.Answer:
-			if e.saved < e.version {
+			if _, answers := eff.(txn.Answer); e.saved < e.version && !(answers && mutant.On(mutant.AckBeforeStore)) {
 				g := e.lastGate()
 				g.effects = append(g.effects, gated{effect: eff, upTo: c.seq})
 			} else {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lockstep-tx/lockstep/coordinator/mutant"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
@@ -363,6 +364,9 @@ func (r *Runner) commitLoop(ctx context.Context) {
 func (r *Runner) commit(ctx context.Context, w *Writing) {
 	cctx, cancel := context.WithTimeoutCause(ctx, r.cfg.CommitTimeout, errors.New("commit timeout"))
 	start := time.Now()
+	if mutant.On(mutant.AckBeforeStore) {
+		time.Sleep(mutant.StoreDelay)
+	}
 	err := r.store.Commit(cctx, &w.Batch)
 	cancel()
 	verdict := Durable

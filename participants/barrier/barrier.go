@@ -147,6 +147,9 @@ func (b *Barrier) Do(ctx context.Context, call *Call, business func(tx *sql.Tx) 
 	if err != nil {
 		return Unknown, err
 	}
+	if outcome, err = b.mutate(ctx, tx, call, &m, &f.members[0], outcome); err != nil {
+		return Unknown, err
+	}
 	if outcome == Done {
 		if err := business(tx); err != nil {
 			return Unknown, err

@@ -115,6 +115,11 @@ func (b *Barrier) batch(ctx context.Context, calls []*Call, together []int, resu
 		r := &results[i]
 		own[n].policy = f.fences[own[n].account()].policy
 		r.Outcome, r.Err = b.judge(own[n], &members[n], f, &f.members[n])
+		if r.Err == nil {
+			if r.Outcome, err = b.mutate(ctx, tx, own[n], &members[n], &f.members[n], r.Outcome); err != nil {
+				return err
+			}
+		}
 		if r.Err == nil && r.Outcome == Done {
 			run = append(run, i)
 		}

@@ -32,6 +32,7 @@ type runCmd struct {
 	DB        string        `help:"PostgreSQL server for the wallets, instead of SQLite." name:"db" placeholder:"postgres://…"`
 	Journal   string        `help:"PostgreSQL server for the journal of regions with two coordinators; without it their scenarios are skipped." env:"LOCKSTEP_TEST_POSTGRES_URL" placeholder:"postgres://…"`
 	Lanes     int           `help:"Clients at once." default:"24"`
+	Quiet     time.Duration `help:"How long to wait after the load for nothing to be open any more, on the reference machine." default:"30s"`
 	NoFault   bool          `help:"Inject nothing. Every scenario must end inconclusive: a test of the suite itself."`
 	Strict    bool          `help:"A scenario that is skipped makes the run inconclusive."`
 	KeepGoing bool          `help:"Run the rest after a violation too." default:"true" negatable:""`
@@ -71,7 +72,7 @@ func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
 			continue
 		}
 		sctx, cancel := context.WithDeadline(ctx, end)
-		res := scenario.Run(sctx, s, scenario.Options{Dir: filepath.Join(c.Out, s.ID), Bin: c.Bin, Seed: c.Seed, Lanes: c.Lanes, Slow: slow, Disabled: c.NoFault,
+		res := scenario.Run(sctx, s, scenario.Options{Dir: filepath.Join(c.Out, s.ID), Bin: c.Bin, Seed: c.Seed, Lanes: c.Lanes, Slow: slow, Disabled: c.NoFault, Quiet: c.Quiet,
 			Journal: c.Journal, DB: c.DB, Say: func(f string, args ...any) { fmt.Fprintf(out, f+"\n", args...) }})
 		cancel()
 		report.One(out, &res)

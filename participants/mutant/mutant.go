@@ -1,0 +1,13 @@
+// Package mutant breaks participants on purpose, so that the chaos suite can show that it would notice. Built without the
+// tag chaos, nothing is ever broken, and nothing of it is in the program: On is a constant there.
+package mutant
+
+// The mutants, as LOCKSTEP_MUTANT names them.
+const (
+	// NoBarrierOnConfirm runs confirms without their barrier's row.
+	NoBarrierOnConfirm = "no-barrier-on-confirm"
+	// NoEmptyCancelRow answers a cancel without a try, and leaves no row that would block a late one.
+	NoEmptyCancelRow = "no-empty-cancel-row"
+	// NoFencing takes calls of epochs that have ended.
+	NoFencing = "no-fencing"
+)
