@@ -175,7 +175,7 @@ func (v *view) judge(rows map[string]string, state string, outcome history.Value
 	switch {
 	case confirm && cancel:
 		return "confirmed and cancelled"
-	case confirm && !tried && !v.triedElsewhere(book, k):
+	case confirm && !tried && !v.rowElsewhere(book, k, "try"):
 		return "confirmed and tried nowhere"
 	case confirm && state != "posted":
 		return "confirmed and not posted"
@@ -187,7 +187,7 @@ func (v *view) judge(rows map[string]string, state string, outcome history.Value
 		return "cancelled without the row that blocks a late try"
 	case cancel && try == "cancel" && state != "":
 		return "a try has come through after the cancel"
-	case tried && !confirm && !cancel && outcome == history.Aborted:
+	case tried && !confirm && !cancel && outcome == history.Aborted && !(state == "" && v.rowElsewhere(book, k, "cancel")):
 		return "tried, and aborted, and never cancelled: a try after the cancel was taken"
 	}
 	return ""
@@ -205,10 +205,11 @@ func (v *view) voidedElsewhere(book int, k branchKey) bool {
 	return false
 }
 
-// triedElsewhere: a copy has the confirm's row alone, its home has the try's.
-func (v *view) triedElsewhere(book int, k branchKey) bool {
+// rowElsewhere: a copy has the confirm's row alone, its home has the try's; a home of before has the try's alone, the home
+// that came after it has the cancel's.
+func (v *view) rowElsewhere(book int, k branchKey, op string) bool {
 	for i := range v.rows {
-		if i != book && v.rows[i][k]["try"] == "try" {
+		if _, ok := v.rows[i][k][op]; ok && i != book {
 			return true
 		}
 	}

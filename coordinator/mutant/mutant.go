@@ -11,4 +11,4 @@ const (
 )
 
 // StoreDelay is how late AckBeforeStore stores: as a busy disk would, so that a crash hits what was answered.
-const StoreDelay = 100 * time.Millisecond
+const StoreDelay = 300 * time.Millisecond
