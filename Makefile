@@ -29,8 +29,8 @@ build: ## bin/lockstep and bin/lockstep-participants
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/lockstep ./coordinator/cmd/lockstep
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/lockstep-participants ./participants/cmd/lockstep-participants
 
-.PHONY: chaos
-chaos: ## bin/lockstep-chaos, which makes faults; the demo runs it
+.PHONY: lockstep-chaos
+lockstep-chaos: ## bin/lockstep-chaos, which makes faults and runs the chaos suite; the demo runs it
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/lockstep-chaos ./chaos/cmd/lockstep-chaos
 
@@ -38,7 +38,7 @@ DEMO_DB := $(if $(DB), --db "$$LOCKSTEP_TEST_$(if $(filter postgres,$(DB)),POSTG
 DEMO_KAFKA := $(if $(filter real,$(KAFKA)), --kafka "$$LOCKSTEP_TEST_KAFKA_URL")
 
 .PHONY: demo
-demo: build chaos $(if $(DB)$(KAFKA),devctl) ## two regions: a kill, a handover, a cut, drift, a region lost and returned; counted to the cent (DB=postgres or mysql, KAFKA=real: private servers)
+demo: build lockstep-chaos $(if $(DB)$(KAFKA),devctl) ## two regions: a kill, a handover, a cut, drift, a region lost and returned; counted to the cent (DB=postgres or mysql, KAFKA=real: private servers)
 	@$(if $(DB)$(KAFKA),bin/devctl run -- sh -c 'exec bin/lockstep demo$(DEMO_DB)$(DEMO_KAFKA)',bin/lockstep demo)
 
 .PHONY: generate
@@ -90,6 +90,17 @@ race: ## the core packages under the race detector
 search: ## every state of one transaction with two branches and two holders, within larger bounds than the tests' (minutes, GiBs)
 	$(GO) test -count=1 -v -timeout 60m -run TestNothingIsBroken ./chaos/search -larger
 
+CHAOS_OUT ?= chaos-out
+CHAOS_ARGS ?=
+
+.PHONY: chaos
+chaos: devctl build lockstep-chaos ## the chaos suite's pull-request set on real processes, at most 12 minutes; reports in CHAOS_OUT (docs/chaos.md)
+	@bin/devctl run -- bin/lockstep-chaos run --out $(CHAOS_OUT) --budget 11m --strict $(CHAOS_ARGS)
+
+.PHONY: chaos-mutants
+chaos-mutants: ## the product broken on purpose: each mutant must go red under its checker, correct code green, a disabled fault inconclusive
+	$(GO) test -tags servers -count 1 -timeout 10m -run TestTheSuite -v ./chaos/cmd/lockstep-chaos
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (20s)
 	@for pkg in $$($(GO) list ./...); do \
@@ -124,12 +135,12 @@ bench-recon: ## a day's end: 10 million lines of a channel against 10 million pa
 	@bin/bench-recon --check
 
 .PHONY: bench-regions
-bench-regions: devctl build chaos ## two regions 40 ms apart, a core and an Apache Kafka each: lag, durabilities, cost of replication, a handover's pause
+bench-regions: devctl build lockstep-chaos ## two regions 40 ms apart, a core and an Apache Kafka each: lag, durabilities, cost of replication, a handover's pause
 	@CGO_ENABLED=0 $(GO) build -o bin/ ./coordinator/bench/cmd/bench-participants ./coordinator/bench/cmd/bench-regions
 	@bin/devctl run -- sh -c 'export EAST="$$LOCKSTEP_TEST_KAFKA_URL"; exec bin/devctl run -- sh -c "exec bin/bench-regions --check --brokers \$$EAST,\$$LOCKSTEP_TEST_KAFKA_URL"'
 
 .PHONY: bench-failover
-bench-failover: build chaos ## a region of two, 40 ms apart, killed whole under load, 20 times: RTO in its parts, and what is lost by durability
+bench-failover: build lockstep-chaos ## a region of two, 40 ms apart, killed whole under load, 20 times: RTO in its parts, and what is lost by durability
 	@CGO_ENABLED=0 $(GO) build -o bin/ ./coordinator/bench/cmd/bench-failover
 	@bin/bench-failover --check
 

@@ -148,6 +148,20 @@ func TestImportRules(t *testing.T) {
 	}
 }
 
+// TestCheckersKnowNothingOfTheProduct: what decides whether the product keeps its promises shares no code with it, least of
+// all what reconciles. The client's and the taps' records are the suite's own.
+func TestCheckersKnowNothingOfTheProduct(t *testing.T) {
+	p := listed(t)["chaos/check"]
+	if p == nil {
+		t.Fatal("chaos/check is gone: its rule holds of nothing")
+	}
+	for _, d := range p.Deps {
+		if rest, ok := strings.CutPrefix(d, module); ok && !within(rest, "chaos") {
+			t.Errorf("chaos/check needs %s: checkers share no code with the product", rest)
+		}
+	}
+}
+
 // TestEveryPackageSaysWhatItIs: a package comment stands in each package that is built (style, rule 35).
 func TestEveryPackageSaysWhatItIs(t *testing.T) {
 	for path, p := range listed(t) {
