@@ -1,0 +1,155 @@
+package check
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/tap"
+)
+
+// sound is what a small, correct run leaves: one committed and one aborted payment, in two regions, enough snapshots.
+func sound() *Evidence {
+	e := &Evidence{Opened: 200, Lagged: 1}
+	accounts := []Account{
+		{ID: "a", DebitsPosted: 5, CreditsPosted: 100}, {ID: "b", CreditsPosted: 105},
+		{ID: "house:passage:CNY", Overdraft: true, DebitsPosted: 5, CreditsPosted: 5},
+	}
+	for i, region := range []string{"east", "west"} {
+		b := Book{Region: region, Accounts: slices.Clone(accounts)}
+		b.Transfers = []Transfer{{"g", "pay", "hold", "posted", "a", "house:passage:CNY", 5}, {"g", "receive", "hold", "posted", "house:passage:CNY", "b", 5}}
+		b.Entries = []Entry{
+			{"", "", "credit", "a", 100}, {"", "", "credit", "b", 100},
+			{"g", "pay", "debit", "a", 5}, {"g", "pay", "credit", "house:passage:CNY", 5},
+			{"g", "receive", "debit", "house:passage:CNY", 5}, {"g", "receive", "credit", "b", 5},
+		}
+		for _, branch := range []string{"pay", "receive"} {
+			if i == 0 {
+				b.Rows = append(b.Rows, Row{"g", branch, "try", "try"}, Row{"x", branch, "try", "cancel"}, Row{"x", branch, "cancel", "cancel"})
+			}
+			b.Rows = append(b.Rows, Row{"g", branch, "confirm", "confirm"})
+		}
+		e.Books = append(e.Books, b)
+		e.Decided = append(e.Decided, Decided{region, "g", 5, true}, Decided{region, "x", 6, true})
+		e.Events = append(e.Events, Event{region, 1, 7, 1, "aa"}, Event{region, 1, 7, 2, "bb"})
+	}
+	for i := range snapshotsNeeded {
+		e.Snapshots = append(e.Snapshots, Snapshot{"east", int64(i), slices.Clone(accounts)})
+	}
+	e.Ops = []history.Op{
+		{Client: 1, Kind: history.Execute, Gid: "g", Start: 10, End: 20, Outcome: history.OK, Value: history.Committed},
+		{Client: 2, Kind: history.Abort, Gid: "x", Start: 10, End: 20, Outcome: history.OK, Value: history.Aborted},
+		{Client: 3, Kind: history.Read, Gid: "g", Start: 30, End: 40, Outcome: history.OK, Value: history.Committed},
+	}
+	e.Calls = []tap.Call{
+		{Region: "east", Kind: tap.Plain, Gid: "g", Branch: "pay", Op: "confirm", Slot: 7, Epoch: 101, Start: 11, End: 12, Status: 200},
+		{Region: "east", Kind: tap.Plain, Gid: "h", Branch: "pay", Op: "confirm", Slot: 7, Epoch: 201, Start: 13, End: 14, Status: 200},
+		{Region: "east", Kind: tap.Stale, Gid: "g", Branch: "pay", Op: "confirm", Slot: 7, Epoch: 101, Start: 15, End: 16, Status: 412},
+	}
+	return e
+}
+
+func find(t *testing.T, all []Result, id string) *Result {
+	t.Helper()
+	for i := range all {
+		if all[i].ID == id {
+			return &all[i]
+		}
+	}
+	t.Fatalf("no checker %s", id)
+	return nil
+}
+
+func TestCorrectEvidenceHasNoViolation(t *testing.T) {
+	for _, r := range All(sound(), nil) {
+		if r.Count != 0 || r.Examined == 0 {
+			t.Errorf("%s: %d examined, %v", r.ID, r.Examined, r.Violations)
+		}
+	}
+}
+
+// TestNothingProvesNothing: without evidence no required checker passes.
+func TestNothingProvesNothing(t *testing.T) {
+	for _, r := range All(&Evidence{}, IDs()) {
+		if r.Verdict() != Inconclusive {
+			t.Errorf("%s is %s on no evidence at all", r.ID, r.Verdict())
+		}
+	}
+}
+
+// TestEachCheckerFindsWhatItIsFor breaks the evidence in one place at a time.
+func TestEachCheckerFindsWhatItIsFor(t *testing.T) {
+	for _, c := range []struct {
+		id, what string
+		breaks   func(e *Evidence)
+	}{
+		{"I1", "a cent too much in a snapshot", func(e *Evidence) { e.Snapshots[3].Accounts[0].CreditsPosted++ }},
+		{"I1", "a compensating pair between regions", func(e *Evidence) {
+			e.Books[1].Accounts[0].CreditsPosted += 5
+			e.Books[1].Accounts[1].CreditsPosted -= 5
+		}},
+		{"I2", "more is frozen than there is", func(e *Evidence) { e.Snapshots[0].Accounts[0].DebitsPending = 96 }},
+		{"I3", "a decision that is never finished", func(e *Evidence) { e.Decided[0].Finished = false }},
+		{"I3", "a hold that stays", func(e *Evidence) { e.Books[0].Transfers[0].State = "pending" }},
+		{"I4", "one branch is taken back", func(e *Evidence) { e.Books[0].Transfers[1].State = "voided" }},
+		{"I4", "two journals differ", func(e *Evidence) { e.Decided[0].Phase = 6 }},
+		{"I5", "no confirm's row", func(e *Evidence) {
+			e.Books[0].Rows = slices.DeleteFunc(e.Books[0].Rows, func(r Row) bool { return r.Op == "confirm" })
+		}},
+		{"I5", "a late try after an empty cancel", func(e *Evidence) {
+			e.Books[0].Transfers = append(e.Books[0].Transfers, Transfer{"x", "pay", "hold", "pending", "a", "house:passage:CNY", 5})
+		}},
+		{"I5", "confirm and cancel", func(e *Evidence) { e.Books[0].Rows = append(e.Books[0].Rows, Row{"g", "pay", "cancel", "cancel"}) }},
+		{"I6", "an entry twice", func(e *Evidence) { e.Books[0].Entries = append(e.Books[0].Entries, e.Books[0].Entries[2]) }},
+		{"I6", "a counter without an entry", func(e *Evidence) { e.Books[0].Accounts[0].DebitsPosted++ }},
+		{"I7", "frozen without a hold", func(e *Evidence) { e.Books[0].Accounts[0].DebitsPending = 5 }},
+		{"I8", "an acknowledged commit is aborted", func(e *Evidence) {
+			for i := range e.Decided {
+				e.Decided[i].Phase = 6
+			}
+		}},
+		{"I8", "an acknowledged abort is posted", func(e *Evidence) {
+			e.Ops[1].Gid = "g"
+		}},
+		{"I9", "a gap", func(e *Evidence) { e.Events = append(e.Events, Event{"east", 1, 7, 4, "dd"}) }},
+		{"I10", "another link", func(e *Evidence) { e.Events[0].Chain = "ff" }},
+		{"I10", "the tail is missing", func(e *Evidence) { e.Events = e.Events[:3] }},
+		{"I11", "a stale call is taken", func(e *Evidence) { e.Calls[2].Status = 200 }},
+		{"I14", "a decision is taken back", func(e *Evidence) {
+			e.Ops = append(e.Ops, history.Op{Client: 4, Kind: history.Read, Gid: "g", Start: 50, End: 60, Outcome: history.OK, Value: history.Open})
+		}},
+	} {
+		e := sound()
+		c.breaks(e)
+		if r := find(t, All(e, nil), c.id); r.Verdict() != Failed {
+			t.Errorf("%s does not find: %s", c.id, c.what)
+		}
+	}
+}
+
+// TestAnUnknownMayHaveHappened: a commit whose answer was lost, and a read that shows it, or does not, have an order.
+func TestAnUnknownMayHaveHappened(t *testing.T) {
+	for _, seen := range []history.Value{history.Committed, history.Open} {
+		e := sound()
+		e.Ops = append(e.Ops, history.Op{Client: 5, Kind: history.Commit, Gid: "u", Start: 1, End: 2, Outcome: history.Unknown},
+			history.Op{Client: 6, Kind: history.Read, Gid: "u", Start: 3, End: 4, Outcome: history.OK, Value: seen})
+		if r := find(t, All(e, nil), "I14"); r.Count != 0 {
+			t.Errorf("read %s: %v", seen, r.Violations)
+		}
+	}
+}
+
+func TestEvidenceIsStoredWhole(t *testing.T) {
+	dir := t.TempDir()
+	if err := sound().Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, b := fmt.Sprintf("%+v", got), fmt.Sprintf("%+v", sound()); a != b {
+		t.Errorf("got  %s\nwant %s", a, b)
+	}
+}
