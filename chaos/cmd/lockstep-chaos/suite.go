@@ -97,15 +97,15 @@ func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
 
 // bed says what the run is on.
 func (c *runCmd) bed(ctx context.Context) string {
-	v, err := exec.CommandContext(ctx, filepath.Join(c.Bin, "lockstep"), "--version").Output()
+	v, err := exec.CommandContext(ctx, filepath.Join(c.Bin, "lockstep"), "version").Output()
 	if err != nil {
-		v = []byte("lockstep of unknown version")
+		v = []byte("of unknown version")
 	}
 	db := "SQLite"
 	if c.DB != "" {
 		db = "PostgreSQL"
 	}
-	return fmt.Sprintf("%s: two regions of real processes, an arbiter of one member, wallets on %s, Lockstep's own broker in Kafka's place", strings.TrimSpace(string(v)), db)
+	return fmt.Sprintf("lockstep %s: two regions of real processes, an arbiter of one member, wallets on %s, Lockstep's own broker in Kafka's place", strings.TrimSpace(string(v)), db)
 }
 
 type listCmd struct{}

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -62,6 +63,14 @@ func failed(r *report.Run) (ids []string) {
 // broken here is found by the checker that is there for it.
 func TestTheSuite(t *testing.T) {
 	sound := programs(t, "")
+	t.Run("a release has no trace of the mutants", func(t *testing.T) {
+		for _, program := range []string{"lockstep", "lockstep-participants"} {
+			raw, err := os.ReadFile(filepath.Join(sound, program))
+			if err != nil || bytes.Contains(raw, []byte("LOCKSTEP_MUTANT")) {
+				t.Errorf("%s: %v, or it can be broken by its environment", program, err)
+			}
+		}
+	})
 	t.Run("correct code is green", func(t *testing.T) {
 		if code, _ := suite(t, "--bin", sound, "--scenario", "P1,M23"); code != report.ExitHeld {
 			t.Errorf("exit %d", code)
