@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -57,14 +58,17 @@ func (r *Runner) own(ctx, inner context.Context) error {
 	}
 }
 
-// gather takes what else waits to be claimed.
+// gather takes what else waits to be claimed, each slot once: two writes in doubt name it twice, and a store refuses one
+// transaction with the same key twice, however often it is tried.
 func gather(first []int, more <-chan []int) []int {
 	for {
 		select {
 		case m := <-more:
 			first = append(first, m...)
 		default:
-			return first
+			first = slices.Clone(first)
+			slices.Sort(first)
+			return slices.Compact(first)
 		}
 	}
 }
@@ -193,6 +197,7 @@ func (r *Runner) reclaim(slots []int) {
 
 // claim takes slots: new terms, then what they hold. It goes on until every slot is held or is another's.
 func (r *Runner) claim(ctx context.Context, slots []int) {
+	slots = gather(slots, nil)
 	if err := r.Ask(ctx, func(c *Core, _ int64) { c.Expect(slots) }); err != nil {
 		return
 	}
