@@ -156,6 +156,12 @@ func TestAFrozenSlotWaitsForItsSealAndWhatIsLateDiverges(t *testing.T) {
 		d.seals.add(n, seal)
 		west.chainIs(east.index, n, old[:6])
 		west.diverged(east.index, n, old[6:9])
+		eventually(t, "what diverged is counted", func() string { // after it is written
+			if n := counted(t, west, "lockstep_replication_diverged_total"); n < 3 {
+				return fmt.Sprint(n)
+			}
+			return ""
+		})
 		had := counted(t, west, "lockstep_replication_diverged_total")
 		time.Sleep(300 * time.Millisecond)
 		if now := counted(t, west, "lockstep_replication_diverged_total"); now != had {
