@@ -2,6 +2,7 @@ package drift
 
 import (
 	"context"
+	crand "crypto/rand"
 	"database/sql"
 	"encoding/json"
 	"fmt"
@@ -54,7 +55,8 @@ type world struct {
 	arbiter *arbiter.Arbiter
 	live    map[string]bool
 	maker   sample.Maker
-	name    string // makes gids differ between worlds that share a barrier's table
+	schema  string // of the barrier
+	name    string // makes gids differ between worlds
 	n       int
 	// committed and aborted are branches that a drift may be planted in.
 	committed, aborted []seed.Target
@@ -78,7 +80,15 @@ func newWorld(t *testing.T, kind string, a *arbiter.Arbiter) *world {
 	w.db, w.d, err = sqldb.Open(ctx, address)
 	must(err)
 	t.Cleanup(func() { w.db.Close() })
-	must(barrier.Migrate(ctx, w.db, w.d.Dialect))
+	if w.d.Dialect == barrier.MySQL { // a database of the server, which others' epochs must not be read in
+		w.schema = "barrier_" + strings.ToLower(crand.Text()[:12])
+		t.Cleanup(func() {
+			if _, err := w.db.Exec("DROP DATABASE " + w.schema); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	must(barrier.MigrateSchema(ctx, w.db, w.d.Dialect, w.schema))
 	must(ledger.Migrate(ctx, w.db, w.d.Dialect, ledger.Options{}))
 	book, err := ledger.New(w.d.Dialect, ledger.Options{Now: func() time.Time { return time.UnixMilli(begin) }})
 	must(err)
@@ -86,7 +96,7 @@ func newWorld(t *testing.T, kind string, a *arbiter.Arbiter) *world {
 	for _, id := range accounts {
 		must(w.book.OpenWallet(ctx, w.db, id, "CNY", deposit))
 	}
-	b, err := barrier.New(w.db, w.d.Dialect, barrier.Options{})
+	b, err := barrier.New(w.db, w.d.Dialect, barrier.Options{Schema: w.schema})
 	must(err)
 	kit := branch.New(b, branch.Options{})
 	t.Cleanup(kit.Close)
@@ -183,7 +193,7 @@ func (w *world) transact(from, to string, amount int64, commit bool) {
 		w.call(side.name, op, gid, id, side.account, amount)
 		branches = append(branches, txn.Branch{ID: txn.BranchID(id), Confirm: "lockstep://wallets/" + side.name + "/confirm", Cancel: "lockstep://wallets/" + side.name + "/cancel",
 			Account: side.account, Payload: payload(side.account, amount), Two: txn.OpState{Status: txn.OpDone, Attempts: 1, DoneAt: begin}})
-		at := seed.Target{Gid: gid, Branch: id, Account: side.account, Commit: commit, Other: map[bool]string{true: to, false: from}[side.account == from]}
+		at := seed.Target{Schema: w.schema, Gid: gid, Branch: id, Account: side.account, Commit: commit, Other: map[bool]string{true: to, false: from}[side.account == from]}
 		if commit {
 			w.committed = append(w.committed, at)
 		} else {

@@ -10,6 +10,7 @@
 package seed
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -48,6 +49,7 @@ type Target struct {
 	Account     string // the customer's, of the branch
 	Other       string // another customer's
 	Commit      bool   // how the transaction was decided
+	Schema      string // of the barrier's table; barrier.DefaultSchema without one
 }
 
 // Planted is what was done.
@@ -87,7 +89,7 @@ var plants = map[Class]func(*planter) error{
 func Plant(ctx context.Context, db *sql.DB, d sqldb.Dialect, class Class, at Target, rnd *rand.Rand) (Planted, error) {
 	p := Planted{Class: class, Gid: at.Gid, Branch: at.Branch, Account: at.Account}
 	f := plants[class]
-	t, err := tablesOf(d)
+	t, err := tablesOf(d, at.Schema)
 	if err == nil && f == nil {
 		err = fmt.Errorf("nothing plants %s in a participant's database", class)
 	}
@@ -110,7 +112,7 @@ func Plant(ctx context.Context, db *sql.DB, d sqldb.Dialect, class Class, at Tar
 	if err != nil {
 		return p, err
 	}
-	if p.Is, err = t.image(ctx, db, Target{Gid: p.Gid, Branch: p.Branch, Account: at.Account, Other: at.Other}); err == nil && p.Was == p.Is {
+	if p.Is, err = t.image(ctx, db, Target{Gid: p.Gid, Branch: p.Branch, Account: at.Account, Other: at.Other, Schema: at.Schema}); err == nil && p.Was == p.Is {
 		err = fmt.Errorf("%s %s is not there: everything is as it was", class, p.Variant)
 	}
 	return p, err
@@ -118,7 +120,7 @@ func Plant(ctx context.Context, db *sql.DB, d sqldb.Dialect, class Class, at Tar
 
 // Image reads everything that a drift at the target may touch.
 func Image(ctx context.Context, db *sql.DB, d sqldb.Dialect, at Target) (string, error) {
-	t, err := tablesOf(d)
+	t, err := tablesOf(d, at.Schema)
 	if err != nil {
 		return "", err
 	}
@@ -131,12 +133,13 @@ type tables struct {
 	barrier string
 }
 
-func tablesOf(d sqldb.Dialect) (tables, error) {
+func tablesOf(d sqldb.Dialect, schema string) (tables, error) {
+	schema = cmp.Or(schema, barrier.DefaultSchema)
 	switch d.Dialect {
 	case barrier.SQLite:
-		return tables{d, "dtm_barrier_barrier"}, nil
+		return tables{d, schema + "_barrier"}, nil
 	case barrier.PostgreSQL, barrier.MySQL:
-		return tables{d, "dtm_barrier.barrier"}, nil
+		return tables{d, schema + ".barrier"}, nil
 	}
 	return tables{}, fmt.Errorf("drift is planted in SQLite, PostgreSQL and MySQL, not in %s", d)
 }
