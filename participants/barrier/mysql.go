@@ -63,6 +63,12 @@ func (d mysqlDialect) migrate() []string {
 const octal = `(SELECT 0 AS n UNION ALL SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4 UNION ALL SELECT 5 UNION ALL SELECT 6 UNION ALL SELECT 7)`
 
 func (d mysqlDialect) enter(ctx context.Context, tx *sql.Tx, locks []lock, members []member) (*facts, error) {
+	if together(locks, members) {
+		if f, err := d.enterTogether(ctx, tx, locks, members); f != nil || err != nil {
+			return f, err
+		}
+		// The fences are read again, under the locks that are held.
+	}
 	return d.enterWith(ctx, tx, locks, members, "INSERT IGNORE", "", func(m *member) (bool, error) {
 		var id int64
 		err := tx.QueryRowContext(ctx, "SELECT id FROM "+d.tableName+" WHERE gid = ? AND branch_id = ? AND op = ? AND barrier_id = ? FOR UPDATE",

@@ -82,7 +82,7 @@ func oneByOne(all []Transfer, do func(Transfer) error) error {
 }
 
 func (l *Ledger) settleAll(ctx context.Context, tx *sql.Tx, all []Transfer, post bool) error {
-	if l.dialect != barrier.PostgreSQL {
+	if l.dialect != barrier.PostgreSQL && (!post || len(all) == 1) {
 		return oneByOne(all, func(t Transfer) error { return l.settle(ctx, tx, t, post) })
 	}
 	ids, digests := make([]string, len(all)), make([]string, len(all))
@@ -97,6 +97,13 @@ func (l *Ledger) settleAll(ctx context.Context, tx *sql.Tx, all []Transfer, post
 		}
 	}
 	us, day := l.time()
+	if l.dialect != barrier.PostgreSQL {
+		holds := make([]settlement, len(all))
+		for i := range all {
+			holds[i] = settlement{id: ids[i], digest: digests[i], post: true, us: us, day: day}
+		}
+		return l.generic.postAll(ctx, tx, holds)
+	}
 	if err := l.first(tx.QueryRowContext(ctx, l.q("SELECT {p}settle_all($1, $2, $3, $4, $5)"), ids, digests, post, us, day), ids); err != nil || post {
 		return err
 	}

@@ -104,18 +104,22 @@ func (w *generic) pass(ctx context.Context, tx *sql.Tx, g gate) (bool, error) {
 
 // book writes the entries of p's legs, and what their insert-only sides owe their counters.
 func (w *generic) book(ctx context.Context, tx *sql.Tx, p *plan) error {
-	var entries, buffer []string
-	var entryArgs, bufferArgs []any
-	add := func(leg int, direction, account string, shard int, g planLeg) {
+	return w.bookAll(ctx, tx, []*plan{p}, nil)
+}
+
+// bookAll is book for many. after has the balances that they leave; nil where that is what the counters have now.
+func (w *generic) bookAll(ctx context.Context, tx *sql.Tx, plans []*plan, after map[account0]int64) error {
+	entries := &valueRows{head: "INSERT INTO {p}entry (transfer_id, leg, direction, account, amount, currency, gid, branch, posted_us, balance_after) VALUES "}
+	buffer := &valueRows{head: "INSERT INTO {p}buffer (account, day, debit, credit) VALUES "}
+	add := func(p *plan, leg int, direction, account string, shard int, g planLeg) {
+		args := []any{p.id, leg, direction, account, g.amount, g.currency, p.gid, p.branch, p.us}
 		balance := "NULL"
-		if shard == 0 {
-			balance = "(SELECT credits_posted - debits_posted FROM {p}account WHERE id = ? AND shard = 0)"
+		if shard == 0 && after != nil {
+			balance, args = "?", append(args, after[account0{p.id, account}])
+		} else if shard == 0 {
+			balance, args = "(SELECT credits_posted - debits_posted FROM {p}account WHERE id = ? AND shard = 0)", append(args, account)
 		}
-		entries = append(entries, "(?, ?, ?, ?, ?, ?, ?, ?, ?, "+balance+")")
-		entryArgs = append(entryArgs, p.id, leg, direction, account, g.amount, g.currency, p.gid, p.branch, p.us)
-		if shard == 0 {
-			entryArgs = append(entryArgs, account)
-		}
+		entries.add("(?, ?, ?, ?, ?, ?, ?, ?, ?, "+balance+")", args...)
 		if shard != insertOnly {
 			return
 		}
@@ -126,19 +130,18 @@ func (w *generic) book(ctx context.Context, tx *sql.Tx, p *plan) error {
 		if direction == "credit" {
 			debit, credit = 0, g.amount
 		}
-		buffer = append(buffer, "(?, ?, ?, ?)")
-		bufferArgs = append(bufferArgs, account, day, debit, credit)
+		buffer.add("(?, ?, ?, ?)", account, day, debit, credit)
 	}
-	for i, g := range p.legs {
-		add(p.first+i, "debit", g.debit, g.debitShard, g)
-		add(p.first+i, "credit", g.credit, g.creditShard, g)
+	for _, p := range plans {
+		for i, g := range p.legs {
+			add(p, p.first+i, "debit", g.debit, g.debitShard, g)
+			add(p, p.first+i, "credit", g.credit, g.creditShard, g)
+		}
 	}
-	if _, err := tx.ExecContext(ctx, w.q("INSERT INTO {p}entry (transfer_id, leg, direction, account, amount, currency, gid, branch, posted_us, balance_after) VALUES "+
-		strings.Join(entries, ", ")), entryArgs...); err != nil || buffer == nil {
+	if err := entries.insert(ctx, tx, w.names); err != nil {
 		return err
 	}
-	_, err := tx.ExecContext(ctx, w.q("INSERT INTO {p}buffer (account, day, debit, credit) VALUES "+strings.Join(buffer, ", ")), bufferArgs...)
-	return err
+	return buffer.insert(ctx, tx, w.names)
 }
 
 func (w *generic) settle(ctx context.Context, tx *sql.Tx, s settlement) (bool, error) {

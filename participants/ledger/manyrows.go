@@ -8,10 +8,34 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/lockstep-tx/lockstep/participants/barrier"
 )
 
 // rowsAtOnce bounds the rows of one insert: 18 arguments each, of 32,766 that SQLite takes.
 const rowsAtOnce = 500
+
+// valueRows are the rows of an insert.
+type valueRows struct {
+	head string
+	rows []string
+	args [][]any
+}
+
+func (v *valueRows) add(row string, args ...any) {
+	v.rows, v.args = append(v.rows, row), append(v.args, args)
+}
+
+// insert writes the rows, if there are any.
+func (v *valueRows) insert(ctx context.Context, tx *sql.Tx, n names) error {
+	for from := 0; from < len(v.rows); from += rowsAtOnce {
+		to := min(from+rowsAtOnce, len(v.rows))
+		if _, err := tx.ExecContext(ctx, n.q(v.head+strings.Join(v.rows[from:to], ", ")), slices.Concat(v.args[from:to]...)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // enterAll writes holds, all or ErrNotTogether: their legs in one statement, and of what they move of one counter the sum.
 // A limit that the sum keeps each of them would have kept in its turn, since holds only add to what is pending.
@@ -50,7 +74,19 @@ func (w *generic) enterAll(ctx context.Context, tx *sql.Tx, plans []*plan) error
 			return errors.Join(err, fmt.Errorf("%w: account %s", ErrNotTogether, g.account))
 		}
 	}
-	for _, m := range sumOf(moves) {
+	sums := sumOf(moves)
+	if w.dialect == barrier.MySQL && len(sums) > 1 {
+		n, err := w.moveTogether(ctx, tx, sums, "a.debits_pending = a.debits_pending + m.debit, a.credits_pending = a.credits_pending + m.credit",
+			`a.mode = m.mode COLLATE utf8mb4_bin AND a.currency = m.currency COLLATE utf8mb4_bin AND a.state = 'open'
+			AND (a.overdraft = 'any' OR a.debits_pending + a.debits_posted + m.debit <= a.credits_posted)
+			AND a.debits_pending + a.debits_posted + m.debit <= coalesce(a.max_debit, 9000000000000000000)
+			AND a.credits_pending + a.credits_posted + m.credit <= coalesce(a.max_credit, 9000000000000000000)`)
+		if err == nil && n < len(sums) {
+			err = fmt.Errorf("%w: %d of %d accounts take it", ErrNotTogether, n, len(sums))
+		}
+		return err
+	}
+	for _, m := range sums {
 		ok, err := changed(ctx, tx, w.hold, m.debit, m.credit, m.account, m.shard, m.mode, m.currency, m.debit, 0, m.debit, m.credit)
 		if err != nil || !ok {
 			return errors.Join(err, fmt.Errorf("%w: account %s", ErrNotTogether, m.account))
