@@ -82,10 +82,14 @@ type proposal struct {
 func (d *deployment) proposed(gid string) {
 	d.t.Helper()
 	out, err := d.lockstep("region", "divergence", "-o", "json", "--context", d.file)
-	var list []proposal
-	if err == nil {
-		err = json.Unmarshal([]byte(out), &list)
+	var all struct {
+		Transactions []proposal
+		Unheard      []string
 	}
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &all)
+	}
+	list := all.Transactions
 	at := slices.IndexFunc(list, func(p proposal) bool { return p.Gid == gid })
 	if err != nil || at < 0 {
 		d.t.Errorf("%s is not proposed to be settled: %v\n%s", gid, err, out)

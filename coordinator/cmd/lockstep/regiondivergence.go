@@ -11,8 +11,11 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/lockstep-tx/lockstep/coordinator/api/admin"
 	"github.com/lockstep-tx/lockstep/coordinator/server"
+	"github.com/lockstep-tx/lockstep/region/failover/conduct"
 	"github.com/lockstep-tx/lockstep/region/place"
 	"github.com/lockstep-tx/lockstep/region/registry"
 	"github.com/lockstep-tx/lockstep/region/replica"
@@ -56,20 +59,27 @@ type leg struct {
 	place.Effect
 }
 
+// divergences are what the regions say of each other's transactions, as -o json prints it.
+type divergences struct {
+	Transactions []*divergent `json:"transactions"`
+	// Unheard says what is missing: regions that did not answer, and what is more than one answer holds.
+	Unheard []string `json:"unheard,omitempty"`
+}
+
 // Run lists.
 func (c *divergenceListCmd) Run(e *env) error { return c.with(e, c.run) }
 
 func (c *divergenceListCmd) run(e *env, o *opened) error {
 	ctx, cancel := c.within(e.ctx)
 	defer cancel()
-	list, unheard, err := c.divergences(ctx, e, o)
+	all, err := c.divergences(ctx, e, o)
 	if err != nil {
 		return err
 	}
 	if c.Output == "json" {
-		return json.NewEncoder(e.out).Encode(list)
+		return json.NewEncoder(e.out).Encode(all)
 	}
-	for _, d := range list {
+	for _, d := range all.Transactions {
 		fmt.Fprintf(e.out, "%s  slot %d: %s says %s, %s says %s\n", shown(shellQuote(d.Gid)), d.Slot, d.Origin, d.Theirs, d.Owner, d.Ours)
 		for _, line := range d.Book {
 			fmt.Fprintf(e.out, "    %s\n", shown(line))
@@ -78,59 +88,86 @@ func (c *divergenceListCmd) run(e *env, o *opened) error {
 			fmt.Fprintf(e.out, "    what branches %s do, their participants do not say: read their books\n", shown(strings.Join(d.Unsaid, ", ")))
 		}
 	}
-	for _, text := range unheard {
+	for _, text := range all.Unheard {
 		fmt.Fprintln(e.out, shown(text))
 	}
-	if len(list) == 0 {
+	if len(all.Transactions) == 0 {
 		fmt.Fprintln(e.out, "no region that answers has a transaction otherwise than its owner")
 		return nil
 	}
-	next(e.out, list[0].Next)
+	first := max(0, slices.IndexFunc(all.Transactions, func(d *divergent) bool { return d.Ours != d.Theirs })) // else nothing but waiting is left
+	next(e.out, all.Transactions[first].Next)
 	return nil
 }
 
+// divergenceMost bounds the events that a region is asked for; what was settled makes room for more.
+const divergenceMost = 1000
+
 // divergences asks all regions, and for each transaction its owner; what agrees is left out.
-func (c *contextFile) divergences(ctx context.Context, e *env, o *opened) (out []*divergent, unheard []string, err error) {
+func (c *contextFile) divergences(ctx context.Context, e *env, o *opened) (*divergences, error) {
 	a := c.asker(e, o)
 	owners, err := o.arbiter.Owners(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	by := map[string]*divergent{}
-	answers := a.askAll(ctx, "", "/v1/region/divergence?limit=1000", nil)
+	table, err := registry.Load(ctx, o.arbiter)
+	if err != nil {
+		return nil, err
+	}
+	by, unheard := a.events(ctx)
+	waits, more := a.waiting(ctx)
+	all := &divergences{Transactions: []*divergent{}, Unheard: append(unheard, more...)}
+	// The owner may be far away: side by side.
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(conduct.AsksAtOnce)
+	for gid, d := range by {
+		d.Owner, d.Waits = owners[d.Slot].Region, waits[gid]
+		g.Go(func() (err error) {
+			if d.Ours, err = a.standing(gctx, d.Owner, gid); err == nil && !d.agrees() {
+				a.effects(gctx, table, d)
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	for _, gid := range slices.Sorted(maps.Keys(by)) {
+		if d := by[gid]; !d.agrees() {
+			d.propose(hostOf(firstAdmin(o, d.Origin)), c.Context)
+			all.Transactions = append(all.Transactions, d)
+		}
+	}
+	return all, nil
+}
+
+// agrees says that nothing is to be done: the transaction ended alike, or aborted where the other never knew of it. The record
+// of the event stays.
+func (d *divergent) agrees() bool {
+	return d.Waits == "" && (d.Theirs == d.Ours || d.Theirs == "abort" && d.Ours == "unknown")
+}
+
+// events asks all regions for their divergence records, by gid.
+func (a *asker) events(ctx context.Context) (by map[string]*divergent, unheard []string) {
+	by = map[string]*divergent{}
+	answers := a.askAll(ctx, "", fmt.Sprintf("/v1/region/divergence?limit=%d", divergenceMost), nil)
 	for _, region := range slices.Sorted(maps.Keys(answers)) {
 		var list []replica.DivergenceInfo
 		ans := answers[region]
 		if ans.err == nil {
 			ans.err = json.Unmarshal(ans.body, &list)
 		}
-		if ans.err != nil {
-			unheard = append(unheard, fmt.Sprintf("%s was not asked: %v", region, ans.err))
+		switch {
+		case ans.err != nil:
+			unheard = append(unheard, fmt.Sprintf("%s did not say what it has in its divergence record: %v", region, ans.err))
+		case len(list) == divergenceMost:
+			unheard = append(unheard, fmt.Sprintf("%s has more than the %d events that are shown: settle these, then ask again", region, divergenceMost))
 		}
 		for i := range list {
 			gather(by, region, &list[i])
 		}
 	}
-	table, err := registry.Load(ctx, o.arbiter)
-	if err != nil {
-		return nil, unheard, err
-	}
-	waits := a.waiting(ctx)
-	for _, gid := range slices.Sorted(maps.Keys(by)) {
-		d := by[gid]
-		d.Owner = owners[d.Slot].Region
-		if d.Ours, err = a.standing(ctx, d.Owner, gid); err != nil {
-			return nil, unheard, err
-		}
-		d.Waits = waits[gid]
-		if d.Theirs == d.Ours && d.Waits == "" {
-			continue // it was settled by itself; the record of the event stays
-		}
-		c.effects(ctx, a, table, d)
-		d.propose(hostOf(firstAdmin(o, d.Origin)), c.Context)
-		out = append(out, d)
-	}
-	return out, unheard, nil
+	return by, unheard
 }
 
 // gather adds an event to what is known of its transaction.
@@ -151,17 +188,23 @@ func gather(by map[string]*divergent, region string, info *replica.DivergenceInf
 }
 
 // waiting asks all regions what they had when they were lost and have not worked off, and why, by gid.
-func (a *asker) waiting(ctx context.Context) map[string]string {
-	out := map[string]string{}
-	for _, ans := range a.askAll(ctx, "", "/v1/region/status", nil) {
+func (a *asker) waiting(ctx context.Context) (why map[string]string, unheard []string) {
+	why = map[string]string{}
+	answers := a.askAll(ctx, "", "/v1/region/status", nil)
+	for _, region := range slices.Sorted(maps.Keys(answers)) {
 		var st server.RegionStatus
-		if ans.err == nil && json.Unmarshal(ans.body, &st) == nil { // else the region was named as one that was not asked
-			for _, d := range st.Diverged {
-				out[d.Gid] = d.Why
-			}
+		ans := answers[region]
+		if ans.err == nil {
+			ans.err = json.Unmarshal(ans.body, &st)
+		}
+		if ans.err != nil {
+			unheard = append(unheard, fmt.Sprintf("%s did not say what it has not worked off: %v", region, ans.err))
+		}
+		for _, d := range st.Diverged {
+			why[d.Gid] = d.Why
 		}
 	}
-	return out
+	return why, unheard
 }
 
 // standing asks a region how a transaction stands there.
@@ -183,7 +226,7 @@ func (a *asker) standing(ctx context.Context, region, gid string) (string, error
 }
 
 // effects asks a participant of each branch what its confirm does; any region's will do.
-func (c *contextFile) effects(ctx context.Context, a *asker, table *registry.Table, d *divergent) {
+func (a *asker) effects(ctx context.Context, table *registry.Table, d *divergent) {
 	for _, b := range d.branches {
 		part, rest := table.Split(b.Confirm)
 		said := false
@@ -273,15 +316,22 @@ func (c *divergenceSettleCmd) run(e *env, o *opened) error {
 	ctx, cancel := c.within(e.ctx)
 	defer cancel()
 	again := "lockstep region divergence --context " + c.Context
-	list, unheard, err := c.divergences(ctx, e, o)
+	all, err := c.divergences(ctx, e, o)
 	if err != nil {
 		return &failure{err, again}
 	}
-	at := slices.IndexFunc(list, func(d *divergent) bool { return d.Gid == c.Gid })
+	at := slices.IndexFunc(all.Transactions, func(d *divergent) bool { return d.Gid == c.Gid })
 	if at < 0 {
-		return &failure{errors.Join(fmt.Errorf("gid: %s is not among what diverges", shellQuote(c.Gid)), errors.New(strings.Join(unheard, "; "))), again}
+		err := fmt.Errorf("gid: %s is not among what diverges", shellQuote(c.Gid))
+		if len(all.Unheard) > 0 {
+			err = fmt.Errorf("%w; %s", err, strings.Join(all.Unheard, "; "))
+		}
+		return &failure{err, again}
 	}
-	d := list[at]
+	d := all.Transactions[at]
+	if d.Ours == d.Theirs {
+		return &failure{fmt.Errorf("gid: %s is %s in both regions and is posted by itself: %s; nothing was noted", shellQuote(c.Gid), d.Ours, d.Waits), again}
+	}
 	if d.Ours != "commit" && d.Ours != "abort" {
 		return &failure{fmt.Errorf("gid: %s is %s in %s: it can still be ended as %s told its client; nothing was noted", shellQuote(c.Gid), d.Ours, d.Owner, d.Origin), d.Next}
 	}

@@ -217,13 +217,19 @@ func (c *regionFailoverCmd) again(flags string) string {
 	if c.Cap != 0 {
 		out += fmt.Sprintf(" --cap %d", c.Cap)
 	}
-	for name, v := range map[string]string{"slots": c.Slots, "on-switch": c.OnSwitch} {
-		if v != "" {
-			out += " " + flagOf(name, v)
+	for _, f := range []struct{ name, value string }{{"slots", c.Slots}, {"on-switch", c.OnSwitch}, {"who", c.Who}} {
+		if f.value != "" {
+			out += " " + flagOf(f.name, f.value)
 		}
+	}
+	if c.Why != "not given" {
+		out += " " + flagOf("why", c.Why)
 	}
 	if c.Answers {
 		out += " --although-it-answers"
+	}
+	if c.Unsettled && !strings.Contains(flags, "--although-unsettled") {
+		out += " --although-unsettled"
 	}
 	return out + " --context " + c.Context + " " + flags
 }

@@ -118,8 +118,9 @@ func TestTheTranscriptOfALostRegion(t *testing.T) {
 	w.diverge()
 	step("the lost region is back, and says otherwise", "region", "divergence")
 	step("one that is open yet is not settled outside", "region", "divergence", "settle", "order-7", "--text", "settled as payment 12")
+	step("one that both have alike is not settled outside either", "region", "divergence", "settle", "order-11", "--text", "settled as payment 12")
+	step("one that aborted where nobody else knew of it is none", "region", "divergence", "settle", "order-10", "--text", "settled as payment 12")
 	step("one that stands both ways is", "region", "divergence", "settle", "order-8", "--text", "settled as payment 12")
-	w.status("east", calm)
 	step("a region that answers is not lost", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east")...)
 	file := filepath.Join("testdata", "region-lost.golden")
 	if *updateGolden {
@@ -136,24 +137,32 @@ func TestTheTranscriptOfALostRegion(t *testing.T) {
 	}
 }
 
-// diverge has east be back with a transaction that nobody else knows, one that was aborted meanwhile, and one that was committed
-// as it had said.
+// diverge has east be back with a transaction in doubt here, one that was aborted meanwhile, one that was committed as it had said,
+// one that it aborted and nobody else knows, and one that is alike but waits for an account.
 func (w *world) diverge() {
 	branches := ""
 	for i, name := range []string{"pay", "receive"} {
 		branches += fmt.Sprintf(`,{"id":"0%d","confirm":"lockstep://wallet/%s/confirm","payload":"e30="}`, i+1, name)
 	}
-	event := func(id int, gid string) string {
-		return fmt.Sprintf(`{"id":%d,"origin":"east","slot":%d,"seq":9,"gid":%q,"kind":"decision","decided":"commit","branches":[%s]}`, id, slot.Of(gid), gid, branches[1:])
+	event := func(id int, gid, decided string) string {
+		return fmt.Sprintf(`{"id":%d,"origin":"east","slot":%d,"seq":9,"gid":%q,"kind":"decision","decided":%q,"branches":[%s]}`, id, slot.Of(gid), gid, decided, branches[1:])
 	}
+	w.status("east", strings.Replace(calm, "{", `{"diverged":[{"gid":"order-11","why":"account acct-7 has 3.00 too little"}],`, 1))
 	w.admin["east"].HandleFunc("GET /v1/region/divergence", func(rw http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(rw, "[%s,%s,%s]", event(1, "order-7"), event(2, "order-8"), event(3, "order-9"))
+		fmt.Fprintf(rw, "[%s,%s,%s,%s,%s]", event(1, "order-7", "commit"), event(2, "order-8", "commit"), event(3, "order-9", "commit"),
+			event(4, "order-10", "abort"), event(5, "order-11", "commit"))
 	})
 	w.admin["west"].HandleFunc("GET /v1/region/divergence", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprint(rw, "[]") })
-	stands := map[string]string{"order-7": `"status":"in-doubt","phase":"prepared"`, "order-8": `"status":"aborted","phase":"aborted"`, "order-9": `"status":"committed","phase":"committed"`}
+	stands := map[string]string{"order-7": `"status":"in-doubt","phase":"prepared"`, "order-8": `"status":"aborted","phase":"aborted"`, "order-9": `"status":"committed","phase":"committed"`,
+		"order-11": `"status":"committed","phase":"committed"`}
 	for _, mux := range w.admin {
 		mux.HandleFunc("GET /v1/transaction", func(rw http.ResponseWriter, r *http.Request) {
-			fmt.Fprintf(rw, "{%s}", stands[r.URL.Query().Get("gid")])
+			text, known := stands[r.URL.Query().Get("gid")]
+			if !known {
+				rw.WriteHeader(http.StatusNotFound)
+				return
+			}
+			fmt.Fprintf(rw, "{%s}", text)
 		})
 	}
 	w.admin["east"].HandleFunc("POST /v1/region/divergence/settle", func(rw http.ResponseWriter, r *http.Request) {
