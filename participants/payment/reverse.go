@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/sqldb"
@@ -120,9 +121,22 @@ func (s *Service) giveBack(ctx context.Context, p *Payment, r *Reversal) error {
 	}
 	switch re.State {
 	case Paid:
-		r.State, r.Amount = ReversalDone, re.Amount
+		r.Amount = re.Amount
+		return s.nothingLeft(ctx, p.ID, r)
 	case Refused:
 		r.State, r.Reason = string(Refused), re.Reason
+	}
+	return nil
+}
+
+// nothingLeft ends a reversal whose refund was made: a refund that had its number before need not have been of all that was left.
+func (s *Service) nothingLeft(ctx context.Context, id string, r *Reversal) error {
+	p, err := s.Get(context.WithoutCancel(ctx), id)
+	if err != nil {
+		return err
+	}
+	if r.State = ReversalDone; p.Refunded < p.Amount {
+		r.State, r.Reason = string(Refused), fmt.Sprintf("%d of %d are not given back: refund %s was made before with another amount", p.Amount-p.Refunded, p.Amount, r.ReversalNo)
 	}
 	return nil
 }

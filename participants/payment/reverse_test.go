@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -100,6 +101,25 @@ func TestAReversalGivesBackWhatWasPaidOnce(t *testing.T) {
 	b.f.executes = b.f.knows[open.Gid]
 	if r, err := b.Reverse(t.Context(), reversal("2")); err != nil || r.State != ReversalDone || r.Amount != 100 {
 		t.Fatalf("%+v, %v", r, err)
+	}
+}
+
+// A refund that had the reversal's number before is not taken for the reversal.
+func TestAReversalUnderARefundsNumberSaysWhatIsLeft(t *testing.T) {
+	b := onSQLite(t)
+	b.f.executes = ended(apipb.Phase_PHASE_COMMITTING, "", "done")
+	if p, err := b.Pay(t.Context(), request("1"), ""); err != nil || p.State != Paid {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	r := reversal("1")
+	if _, err := b.Refund(t.Context(), PaymentID("m", "1"), RefundRequest{RefundNo: r.ReversalNo, Amount: 30}, ""); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		got, err := b.Reverse(t.Context(), r)
+		if err != nil || got.State != string(Refused) || !strings.Contains(got.Reason, "70 of 100") {
+			t.Fatalf("%+v, %v", got, err)
+		}
 	}
 }
 

@@ -180,6 +180,9 @@ func (c *comparer) ours(o *record, failed, open bool) {
 		c.find(StateDiffers, StatusOpen, o, nil, "ours is paid, theirs has failed")
 	case o.pooled == nil && (open || o.at >= c.to-c.straddle):
 		c.wait(o.row(), "ours", false)
+	case open: // still, a day later: what the channel may yet pay is not taken for missing
+		c.left(o)
+		c.find(StateDiffers, StatusOpen, o, nil, "ours is paid, the channel has not decided it a day after")
 	default:
 		c.left(o)
 		status := StatusOpen

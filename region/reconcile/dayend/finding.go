@@ -25,7 +25,7 @@ const (
 	Short Class = "short"
 	// AmountDiffers is an alarm.
 	AmountDiffers Class = "amount"
-	// StateDiffers: one side paid, the other one refused.
+	// StateDiffers: one side paid, the other one refused, or undecided for longer than a day.
 	StateDiffers Class = "state"
 	// Duplicate: a second line for what was matched.
 	Duplicate Class = "duplicate"

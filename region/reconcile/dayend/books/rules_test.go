@@ -82,6 +82,20 @@ func TestWhatStraddlesAndNeverComesIsADifference(t *testing.T) {
 	w.want(21, map[string]string{"1": "long/ended", "2": "short/open"})
 }
 
+// What the channel has not decided on the day after either is no proof that it was not paid: a person's, never reversed.
+func TestWhatTheChannelLeavesUndecidedIsNotReversed(t *testing.T) {
+	w := onSQLite(t)
+	noon := on(20, "12:00:00")
+	w.pay(noon, "1", 100)
+	w.day(20, line("1", 100, "PENDING", noon))
+	w.want(20, map[string]string{})
+	w.day(21, line("1", 100, "PENDING", noon))
+	w.want(21, map[string]string{"1": "state/open"})
+	if p, err := w.s.Get(t.Context(), payment.PaymentID("m", "1")); err != nil || p.Refunded != 0 {
+		t.Errorf("it was given back: %+v, %v", p, err)
+	}
+}
+
 // The reversed original is refused when it comes late, here and from the channel.
 func TestTheLateOriginalIsRefusedAfterAReversal(t *testing.T) {
 	w := onSQLite(t)
