@@ -60,20 +60,23 @@ func (r *Region) Kill() {
 type Bed struct {
 	Regions [2]*Region
 
-	o    Config
-	dir  string
-	undo []func() error
+	o      Config
+	dir    string
+	failed bool // it has not come up: the logs say why
+	undo   []func() error
 }
 
 // New starts a bed. The caller closes it, also after an error.
 func New(ctx context.Context, o Config) (*Bed, error) {
 	b := &Bed{o: o}
-	return b, b.open(ctx)
+	err := b.open(ctx)
+	b.failed = err != nil
+	return b, err
 }
 
 func (b *Bed) defers(f func() error) { b.undo = append(b.undo, f) }
 
-// Close ends every process by its pid and removes the directory.
+// Close ends every process by its pid and removes the directory, unless that is to be kept or says why New failed.
 func (b *Bed) Close() {
 	for i := len(b.undo) - 1; i >= 0; i-- {
 		if err := b.undo[i](); err != nil {
@@ -143,7 +146,7 @@ func (b *Bed) open(ctx context.Context) (err error) {
 		return err
 	}
 	b.defers(func() error {
-		if b.o.Keep {
+		if b.o.Keep || b.failed {
 			fmt.Println("kept:", b.dir)
 			return nil
 		}

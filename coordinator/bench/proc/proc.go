@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -175,6 +176,14 @@ func (p *Process) await(ctx context.Context, what string, limit time.Duration, t
 	}
 }
 
+// Ports are taken from below those that the kernel gives to whoever connects somewhere: one of those may be gone again before
+// the process that it was found for listens.
+const (
+	portLow  = 18_000
+	portHigh = 32_000
+	portTry  = 2_000
+)
+
 // FreePorts returns n different TCP ports that were free on all addresses a moment ago.
 func FreePorts(n int) ([]int, error) {
 	var ports []int
@@ -184,15 +193,18 @@ func FreePorts(n int) ([]int, error) {
 			l.Close()
 		}
 	}()
-	for range n {
-		l, err := net.Listen("tcp", ":0")
-		if err != nil {
-			return nil, errors.Join(errors.New("no free port"), err)
+	for range portTry {
+		if len(ports) == n {
+			return ports, nil
 		}
-		held = append(held, l)
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		port := portLow + rand.IntN(portHigh-portLow)
+		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+		if err != nil {
+			continue // somebody's
+		}
+		held, ports = append(held, l), append(ports, port)
 	}
-	return ports, nil
+	return nil, errors.New("no free ports")
 }
 
 // FreeAddrs returns n different loopback addresses that were free a moment ago.
