@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"os/exec"
 	"strings"
 	"sync/atomic"
@@ -98,6 +99,36 @@ func TestAPersonDecidesWhatNobodyCanProve(t *testing.T) {
 	}
 	if again := w.look(); len(again) != 1 || again[0].Status != reconcile.Accepted || again[0].Decision == nil || again[0].Decision.Reason != "known" {
 		t.Fatalf("what was accepted: %s", text(again))
+	}
+}
+
+// TestWhatNobodyKnowsAnyMoreIsFoundWhereItWasPosted: a region was lost with all its disks, and what it had committed and told
+// another region's wallets stands there without a record. No total tells, and nobody may undo it by a guess.
+func TestWhatNobodyKnowsAnyMoreIsFoundWhereItWasPosted(t *testing.T) {
+	for kind := range databases {
+		t.Run(kind, func(t *testing.T) {
+			a, _ := arbitertest.Start(t)
+			w := newWorld(t, kind, a)
+			if found := w.look(); len(found) != 0 {
+				t.Fatalf("before: %s", text(found))
+			}
+			gid := w.gid()
+			w.call("wallet/pay", "try", gid, "01", "ann", 700)
+			w.call("wallet/pay", "confirm", gid, "01", "ann", 700)
+			found := w.look()
+			if len(found) != 1 || found[0].Class != reconcile.TxMissing || found[0].Status != reconcile.Quarantined || found[0].Gid != gid || found[0].Account != "ann" ||
+				found[0].Participant != "wallets" || found[0].Repair != "" {
+				t.Fatalf("%s", text(found))
+			}
+			if options := found[0].Options(); !slices.Equal(options, []string{reconcile.Accept}) {
+				t.Errorf("a person may %v", options)
+			}
+			w.live[gid] = true // it is under way somewhere: its record comes later
+			rep, err := w.rec.Detect(t.Context(), begin-1000, begin+1_000_000)
+			if err != nil || len(rep.Findings) != 0 {
+				t.Errorf("while it is under way: %s, %v", text(rep.Findings), err)
+			}
+		})
 	}
 }
 

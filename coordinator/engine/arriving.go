@@ -82,7 +82,7 @@ func (r *Runner) between(ctx context.Context, v *View, ids []string, take []int)
 			if r.working.begin(n) {
 				arrive = append(arrive, m)
 			}
-		case !ours && !r.holds(n) && r.lostIt(n, o, v.Closed[n]) != nil && v.Terms[n] == 0:
+		case !ours && !r.holds(n) && r.lostIt(n, o, v.Closed[n]) != nil && v.Terms[n] == 0 && o.Lost != 0:
 			r.emptied() // what it had is not here: only an operator can say that it is gone
 		case !ours && !r.holds(n) && r.lostIt(n, o, v.Closed[n]) != nil:
 			r.start(n, func() { r.handBack(ctx, m, r.regions.Lost(n)) })

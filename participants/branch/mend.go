@@ -20,9 +20,12 @@ type Restorable interface {
 	EndedAs(ctx context.Context, tx *sql.Tx, k barrier.BranchKey) (string, error)
 	// OpenHolds lists holds that are open and were made before a time (unix ms), from behind the id after on, by id.
 	OpenHolds(ctx context.Context, db *sql.DB, before int64, after string, limit int) ([]OpenHold, error)
+	// PostedHolds lists branches that were posted from a time on and before another, alike; Since is when.
+	PostedHolds(ctx context.Context, db *sql.DB, from, before int64, after string, limit int) ([]OpenHold, error)
 }
 
-// OpenHold is one line of what GET /lockstep/holds answers: a hold that nobody has ended.
+// OpenHold is one line of what GET /lockstep/holds answers: a hold that nobody has ended, or, where the question has posted_from,
+// one that was posted from then on.
 type OpenHold struct {
 	ID string `json:"id"`
 	barrier.BranchKey
@@ -88,13 +91,20 @@ func (p *Participant) mountMending(mux *http.ServeMux) {
 		p.answer(w, "restore", out, err)
 	})
 	mux.HandleFunc("GET /lockstep/holds", func(w http.ResponseWriter, r *http.Request) {
-		before, err := strconv.ParseInt(r.URL.Query().Get("before"), 10, 64)
+		q := r.URL.Query()
+		before, err := strconv.ParseInt(q.Get("before"), 10, 64)
 		if err != nil {
 			err = fmt.Errorf("%w: before: %w", barrier.ErrInvalid, err)
 		}
+		from := int64(-1)
+		if err == nil && q.Has("posted_from") {
+			if from, err = strconv.ParseInt(q.Get("posted_from"), 10, 64); err != nil || from < 0 {
+				err = fmt.Errorf("%w: posted_from: %q is no time in milliseconds", barrier.ErrInvalid, q.Get("posted_from"))
+			}
+		}
 		var out []OpenHold
 		if err == nil {
-			out, err = p.holds(r.Context(), before, r.URL.Query().Get("after"))
+			out, err = p.holds(r.Context(), from, before, q.Get("after"))
 		}
 		p.answer(w, "holds", out, err)
 	})
@@ -185,12 +195,17 @@ func (p *Participant) effectAgain(ctx context.Context, tx *sql.Tx, in Restore) e
 	return o.run(ctx, tx, call, in.Payload, false)
 }
 
-func (p *Participant) holds(ctx context.Context, before int64, after string) ([]OpenHold, error) {
+// holds lists open holds; with a time posted ones from then on.
+func (p *Participant) holds(ctx context.Context, postedFrom, before int64, after string) (out []OpenHold, err error) {
 	books, err := p.restorable()
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case postedFrom < 0:
+		out, err = books.OpenHolds(ctx, p.barrier.DB(), before, after, holdsMax)
+	default:
+		out, err = books.PostedHolds(ctx, p.barrier.DB(), postedFrom, before, after, holdsMax)
 	}
-	out, err := books.OpenHolds(ctx, p.barrier.DB(), before, after, holdsMax)
 	if err != nil {
 		return nil, err
 	}

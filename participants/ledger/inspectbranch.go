@@ -144,18 +144,31 @@ func (s Slots) EndedAs(ctx context.Context, tx *sql.Tx, k barrier.BranchKey) (st
 
 // OpenHolds is branch.Restorable's.
 func (s Slots) OpenHolds(ctx context.Context, db *sql.DB, before int64, after string, limit int) ([]branch.OpenHold, error) {
+	return s.holdsWhere(ctx, db, "created_us", "state = 'pending' AND created_us < ?", after, limit, before*1000)
+}
+
+// PostedHolds is branch.Restorable's.
+func (s Slots) PostedHolds(ctx context.Context, db *sql.DB, from, before int64, after string, limit int) ([]branch.OpenHold, error) {
+	return s.holdsWhere(ctx, db, "settled_us", "state = 'posted' AND gid <> '' AND settled_us >= ? AND settled_us < ?", after, limit, from*1000, before*1000)
+}
+
+// holdsWhere lists holds by the account that their payloads name.
+func (s Slots) holdsWhere(ctx context.Context, db *sql.DB, at, where, after string, limit int, args ...any) ([]branch.OpenHold, error) {
 	out := []branch.OpenHold{}
-	err := each(ctx, db, s.q(fmt.Sprintf("SELECT id, gid, branch, debit, amount, currency, created_us FROM {p}transfer WHERE kind = 'hold' AND state = 'pending' AND leg = 0 AND created_us < ? AND id > ? ORDER BY id LIMIT %d", limit)),
-		[]any{before * 1000, after}, func(rows *sql.Rows) error {
+	err := each(ctx, db, s.q(fmt.Sprintf("SELECT id, gid, branch, debit, credit, amount, currency, %s FROM {p}transfer WHERE kind = 'hold' AND leg = 0 AND %s AND id > ? ORDER BY id LIMIT %d", at, where, limit)),
+		append(args, after), func(rows *sql.Rows) error {
 			h := branch.OpenHold{Held: branch.Held{Debit: true}}
+			var credit string
 			var us int64
-			err := rows.Scan(&h.ID, &h.Gid, &h.Branch, &h.Account, &h.Amount, &h.Currency, &us)
-			h.Since = us / 1000
+			err := rows.Scan(&h.ID, &h.Gid, &h.Branch, &h.Account, &credit, &h.Amount, &h.Currency, &us)
+			if h.Since = us / 1000; h.Account == Passage(h.Currency) { // the customer's side, as a payload names it
+				h.Account, h.Debit = credit, false
+			}
 			out = append(out, h)
 			return err
 		})
 	if err != nil {
-		return nil, fmt.Errorf("ledger: list open holds: %w", err)
+		return nil, fmt.Errorf("ledger: list holds: %w", err)
 	}
 	return out, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,7 +37,9 @@ func (j *Journal) Marks(ctx context.Context) ([]Mark, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the watermarks of the journal at %s: %w", j.where, err)
 	}
-	return out, nil
+	// An own chain has one while it is had back from other regions, and it says nothing of what was appended since.
+	own := int(j.own.Load())
+	return slices.DeleteFunc(out, func(m Mark) bool { return m.Origin == own }), nil
 }
 
 // Published gives how far the chains of an origin were published, as SetPublished said.

@@ -27,7 +27,7 @@ func (r *Reconciler) tier3(ctx context.Context, rep *Report, region string, from
 	if len(parts) == 0 {
 		return
 	}
-	seen, horizon := map[string]bool{}, to
+	seen, begin, horizon := map[string]bool{}, from, to
 	for from < to {
 		var page FinishedAnswer
 		if err := r.get(ctx, rep, region, fmt.Sprintf("/v1/drift/finished?from=%d&to=%d", from, to), &page); err != nil {
@@ -44,8 +44,11 @@ func (r *Reconciler) tier3(ctx context.Context, rep *Report, region string, from
 		if err := r.check(ctx, rep, region, name, endpoint); err != nil {
 			rep.skip("books of %s in %s: %v", name, region, err)
 		}
-		if err := r.holds(ctx, rep, region, name, endpoint, horizon); err != nil {
+		if err := r.holds(ctx, rep, region, name, endpoint, fmt.Sprintf("before=%d", horizon), nil); err != nil {
 			rep.skip("open holds of %s in %s: %v", name, region, err)
+		}
+		if err := r.holds(ctx, rep, region, name, endpoint, fmt.Sprintf("posted_from=%d&before=%d", begin, horizon), seen); err != nil {
+			rep.skip("what %s has posted in %s: %v", name, region, err)
 		}
 	}
 }

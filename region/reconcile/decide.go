@@ -34,15 +34,15 @@ func (f *Finding) Options() []string {
 	if f.Status != Quarantined {
 		return nil
 	}
-	switch f.Class {
-	case NeverTried:
+	switch {
+	case f.wasPosted():
+		return []string{Accept} // what it moved is evened out by a payment
+	case f.Class == NeverTried:
 		return []string{Accept, Confirm}
-	case PhantomHold:
+	case f.Class == PhantomHold:
 		return []string{Accept, Cancel} // no barrier knows its try: a confirm would post what nobody has checked
-	case TxMissing:
-		if f.Participant != "" {
-			return []string{Accept, Confirm, Cancel}
-		}
+	case f.Class == TxMissing && f.Participant != "":
+		return []string{Accept, Confirm, Cancel}
 	}
 	return []string{Accept}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -17,15 +18,23 @@ type openHold struct {
 	posting
 	Since int64 `json:"since"`
 	Tried bool  `json:"tried"`
+	// Posted: it is not open any more, and Since is when it was posted.
+	Posted bool `json:"posted,omitempty"`
 }
 
-// holds looks for holds of transactions that nobody knows, made before a time. A coordinator that has lost the transaction
-// and a hold that nobody asked for look alike from here: neither is ever cancelled by a guess. Where one region does not
-// answer nothing is said, for it may be its transaction.
-func (r *Reconciler) holds(ctx context.Context, rep *Report, region, name, endpoint string, before int64) error {
+// wasPosted says whether a finding is of a hold that was posted.
+func (f *Finding) wasPosted() bool {
+	var h openHold
+	return json.Unmarshal(f.Evidence, &h) == nil && h.Posted
+}
+
+// holds looks for holds of transactions that nobody knows: open ones, or with seen, of transactions whose gids need not be asked
+// for, posted ones. A coordinator that has lost the transaction and a hold that nobody asked for look alike from here: neither
+// is ever ended by a guess. Where one region does not answer nothing is said, for it may be its transaction.
+func (r *Reconciler) holds(ctx context.Context, rep *Report, region, name, endpoint, which string, seen map[string]bool) error {
 	after := ""
 	for {
-		raw, status, err := r.call(ctx, rep, http.MethodGet, fmt.Sprintf("%s/lockstep/holds?before=%d&after=%s", endpoint, before, escape(after)), nil, nil)
+		raw, status, err := r.call(ctx, rep, http.MethodGet, fmt.Sprintf("%s/lockstep/holds?%s&after=%s", endpoint, which, escape(after)), nil, nil)
 		if status == http.StatusBadRequest || status == http.StatusNotFound {
 			return nil // it cannot be asked
 		}
@@ -39,15 +48,22 @@ func (r *Reconciler) holds(ctx context.Context, rep *Report, region, name, endpo
 		if len(page) == 0 {
 			return nil
 		}
+		after = page[len(page)-1].ID
+		for i := range page {
+			page[i].Posted = seen != nil
+		}
+		page = slices.DeleteFunc(page, func(h openHold) bool { return seen[h.Gid] })
 		if err := r.unknownHolds(ctx, rep, region, name, page); err != nil {
 			return err
 		}
-		after = page[len(page)-1].ID
 	}
 }
 
 func (r *Reconciler) unknownHolds(ctx context.Context, rep *Report, region, name string, page []openHold) error {
 	var gids []string
+	if len(page) == 0 {
+		return nil
+	}
 	for i := range page {
 		if page[i].Gid != "" {
 			gids = append(gids, page[i].Gid)
@@ -81,7 +97,11 @@ func (r *Reconciler) unknownHolds(ctx context.Context, rep *Report, region, name
 		if f.Text = "no barrier row of its try: nobody has asked for it in the ordinary way"; h.Tried {
 			f.Class, f.Text = TxMissing, "and the barrier has its try: either the coordinator has lost the transaction, or both were forged"
 		}
-		f.Text = fmt.Sprintf("hold %s %s, open since %d, is of a transaction that no region has ever heard of; %s", h.ID, h.posting, h.Since, f.Text)
+		how := "open since"
+		if h.Posted {
+			how = "posted at"
+		}
+		f.Text = fmt.Sprintf("hold %s %s, %s %d, is of a transaction that no region has ever heard of; %s", h.ID, h.posting, how, h.Since, f.Text)
 		if f.Evidence, err = json.Marshal(h); err != nil {
 			return err
 		}

@@ -14,13 +14,18 @@ import (
 // hedgeAfter is how long the origin is waited for before the other regions are asked too.
 const hedgeAfter = 500 * time.Millisecond
 
-// fill asks for the events of a chain that follow a number: the origin, and if it says nothing for a while, does not have
-// them, or has not been heard of lately, all other regions side by side. The first that has any is taken.
+// fill asks for the events of an origin's chain that follow a number: the origin, and if it says nothing for a while, does not
+// have them, or has not been heard of lately, all other regions side by side. The first that has any is taken.
 func (s *Service) fill(ctx context.Context, o *origin, n int, after uint64) ([]record.Event, error) {
+	return s.fillFrom(ctx, o.peer.Index, o, n, after)
+}
+
+// fillFrom is fill of the chain of an index; first is asked first, nil: all other regions at once.
+func (s *Service) fillFrom(ctx context.Context, index int, first *origin, n int, after uint64) ([]record.Event, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	q := url.Values{
-		"origin": {strconv.Itoa(o.peer.Index)}, "slot": {strconv.Itoa(n)}, "after": {strconv.FormatUint(after, 10)}, "limit": {strconv.Itoa(fillEvents)},
+		"origin": {strconv.Itoa(index)}, "slot": {strconv.Itoa(n)}, "after": {strconv.FormatUint(after, 10)}, "limit": {strconv.Itoa(fillEvents)},
 	}
 	path := "/v1/region/events?" + q.Encode()
 	type said struct {
@@ -39,21 +44,27 @@ func (s *Service) fill(ctx context.Context, o *origin, n int, after uint64) ([]r
 		}
 		answers <- a
 	}
-	go ask(o)
-	waiting, others := 1, false
+	waiting, others := 0, false
 	askOthers := func() {
 		if others {
 			return
 		}
 		others = true
 		for _, other := range s.origins {
-			if other != o {
+			if other != first {
 				waiting++
 				go ask(other)
 			}
 		}
 	}
-	hedge := time.NewTimer(o.patience())
+	patience := time.Duration(0)
+	if first != nil {
+		go ask(first)
+		waiting, patience = 1, first.patience()
+	} else {
+		askOthers()
+	}
+	hedge := time.NewTimer(patience)
 	defer hedge.Stop()
 	var errs []error
 	for waiting > 0 {

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -23,9 +24,13 @@ const (
 // record (journal.Cut), and what this process publishes goes on after the seal. It gives the events that were past it,
 // also when it is repeated. Durable on nil. The caller has closed the slot and appends nothing of the epoch any more. The
 // publishers of the region's other processes hear of it within a second. The next epoch's events must not be appended before it.
+// What the journal lacks of the chain up to the seal, because its disks are new, is had back from the other regions first.
 func (s *Service) Returned(ctx context.Context, n int, seal slot.Seal) ([]record.Event, error) {
 	if seal.Epoch.Region() != s.cfg.Index {
 		return nil, fmt.Errorf("slot %d: the seal of epoch %d is not of this region, which has index %d", n, seal.Epoch, s.cfg.Index)
+	}
+	if err := s.regain(ctx, n, &seal); err != nil {
+		return nil, err
 	}
 	events, err := s.cfg.Journal.Cut(ctx, n, seal)
 	if err != nil {
@@ -36,6 +41,43 @@ func (s *Service) Returned(ctx context.Context, n int, seal slot.Seal) ([]record
 		s.cfg.Cut(s.cfg.Index, n, seal.Seq)
 	}
 	return events, nil
+}
+
+// regain brings what this journal has lost of an own chain back from the other regions, up to a forced seal: its disks are new,
+// or of a backup. Everything up to such a seal is in another region's journal.
+func (s *Service) regain(ctx context.Context, n int, seal *slot.Seal) error {
+	there, err := s.cfg.Journal.Reached(ctx, n, seal)
+	if there || errors.Is(err, journal.ErrContradicts) {
+		return nil // Cut judges that
+	}
+	for after := uint64(0); err == nil && after < seal.Seq; {
+		var events []record.Event
+		if events, err = s.fillFrom(ctx, s.cfg.Index, nil, n, after); err != nil {
+			break
+		}
+		events = slices.DeleteFunc(events, func(e record.Event) bool { return e.Head.Seq > seal.Seq })
+		var res journal.Result
+		if res, err = s.apply.Apply(ctx, journal.Batch{Origin: s.cfg.Index, Part: n % s.cfg.Partitions, Offset: -1, Events: events}); err != nil {
+			break
+		}
+		have := uint64(0)
+		for _, m := range res.Marks {
+			have = m.Head.Seq
+		}
+		switch {
+		case len(res.Stopped) > 0:
+			err = errors.New(res.Stopped[0].Reason)
+		case have <= after && res.Unsure != nil:
+			err = res.Unsure
+		case have <= after:
+			err = fmt.Errorf("event %d waits for the other regions' events before it", after+1)
+		}
+		after = have
+	}
+	if err != nil {
+		return fmt.Errorf("what this journal lacks of slot %d before event %d is not had back: %w", n, seal.Seq, err)
+	}
+	return nil
 }
 
 // goBack brings what is in memory of an own chain back to a cut.

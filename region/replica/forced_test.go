@@ -261,6 +261,19 @@ func TestTheTargetFetchesUpToTheSealFromAThirdRegion(t *testing.T) {
 	})
 }
 
+// sealsBack ends the area's epoch of a slot by plan, after rows of it.
+func (a *area) sealsBack(n int, after []engine.Row) (slot.Seal, record.Event) {
+	a.d.t.Helper()
+	sealed := record.Event{Slot: n, Kind: record.KindSeal, Epoch: a.maker.Epoch}
+	sealed.Head = after[len(after)-1].Finish.Next(n, sealed.Epoch, sealed.Kind, "", nil)
+	if err := a.journal.AppendEvents(context.Background(), []record.Event{sealed}); err != nil {
+		a.d.t.Fatal(err)
+	}
+	seal := *slot.SealOf(slot.Epoch(sealed.Epoch), sealed.Head.Seq, sealed.Head.Chain[:])
+	a.d.seals.add(n, seal)
+	return seal, sealed
+}
+
 // TestTheLostRegionCutsAndGoesOnAtItsNextEpoch: it comes back with events that never left, publishes one of them, cuts, owns
 // the slot again, and in the end all journals have the same chains.
 func TestTheLostRegionCutsAndGoesOnAtItsNextEpoch(t *testing.T) {
@@ -320,13 +333,7 @@ func TestTheLostRegionCutsAndGoesOnAtItsNextEpoch(t *testing.T) {
 		}
 		east.has(mine)
 		// west gives it back by plan
-		sealed := record.Event{Slot: n, Kind: record.KindSeal, Epoch: west.maker.Epoch}
-		sealed.Head = mine[2].Finish.Next(n, sealed.Epoch, sealed.Kind, "", nil)
-		if err := west.journal.AppendEvents(context.Background(), []record.Event{sealed}); err != nil {
-			t.Fatal(err)
-		}
-		back := *slot.SealOf(slot.Epoch(sealed.Epoch), sealed.Head.Seq, sealed.Head.Chain[:])
-		d.seals.add(n, back)
+		back, sealed := west.sealsBack(n, mine)
 		m := &slot.Map{}
 		m[n] = slot.Owner{Region: east.name, Epoch: back.Epoch.Next(east.index), Status: slot.Active, Seal: &back}
 		owners.Store(m)
