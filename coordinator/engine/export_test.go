@@ -4,20 +4,15 @@ import "github.com/lockstep-tx/lockstep/coordinator/txn"
 
 // ApplyForTest is Apply for tests outside the package: done gives the answer once it is there.
 func (c *Core) ApplyForTest(at int64, req Request) (done func() (Reply, error, bool)) {
-	p := &pending{req: req, done: make(chan answer, 1)}
-	c.Apply(at, p)
+	a := c.Ask(at, req)
 	return func() (Reply, error, bool) {
-		select {
-		case a := <-p.done:
-			return a.reply, a.err, true
-		default:
-			return Reply{}, nil, false
-		}
+		rep, answered, err := a.Answer()
+		return rep, err, answered
 	}
 }
 
 // GidForTest is the gid that a lookup asks for.
-func GidForTest(p *pending) txn.Gid { return p.req.Gid }
+func GidForTest(p *pending) txn.Gid { return p.Gid() }
 
 // NewKnownForTest makes a filter for few gids, so that a simulation can afford many.
 func NewKnownForTest(gids uint) *Known { return newKnown(gids) }

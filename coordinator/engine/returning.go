@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
@@ -79,8 +81,8 @@ func (r *Runner) handBackOnce(ctx context.Context, m Move, seal *slot.Seal) erro
 		}
 	}
 	var diverged error
-	for _, tx := range left {
-		if err := r.regions.Returned(ctx, m, tx); errors.Is(err, ErrDiverged) {
+	for _, gid := range slices.Sorted(maps.Keys(left)) { // in one order: the same run gives the same
+		if err := r.regions.Returned(ctx, m, left[gid]); errors.Is(err, ErrDiverged) {
 			diverged = err
 		} else if err != nil {
 			return err

@@ -10,6 +10,8 @@ package recovery
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
@@ -54,7 +56,8 @@ func Drive(k Known) ([][]byte, error) {
 			return nil, err
 		}
 	}
-	for gid, body := range k.Decisions {
+	for _, gid := range slices.Sorted(maps.Keys(k.Decisions)) { // in one order: the same input gives the same
+		body := k.Decisions[gid]
 		if seen[gid] {
 			continue
 		}
