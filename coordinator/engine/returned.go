@@ -29,8 +29,9 @@ func (c *Core) returned(at int64, e *entry, p *pending, theirs *record.Tx) {
 		c.learnt(at, e, theirs)
 		return
 	}
-	if s.Phase == txn.PhaseNone && unended(&theirs.State) {
-		// Its tries stand where nobody tells of them, and only the record knows where: it is aborted by that.
+	if s.Phase == txn.PhaseNone && uncommitted(&theirs.State) {
+		// Its tries may stand where nobody tells of them, and only the record knows where: it is aborted by that. Also where it had
+		// ended: begun anew under the same gid, it would meet the cancels of then.
 		e.waiting = append(e.waiting, p)
 		e.slot.txs[p.req.Gid] = e
 		c.live++
@@ -58,9 +59,9 @@ func (c *Core) learnt(at int64, e *entry, theirs *record.Tx) {
 	c.step(at, e, txn.Resolve{At: at, Epoch: e.slot.epoch, Reason: reasonUndecided}, nil)
 }
 
-// unended says that a lost region had not committed a transaction, and that some of its tries may stand.
-func unended(s *txn.State) bool {
-	return !s.Phase.Commit() && !s.Phase.Finished() && s.Phase != txn.PhaseNone && len(s.Branches) > 0
+// uncommitted says that a lost region had a transaction with branches and had not committed it.
+func uncommitted(s *txn.State) bool {
+	return !s.Phase.Commit() && s.Phase != txn.PhaseNone && len(s.Branches) > 0
 }
 
 // differs says how what a lost region has of a transaction and what stands here do not go together; nil when they do.
