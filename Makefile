@@ -90,6 +90,13 @@ race: ## the core packages under the race detector
 search: ## every state of one transaction with two branches and two holders, within larger bounds than the tests' (minutes, GiBs)
 	$(GO) test -count=1 -v -timeout 60m -run TestNothingIsBroken ./chaos/search -larger
 
+SIM_SEEDS ?= 6000
+SIM_FROM ?= 1
+
+.PHONY: sim
+sim: lockstep-chaos ## SIM_SEEDS seeds of the deterministic simulator from SIM_FROM on, in both modes (minutes)
+	bin/lockstep-chaos sim --from $(SIM_FROM) --seeds $(SIM_SEEDS)
+
 CHAOS_OUT ?= chaos-out
 CHAOS_ARGS ?=
 

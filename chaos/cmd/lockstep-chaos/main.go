@@ -42,6 +42,7 @@ type cli struct {
 	Status    linksCmd  `cmd:"" help:"Show the links of a running proxy and what they carried and refused."`
 	SeedDrift seedCmd   `cmd:"" help:"Plant drift in a participant's database behind the product's back."`
 	Poke      pokeCmd   `cmd:"" help:"Run one SQL statement on a participant's database."`
+	simCommands
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
