@@ -175,10 +175,8 @@ func (j *journal) sealKnown(n int, epoch slot.Epoch) bool {
 // reached says that everything up to a seal is here. One that was written and undone, before the region was lost and its chain cut
 // below it, is nowhere to be reached: the forced one stands for it.
 func (j *journal) reached(n int, s *slot.Seal) bool {
-	for i := range j.r.seals[n] {
-		if f := &j.r.seals[n][i]; f.Forced && f.Epoch.Region() == s.Epoch.Region() && f.Epoch > s.Epoch && f.Seq < s.Seq {
-			s = f
-		}
+	if slot.Overtaken(j.r.seals[n], *s) {
+		return true // the forced one is asked for like the others
 	}
 	return s.Reached(j.chains[s.Epoch.Region()-1][n].head().Seq)
 }

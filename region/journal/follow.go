@@ -33,7 +33,7 @@ func (w *applying) next(ctx context.Context, tx *sql.Tx, m *Mark, e *record.Even
 				return false, reason, nil
 			}
 		}
-		if e.Epoch == m.Epoch || s.Epoch >= slot.Epoch(e.Epoch) || s.Epoch.Region() == m.Origin {
+		if e.Epoch == m.Epoch || s.Epoch >= slot.Epoch(e.Epoch) || s.Epoch.Region() == m.Origin || slot.Overtaken(w.a.sealsOf(m.Slot), s) {
 			continue
 		}
 		reached, reason, err := w.reached(ctx, tx, m.Slot, &s)

@@ -3,6 +3,7 @@ package slot
 import (
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -54,6 +55,14 @@ type Seal struct {
 
 // Reached says that a journal whose last event of the seal's origin has the number seq has everything up to the seal.
 func (s *Seal) Reached(seq uint64) bool { return s == nil || seq >= s.Seq }
+
+// Overtaken says that a seal among the slot's is nowhere to be reached: its owner wrote it, the move was undone, and then the
+// region was lost and its chain ended below it. The forced seal stands for it.
+func Overtaken(seals []Seal, s Seal) bool {
+	return slices.ContainsFunc(seals, func(f Seal) bool {
+		return f.Forced && f.Epoch > s.Epoch && f.Epoch.Region() == s.Epoch.Region() && f.Seq < s.Seq
+	})
+}
 
 // SealOf makes a seal.
 func SealOf(e Epoch, seq uint64, chain []byte) *Seal {

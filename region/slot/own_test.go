@@ -108,3 +108,24 @@ func TestASlotTakenByForceIsServedOnlyUnderASealOfItsLostEpoch(t *testing.T) {
 		t.Error("an active slot was bound")
 	}
 }
+
+// TestASealThatWasUndoneAndCutIsOvertaken: a seal that its owner wrote stands for ever, but where the move was undone and the
+// region's chain was then ended below it by force, nobody can reach it.
+func TestASealThatWasUndoneAndCutIsOvertaken(t *testing.T) {
+	undone := Seal{Epoch: 101, Seq: 18}
+	for name, c := range map[string]struct {
+		later Seal
+		want  bool
+	}{
+		"cut below it":              {Seal{Epoch: 201, Seq: 17, Forced: true}, true},
+		"cut at it":                 {Seal{Epoch: 201, Seq: 18, Forced: true}, false},
+		"cut above it":              {Seal{Epoch: 201, Seq: 30, Forced: true}, false},
+		"another region was lost":   {Seal{Epoch: 202, Seq: 2, Forced: true}, false},
+		"the next one is by plan":   {Seal{Epoch: 201, Seq: 25}, false},
+		"it was cut before it once": {Seal{Epoch: 1, Seq: 3, Forced: true}, false},
+	} {
+		if got := Overtaken([]Seal{undone, c.later}, undone); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
