@@ -59,6 +59,11 @@ func (s *Server) arrivals(ctx context.Context, moves []engine.Move) ([]engine.Ar
 	return out, nil
 }
 
+// reached asks the journal, which may be opened later than the place is made.
+func (s *Server) reached(ctx context.Context, n int, seal *slot.Seal) (bool, error) {
+	return s.journal.Reached(ctx, n, seal)
+}
+
 // head is where a chain ends, as seals say it.
 type head struct {
 	seq   uint64

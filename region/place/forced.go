@@ -31,12 +31,54 @@ func (p *Place) Arrivals(ctx context.Context, moves []engine.Move) ([]engine.Arr
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
+	if err := p.sinceEarlier(ctx, moves, seals, out); err != nil {
+		return nil, err
+	}
 	for i, m := range moves {
 		if out[i].Err == nil {
 			out[i].Own, out[i].Err = p.ended(m, seals[m.Slot])
 		}
 	}
 	return out, nil
+}
+
+// sinceEarlier has what came with slots that were taken by force wait for the seals of earlier epochs too. The epoch that was lost
+// may have left no event, and then nothing has waited for what a third region did before it: its decisions, and what it carried
+// over. What was read before that was here is read again.
+func (p *Place) sinceEarlier(ctx context.Context, moves []engine.Move, seals map[int][]slot.Seal, out []engine.Arrival) error {
+	var late []engine.Move
+	var at []int
+	for i, m := range moves {
+		if out[i].Err != nil || !m.Owner.Seal.Forced {
+			continue
+		}
+		asked := false
+		for _, s := range seals[m.Slot] {
+			if s.Epoch >= m.Owner.Seal.Epoch || s.Epoch.Region() == p.index || s.Epoch.Region() == m.Owner.Seal.Epoch.Region() || slot.Overtaken(seals[m.Slot], s) {
+				continue
+			}
+			asked = true
+			if reached, err := p.cfg.Reached(ctx, m.Slot, &s); err != nil {
+				out[i].Err = err
+			} else if !reached {
+				out[i].Err = engine.ErrNotYet
+			}
+		}
+		if asked && out[i].Err == nil {
+			late, at = append(late, m), append(at, i)
+		}
+	}
+	if len(late) == 0 {
+		return nil
+	}
+	again, err := p.cfg.Arrivals(ctx, late)
+	if err != nil {
+		return err
+	}
+	for k, i := range at {
+		out[i] = again[k]
+	}
+	return nil
 }
 
 // ended gives where the last of this region's epochs of a slot before the move's owner ended.

@@ -39,6 +39,8 @@ type Config struct {
 	Forward engine.Forwarder
 	// Arrivals is engine.Regions's, but for the own heads.
 	Arrivals func(ctx context.Context, moves []engine.Move) ([]engine.Arrival, error)
+	// Reached says whether this region's journal has everything up to a seal of a slot.
+	Reached func(ctx context.Context, n int, seal *slot.Seal) (bool, error)
 	// Cut is engine.Regions's, on the region's journal and what publishes it.
 	Cut func(ctx context.Context, n int, seal slot.Seal, rows []engine.Row, events []record.Event) ([]record.Event, error)
 	// CaughtUp is nil when the copies here have everything up to all seals of the region that a slot was taken from, and all
