@@ -106,7 +106,7 @@ chaos: devctl build lockstep-chaos ## the chaos suite's pull-request set on real
 
 .PHONY: chaos-mutants
 chaos-mutants: ## the product broken on purpose: each mutant must go red under its checker, correct code green, a disabled fault inconclusive
-	$(GO) test -tags servers -count 1 -timeout 10m -run TestTheSuite -v ./chaos/cmd/lockstep-chaos
+	LOCKSTEP_FURTHER_MUTANTS=1 $(GO) test -tags servers -count 1 -timeout 15m -run 'TestTheSuite|TestFurtherMutants' -v ./chaos/cmd/lockstep-chaos
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (20s)

@@ -14,7 +14,7 @@ func sound() *Evidence {
 	e := &Evidence{Opened: 200, Lagged: 1}
 	accounts := []Account{
 		{ID: "a", DebitsPosted: 5, CreditsPosted: 100}, {ID: "b", CreditsPosted: 105},
-		{ID: "house:passage:CNY", Overdraft: true, DebitsPosted: 5, CreditsPosted: 5},
+		{ID: "house:passage:CNY", DebitsPosted: 5, CreditsPosted: 5},
 	}
 	for i, region := range []string{"east", "west"} {
 		b := Book{Region: region, Accounts: slices.Clone(accounts)}

@@ -25,7 +25,6 @@ import (
 // Account is one account's row, or the sum of its rows.
 type Account struct {
 	ID             string `json:"id"`
-	Overdraft      bool   `json:"overdraft"`
 	DebitsPending  int64  `json:"debits_pending"`
 	DebitsPosted   int64  `json:"debits_posted"`
 	CreditsPending int64  `json:"credits_pending"`
@@ -183,11 +182,8 @@ func all[T any](tx *sql.Tx, query string, scan func(rows *sql.Rows, t *T) error)
 }
 
 func accounts(tx *sql.Tx) ([]Account, error) {
-	return all(tx, "SELECT id, max(overdraft), sum(debits_pending), sum(debits_posted), sum(credits_pending), sum(credits_posted) FROM ledger_account GROUP BY id", func(r *sql.Rows, a *Account) error {
-		var overdraft string
-		err := r.Scan(&a.ID, &overdraft, &a.DebitsPending, &a.DebitsPosted, &a.CreditsPending, &a.CreditsPosted)
-		a.Overdraft = overdraft == "any"
-		return err
+	return all(tx, "SELECT id, sum(debits_pending), sum(debits_posted), sum(credits_pending), sum(credits_posted) FROM ledger_account GROUP BY id", func(r *sql.Rows, a *Account) error {
+		return r.Scan(&a.ID, &a.DebitsPending, &a.DebitsPosted, &a.CreditsPending, &a.CreditsPosted)
 	})
 }
 

@@ -62,12 +62,13 @@ func alike(a, b *Book, r *Result) {
 	}
 }
 
-// nonNegative (I2): available and frozen are never below zero.
+// nonNegative (I2): available and frozen are never below zero in a wallet, whatever its row says of overdrafts: the load
+// opened all of them without.
 func nonNegative(v *view, r *Result) {
 	one := func(where string, all []Account) {
 		for _, a := range all {
 			r.Examined++
-			if a.DebitsPending < 0 || a.CreditsPending < 0 || (!a.Overdraft && a.Balance()-a.DebitsPending < 0) {
+			if a.DebitsPending < 0 || a.CreditsPending < 0 || (!a.House() && a.Balance()-a.DebitsPending < 0) {
 				r.bad("%s: %s has %d, of which %d are frozen", where, a.ID, a.Balance(), a.DebitsPending)
 			}
 		}

@@ -1,5 +1,6 @@
-// Package mutant breaks the coordinator on purpose, so that the chaos suite can show that it would notice. Built without
-// the tag chaos, nothing is ever broken, and nothing of it is in the program: On is a constant there.
+// Package mutant breaks the coordinator and the regions' replication on purpose, so that the chaos suite can show that it
+// would notice. Built without the tag chaos, nothing is ever broken, and nothing of it is in the program: On is a constant
+// there.
 package mutant
 
 import "time"
@@ -8,7 +9,18 @@ import "time"
 const (
 	// AckBeforeStore answers clients before what they are told is stored.
 	AckBeforeStore = "ack-before-store"
+	// EventSkipped leaves some transactions' events out of another region's journal, and goes on behind them.
+	EventSkipped = "event-skipped"
+	// ApplyOutOfOrder writes another region's events as they come: of two that are new the second goes first, and what
+	// comes after it is taken for a repeat.
+	ApplyOutOfOrder = "apply-out-of-order"
+	// WatermarkTooEarly notes that the copies of accounts have an effect before it has been sent to them.
+	WatermarkTooEarly = "watermark-too-early"
 )
 
-// StoreDelay is how late AckBeforeStore stores: as a busy disk would, so that a crash hits what was answered.
-const StoreDelay = 300 * time.Millisecond
+// StoreDelay is how late AckBeforeStore stores: as a busy disk would, so that a crash hits what was answered. ApplyDelay is
+// how late WatermarkTooEarly applies: longer than it takes to be noted, as behind a slow participant.
+const (
+	StoreDelay = 300 * time.Millisecond
+	ApplyDelay = 600 * time.Millisecond
+)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/money"
+	"github.com/lockstep-tx/lockstep/participants/mutant"
 )
 
 // Wallets is a ledger whose branches work on one account each, so that each has its home in that account's: a pay takes
@@ -66,11 +67,18 @@ func (d Direction) op(f func(context.Context, *sql.Tx, Transfer) error) WalletOp
 	}
 }
 
-// Try, Confirm, Cancel and Apply are the functions of a branch of the direction.
+// Try, Confirm and Cancel are the functions of a branch of the direction.
 func (w Wallets) Try(d Direction) WalletOp     { return d.op(w.Hold) }
 func (w Wallets) Confirm(d Direction) WalletOp { return d.op(w.Post) }
 func (w Wallets) Cancel(d Direction) WalletOp  { return d.op(w.Void) }
-func (w Wallets) Apply(d Direction) WalletOp   { return d.op(w.Effect) }
+
+// Apply is the function that does the same to a copy.
+func (w Wallets) Apply(d Direction) WalletOp {
+	if mutant.On(mutant.WrongSign) {
+		d = !d
+	}
+	return d.op(w.Effect)
+}
 
 // WalletsState is a consistent look at one region's wallets and at the house's accounts beside them, by id.
 type WalletsState struct {

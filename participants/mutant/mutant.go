@@ -10,4 +10,8 @@ const (
 	NoEmptyCancelRow = "no-empty-cancel-row"
 	// NoFencing takes calls of epochs that have ended.
 	NoFencing = "no-fencing"
+	// SkipBalanceCheck lets wallets be debited beyond what they have.
+	SkipBalanceCheck = "skip-balance-check"
+	// WrongSign credits the copies of accounts that are to be debited, and the other way round.
+	WrongSign = "wrong-sign"
 )

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/mutant"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/registry"
@@ -362,6 +363,9 @@ func (a *Applier) round(ctx context.Context, w *work) (progress bool, err error)
 			w.window, w.read = append(w.window, p), events[i].seq
 		}
 	}
+	if mutant.On(mutant.WatermarkTooEarly) && a.noteOf(w, w.read) {
+		a.rest(ctx, mutant.ApplyDelay)
+	}
 	a.call(ctx, w)
 	for len(w.window) > 0 && w.window[0].done() {
 		if !a.noteOf(w, w.window[0].seq) {
@@ -407,19 +411,6 @@ func (a *Applier) call(ctx context.Context, w *work) {
 		}
 	}
 	wg.Wait() // the invoker ends its calls with the process
-}
-
-// next gives the events that follow a number without a gap, as they were told, or else from the journal.
-func (a *Applier) next(ctx context.Context, at [2]int, after uint64) ([]toldEvent, error) {
-	if list := a.told.after(at, after); len(list) > 0 {
-		return list, nil
-	}
-	events, err := a.cfg.Journal.EventsAfter(ctx, at[0], at[1], after, windowEvents)
-	list := make([]toldEvent, len(events))
-	for i, e := range events {
-		list[i] = toldEvent{seq: e.Head.Seq, gid: e.Gid, finish: e.Kind == record.KindFinish}
-	}
-	return list, err
 }
 
 // effectsOf gives the calls that an event owes here.

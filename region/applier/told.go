@@ -1,6 +1,7 @@
 package applier
 
 import (
+	"context"
 	"sync"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
@@ -111,4 +112,17 @@ func (t *told) forget(at [2]int, seq uint64) {
 	if len(chain) == 0 {
 		delete(t.chains, at)
 	}
+}
+
+// next gives the events that follow a number without a gap, as they were told, or else from the journal.
+func (a *Applier) next(ctx context.Context, at [2]int, after uint64) ([]toldEvent, error) {
+	if list := a.told.after(at, after); len(list) > 0 {
+		return list, nil
+	}
+	events, err := a.cfg.Journal.EventsAfter(ctx, at[0], at[1], after, windowEvents)
+	list := make([]toldEvent, len(events))
+	for i, e := range events {
+		list[i] = toldEvent{seq: e.Head.Seq, gid: e.Gid, finish: e.Kind == record.KindFinish}
+	}
+	return list, err
 }

@@ -339,7 +339,7 @@ func (w *applying) readRows(ctx context.Context, tx *sql.Tx) error {
 // chain goes on with one slot as far as it can.
 func (w *applying) chain(ctx context.Context, tx *sql.Tx, n int) error {
 	m := w.marks[n]
-	list := w.events[n]
+	list := misordered(m, w.events[n])
 	var behind []*record.Event
 	for i, e := range list {
 		if m.Stopped != "" {
@@ -351,7 +351,7 @@ func (w *applying) chain(ctx context.Context, tx *sql.Tx, n int) error {
 			behind = append(behind, e)
 			continue
 		}
-		if e.Head.Seq > m.Head.Seq+1 {
+		if e.Head.Seq > m.Head.Seq+1 && inOrder() {
 			w.res.Gaps = append(w.res.Gaps, Gap{n, m.Head.Seq, e.Head.Seq})
 			break
 		}

@@ -18,7 +18,7 @@ func (w *applying) next(ctx context.Context, tx *sql.Tx, m *Mark, e *record.Even
 		return true, "", nil
 	case e.Origin() != m.Origin:
 		return false, fmt.Sprintf("event %d is of epoch %d, which belongs to region %d", e.Head.Seq, e.Epoch, e.Origin()), nil
-	case !e.Follows(m.Head):
+	case !e.Follows(m.Head) && inOrder():
 		return false, fmt.Sprintf("event %d does not continue the chain: it was altered, or the origin's history is another", e.Head.Seq), nil
 	case e.Epoch < m.Epoch:
 		return false, fmt.Sprintf("event %d is of epoch %d after one of epoch %d", e.Head.Seq, e.Epoch, m.Epoch), nil
@@ -126,6 +126,9 @@ func (w *applying) reachedSeal(ctx context.Context, tx *sql.Tx, n int, s *slot.S
 
 // take adds what an event says to what will be written.
 func (w *applying) take(e *record.Event) (reason string) {
+	if skips(e) {
+		return ""
+	}
 	switch e.Kind {
 	case record.KindDecision:
 		return w.decision(e)
