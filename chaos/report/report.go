@@ -1,9 +1,11 @@
-// Package report tells what a run of the chaos suite found: on the console, as JSON, and as JUnit's XML for CI systems.
+// Package report tells what a run of the chaos suite found: on the console, as JSON, as JUnit's XML for CI systems, and as a
+// page for people.
 //
 // Its law: passed, failed, inconclusive and skipped are counted apart, and the exit code says the worst of them.
 package report
 
 import (
+	"bytes"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -110,7 +112,7 @@ func One(w io.Writer, s *scenario.Result) {
 	}
 }
 
-// Write writes result.json and junit.xml.
+// Write writes result.json, junit.xml and report.html.
 func (r *Run) Write(dir string) error {
 	r.Version = Version
 	raw, err := json.MarshalIndent(r, "", "  ")
@@ -121,7 +123,12 @@ func (r *Run) Write(dir string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.WriteFile(filepath.Join(dir, "result.json"), raw, 0o644), os.WriteFile(filepath.Join(dir, "junit.xml"), x, 0o644))
+	var page bytes.Buffer
+	if err := r.HTML(&page); err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(filepath.Join(dir, "result.json"), raw, 0o644), os.WriteFile(filepath.Join(dir, "junit.xml"), x, 0o644),
+		os.WriteFile(filepath.Join(dir, "report.html"), page.Bytes(), 0o644))
 }
 
 // Load reads result.json.

@@ -110,6 +110,9 @@ type Result struct {
 	Ops       int     `json:"ops"`
 	Unknown   int     `json:"unknown"`
 	Seconds   float64 `json:"seconds"`
+	// Timeline and Windows, on one clock, are for reports.
+	Timeline []Second       `json:"timeline,omitempty"`
+	Windows  []check.Window `json:"windows,omitempty"`
 	// Harness is an error of the suite itself.
 	Harness string `json:"harness,omitempty"`
 }
