@@ -6,6 +6,7 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -132,13 +133,14 @@ func open(address string) (*sql.DB, string, error) {
 	case "postgres", "postgresql":
 		db, err := sql.Open("pgx", address)
 		return db, "postgres", err
-	case "mysql":
+	case "mysql", "mariadb":
 		u, err := url.Parse(address)
 		if err != nil {
 			return nil, "", err
 		}
-		db, err := sql.Open("mysql", u.User.String()+"@tcp("+u.Host+")"+u.Path)
-		return db, scheme, err
+		password, _ := u.User.Password()
+		db, err := sql.Open("mysql", u.User.Username()+":"+password+"@tcp("+u.Host+")"+u.Path)
+		return db, "mysql", err
 	}
 	return nil, "", fmt.Errorf("database %q: sqlite:FILE, postgres://… or mysql://… are read", scheme)
 }
@@ -187,8 +189,18 @@ func accounts(tx *sql.Tx) ([]Account, error) {
 	})
 }
 
-// ReadBook reads a region's book whole.
-func ReadBook(ctx context.Context, region, address string) (Book, error) {
+// barrierTable is where a barrier's rows are. A schema belongs to its database, but on a MySQL server: there it is one for
+// the whole server, and each region has its own, so that one's rows are never taken for the other's.
+func barrierTable(kind, schema string) string {
+	schema = cmp.Or(schema, "dtm_barrier")
+	if kind == "sqlite" {
+		return schema + "_barrier"
+	}
+	return schema + ".barrier"
+}
+
+// ReadBook reads a region's book whole, with the rows of the barrier in schema; "" is the default.
+func ReadBook(ctx context.Context, region, address, schema string) (Book, error) {
 	b := Book{Region: region}
 	err := reading(ctx, address, func(tx *sql.Tx, kind string) (err error) {
 		if b.Accounts, err = accounts(tx); err != nil {
@@ -204,11 +216,7 @@ func ReadBook(ctx context.Context, region, address string) (Book, error) {
 		}); err != nil {
 			return err
 		}
-		table := "dtm_barrier.barrier"
-		if kind == "sqlite" {
-			table = "dtm_barrier_barrier"
-		}
-		b.Rows, err = all(tx, "SELECT gid, branch_id, op, reason FROM "+table, func(r *sql.Rows, w *Row) error { return r.Scan(&w.Gid, &w.Branch, &w.Op, &w.Reason) })
+		b.Rows, err = all(tx, "SELECT gid, branch_id, op, reason FROM "+barrierTable(kind, schema), func(r *sql.Rows, w *Row) error { return r.Scan(&w.Gid, &w.Branch, &w.Op, &w.Reason) })
 		return err
 	})
 	return b, err

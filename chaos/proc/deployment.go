@@ -35,8 +35,9 @@ type Config struct {
 	// Pair gives the first region two coordinators on an etcd of their own, with Journal, a URL of PostgreSQL or MySQL.
 	Pair    bool
 	Journal string
-	// Wallets are the databases of the regions' wallets; empty: SQLite.
-	Wallets [2]string
+	// Wallets are the databases of the regions' wallets; empty: SQLite. Barriers are the schemas of their barriers, which must
+	// differ where both are on one MySQL or MariaDB server; empty: the default.
+	Wallets, Barriers [2]string
 	// Now is the run's clock.
 	Now func() int64
 }
@@ -48,7 +49,7 @@ type Region struct {
 	GRPC         []string // of the coordinators, as clients reach them
 	Admin        []string
 	Wallet       *Node
-	DB           string // address of the wallets' database
+	DB, Barrier  string // address of the wallets' database, and the schema of its barrier
 	Journal      string // address of the journal's database
 	Tap          *tap.Tap
 	Accounts     []string // with their home here; the first ones are of slots that a handover moves
@@ -130,7 +131,7 @@ func (d *Deployment) open(ctx context.Context) error {
 	}
 	var brokers [2]string
 	for i, name := range []string{"east", "west"} {
-		r := &Region{Name: name, GRPC: []string{next()}, Admin: []string{next()}, DB: d.cfg.Wallets[i]}
+		r := &Region{Name: name, GRPC: []string{next()}, Admin: []string{next()}, DB: d.cfg.Wallets[i], Barrier: d.cfg.Barriers[i]}
 		if d.cfg.Pair && i == 0 {
 			r.GRPC, r.Admin = append(r.GRPC, next()), append(r.Admin, next())
 		}
@@ -164,7 +165,11 @@ func (d *Deployment) wallet(ctx context.Context, r *Region, addr string) (err er
 	if r.DB == "" {
 		r.DB = "sqlite:" + filepath.Join(d.cfg.Dir, "wallet-"+r.Name+".db")
 	}
-	if r.Wallet, err = d.node(ctx, "wallet-"+r.Name, addr, "http://"+addr+"/healthz", "lockstep-participants", "wallet", "--db", r.DB, "--listen", addr); err != nil {
+	args := []string{"wallet", "--db", r.DB, "--listen", addr}
+	if r.Barrier != "" {
+		args = append(args, "--barrier-schema", r.Barrier)
+	}
+	if r.Wallet, err = d.node(ctx, "wallet-"+r.Name, addr, "http://"+addr+"/healthz", "lockstep-participants", args...); err != nil {
 		return err
 	}
 	if r.Tap, err = tap.Open(r.Name, "127.0.0.1:0", "http://"+addr, d.cfg.Now); err != nil {

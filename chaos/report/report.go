@@ -82,7 +82,7 @@ func replay(s *scenario.Result) string {
 
 // One prints a scenario.
 func One(w io.Writer, s *scenario.Result) {
-	fmt.Fprintf(w, "%-12s %-4s %s\n", strings.ToUpper(string(s.Verdict)), s.ID, s.Title)
+	fmt.Fprintf(w, "%-12s %-14s %s\n", strings.ToUpper(string(s.Verdict)), s.ID, s.Title)
 	if s.Verdict == check.Skipped {
 		fmt.Fprintf(w, "  %s\n", strings.Join(s.Reasons, "; "))
 		return

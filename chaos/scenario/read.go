@@ -2,15 +2,11 @@ package scenario
 
 import (
 	"context"
-	"database/sql"
 	"errors"
-	"fmt"
-	"net/url"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/chaos/check"
 	"github.com/lockstep-tx/lockstep/chaos/history"
-	"github.com/lockstep-tx/lockstep/chaos/proc"
 )
 
 // journals reads both.
@@ -110,60 +106,10 @@ func (r *running) read(ctx context.Context) (*check.Evidence, error) {
 	var err error
 	for _, region := range r.d.Regions {
 		e.Calls = append(e.Calls, region.Tap.Calls()...)
-		b, rerr := check.ReadBook(ctx, region.Name, region.DB)
+		b, rerr := check.ReadBook(ctx, region.Name, region.DB, region.Barrier)
 		e.Books, err = append(e.Books, b), errors.Join(err, rerr)
 	}
 	var jerr error
 	e.Decided, e.Events, jerr = r.journals(ctx)
 	return e, errors.Join(err, jerr)
-}
-
-// databases makes what the scenario needs on a database server, and gives what removes it.
-func (r *running) databases(ctx context.Context, cfg *proc.Config) (drop func() error, err error) {
-	var undo []func() error
-	drop = func() (err error) {
-		for _, f := range undo {
-			err = errors.Join(err, f())
-		}
-		return err
-	}
-	one := func(into *string, base, name string) {
-		if err != nil || base == "" {
-			return
-		}
-		var f func() error
-		if *into, f, err = database(ctx, base, name); f != nil {
-			undo = append(undo, f)
-		}
-	}
-	if r.s.Pair {
-		one(&cfg.Journal, r.o.Journal, "journal")
-	}
-	one(&cfg.Wallets[0], r.o.DB, "east")
-	one(&cfg.Wallets[1], r.o.DB, "west")
-	if err != nil {
-		return drop, errors.Join(err, drop())
-	}
-	return drop, nil
-}
-
-// database makes a database of its own on a PostgreSQL server.
-func database(ctx context.Context, base, name string) (address string, drop func() error, err error) {
-	u, err := url.Parse(base)
-	if err != nil {
-		return "", nil, errors.New("the database server's address cannot be read")
-	}
-	db, err := sql.Open("pgx", base)
-	if err != nil {
-		return "", nil, err
-	}
-	name = fmt.Sprintf("chaos_%s_%d", name, time.Now().UnixNano())
-	if _, err := db.ExecContext(ctx, "CREATE DATABASE "+name); err != nil {
-		return "", nil, errors.Join(fmt.Errorf("database on the server: %w", err), db.Close())
-	}
-	u.Path = "/" + name
-	return u.String(), func() error {
-		_, err := db.Exec("DROP DATABASE IF EXISTS " + name + " WITH (FORCE)")
-		return errors.Join(err, db.Close())
-	}, nil
 }

@@ -61,8 +61,8 @@ func Run(ctx context.Context, s Scenario, o Options) (res Result) {
 		}
 		res.Seconds = time.Since(began).Seconds()
 	}()
-	if s.Pair && o.Journal == "" {
-		r.res.Verdict, r.res.Reasons = check.Skipped, []string{"skipped: two coordinators share a journal on PostgreSQL or MySQL: set LOCKSTEP_TEST_POSTGRES_URL"}
+	if why := r.lacks(); why != "" {
+		r.res.Verdict, r.res.Reasons = check.Skipped, []string{"skipped: " + why}
 		return r.res
 	}
 	evidence, err := r.play(ctx)

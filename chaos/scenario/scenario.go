@@ -8,6 +8,7 @@ package scenario
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +27,8 @@ type Scenario struct {
 	Arms []string
 	// Pair wants a region with two coordinators on one etcd, for which a journal server is needed.
 	Pair bool
+	// Wallets is the server that the wallets are on; the zero one is SQLite, or what the run says.
+	Wallets Server
 	// Crash: a process dies at the injection.
 	Crash bool
 	// TryLimit is how long a branch call may take; 0 is the usual.
@@ -39,7 +42,7 @@ func armed(more ...string) []string { return append(append([]string(nil), always
 
 // All are the scenarios of the pull-request set, in the order in which they run.
 func All() []Scenario {
-	return []Scenario{
+	all := []Scenario{
 		{ID: "P1", Title: "SIGKILL of the coordinator that owns transactions in flight", Fault: fault.Kill{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8"), Crash: true},
 		{ID: "M1", Title: "confirms and cancels sent three times at once", Fault: fault.Duplicates(), Hold: 2 * time.Second, Arms: armed("I3", "I6")},
 		{ID: "M23", Title: "cancel before try, and the try after it", Fault: fault.CancelFirst(true), Hold: 2 * time.Second, Arms: armed("I3", "I5"), TryLimit: 500 * time.Millisecond},
@@ -51,6 +54,16 @@ func All() []Scenario {
 		{ID: "M8", Title: "confirms and cancels of an epoch that has ended", Fault: fault.Moved{Slots: proc.Moving}, Hold: time.Second, Arms: armed("I3", "I11")},
 		{ID: "O3", Title: "a handover whose coordinator is killed on the way", Fault: fault.Moved{Slots: proc.Moving, Kill: true}, Hold: time.Second, Arms: armed("I3", "I11"), Crash: true},
 	}
+	// The races between calls and the fences are the databases' work: these once more on the servers.
+	for _, again := range []struct {
+		id string
+		on Server
+	}{{"M1", OnPostgreSQL}, {"M23", OnPostgreSQL}, {"N14", OnMariaDB}, {"M8", OnMariaDB}} {
+		s := all[slices.IndexFunc(all, func(s Scenario) bool { return s.ID == again.id })]
+		s.ID, s.Title, s.Wallets = s.ID+"-"+strings.ToLower(string(again.on)), s.Title+"; wallets on "+string(again.on), again.on
+		all = append(all, s)
+	}
+	return all
 }
 
 // Find gives the scenarios with the ids given, or all.
@@ -83,8 +96,9 @@ type Options struct {
 	Slow float64
 	// Disabled faults do nothing: the scenario must notice.
 	Disabled bool
-	// Journal is a database server for a journal that coordinators share, DB one for the wallets; "" where there is none.
-	Journal, DB string
+	// Journal is a PostgreSQL server, for a journal that coordinators share and wallets that are to be there, MySQL one of
+	// MySQL or MariaDB; DB is the server for all other wallets. "" where there is none.
+	Journal, MySQL, DB string
 	// Quiet is how long is waited for nothing to be open any more, before it is scaled; 0 is the usual.
 	Quiet time.Duration
 	// Say tells what goes on.

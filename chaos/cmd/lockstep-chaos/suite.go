@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,8 +30,9 @@ type runCmd struct {
 	Budget    time.Duration `help:"No scenario is begun that would not end in time; what is not run makes the run inconclusive." default:"12m"`
 	Scenario  []string      `help:"Only these. See list." placeholder:"ID"`
 	Bin       string        `help:"Where lockstep and lockstep-participants are. Defaults to this program's directory." type:"path"`
-	DB        string        `help:"PostgreSQL server for the wallets, instead of SQLite." name:"db" placeholder:"postgres://…"`
-	Journal   string        `help:"PostgreSQL server for the journal of regions with two coordinators; without it their scenarios are skipped." env:"LOCKSTEP_TEST_POSTGRES_URL" placeholder:"postgres://…"`
+	DB        string        `help:"PostgreSQL, MySQL or MariaDB server for the wallets, instead of SQLite, of the scenarios that name no server." name:"db" placeholder:"postgres://…|mysql://…"`
+	Journal   string        `help:"PostgreSQL server for the journal of regions with two coordinators, and for the wallets of scenarios that name it; without it they are skipped." env:"LOCKSTEP_TEST_POSTGRES_URL" placeholder:"postgres://…"`
+	MySQL     string        `help:"MySQL or MariaDB server for the wallets of scenarios that name it; without it they are skipped." name:"mysql" env:"LOCKSTEP_TEST_MYSQL_URL" placeholder:"mysql://…"`
 	Lanes     int           `help:"Clients at once." default:"24"`
 	Quiet     time.Duration `help:"How long to wait after the load for nothing to be open any more, on the reference machine." default:"30s"`
 	NoFault   bool          `help:"Inject nothing. Every scenario must end inconclusive: a test of the suite itself."`
@@ -73,7 +75,7 @@ func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
 		}
 		sctx, cancel := context.WithDeadline(ctx, end)
 		res := scenario.Run(sctx, s, scenario.Options{Dir: filepath.Join(c.Out, s.ID), Bin: c.Bin, Seed: c.Seed, Lanes: c.Lanes, Slow: slow, Disabled: c.NoFault, Quiet: c.Quiet,
-			Journal: c.Journal, DB: c.DB, Say: func(f string, args ...any) { fmt.Fprintf(out, f+"\n", args...) }})
+			Journal: c.Journal, MySQL: c.MySQL, DB: c.DB, Say: func(f string, args ...any) { fmt.Fprintf(out, f+"\n", args...) }})
 		cancel()
 		report.One(out, &res)
 		run.Scenarios = append(run.Scenarios, res)
@@ -102,10 +104,11 @@ func (c *runCmd) bed(ctx context.Context) string {
 		v = []byte("of unknown version")
 	}
 	db := "SQLite"
-	if c.DB != "" {
-		db = "PostgreSQL"
+	if kind, _, ok := strings.Cut(c.DB, ":"); ok {
+		db = map[string]string{"mysql": "MySQL or MariaDB", "mariadb": "MariaDB"}[kind]
+		db = cmp.Or(db, "PostgreSQL")
 	}
-	return fmt.Sprintf("lockstep %s: two regions of real processes, an arbiter of one member, wallets on %s, Lockstep's own broker in Kafka's place", strings.TrimSpace(string(v)), db)
+	return fmt.Sprintf("lockstep %s: two regions of real processes, an arbiter of one member, wallets on %s where the scenario names nothing else, Lockstep's own broker in Kafka's place", strings.TrimSpace(string(v)), db)
 }
 
 type listCmd struct{}
@@ -114,10 +117,13 @@ type listCmd struct{}
 func (listCmd) Run(out io.Writer) error {
 	for _, s := range scenario.All() {
 		needs := ""
-		if s.Pair {
+		switch {
+		case s.Wallets == scenario.OnMariaDB:
+			needs = "; needs LOCKSTEP_TEST_MYSQL_URL"
+		case s.Pair || s.Wallets == scenario.OnPostgreSQL:
 			needs = "; needs LOCKSTEP_TEST_POSTGRES_URL"
 		}
-		fmt.Fprintf(out, "%-4s %s (%s; arms %s%s)\n", s.ID, s.Title, s.Fault.Name(), strings.Join(s.Arms, " "), needs)
+		fmt.Fprintf(out, "%-14s %s (%s; arms %s%s)\n", s.ID, s.Title, s.Fault.Name(), strings.Join(s.Arms, " "), needs)
 	}
 	_, err := fmt.Fprintf(out, "checkers: %s\n", strings.Join(check.IDs(), " "))
 	return err
@@ -197,10 +203,15 @@ func (c *doctorCmd) Run(out io.Writer) error {
 		line(fmt.Sprintf("synced writes and arithmetic: %.1f times slower than the reference", slow), err, "nothing runs")
 		bad = errors.Join(bad, err, os.RemoveAll(dir))
 	}
-	err = nil
-	if os.Getenv("LOCKSTEP_TEST_POSTGRES_URL") == "" {
-		err = errors.New("LOCKSTEP_TEST_POSTGRES_URL is not set")
+	for _, server := range []struct{ name, variable, without string }{
+		{"PostgreSQL", "LOCKSTEP_TEST_POSTGRES_URL", "P4, N1 and those that end in -postgresql are skipped; bin/devctl run -- …"},
+		{"MariaDB", "LOCKSTEP_TEST_MYSQL_URL", "those that end in -mariadb are skipped; bin/devctl run -- …"},
+	} {
+		var err error
+		if os.Getenv(server.variable) == "" {
+			err = errors.New(server.variable + " is not set")
+		}
+		line(server.name, err, server.without)
 	}
-	line("PostgreSQL", err, "P4 and N1 are skipped; bin/devctl run -- …")
 	return bad
 }

@@ -52,12 +52,13 @@ func open(ctx context.Context, c settings) (*service, error) {
 	}
 	s := &service{log: c.log}
 	var err error
-	if s.buyer, _, err = database(ctx, c.buyer, c.allowUnfenced, func(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
+	o := barrier.Options{AllowUnfenced: c.allowUnfenced}
+	if s.buyer, _, err = database(ctx, c.buyer, o, func(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
 		return ledger.Migrate(ctx, db, d.Dialect, ledger.Options{})
 	}); err != nil {
 		return nil, err
 	}
-	if s.merchant, s.sell, err = database(ctx, c.merchant, c.allowUnfenced, merchant.Migrate, points.Migrate, inventory.Migrate, payment.Migrate); err != nil {
+	if s.merchant, s.sell, err = database(ctx, c.merchant, o, merchant.Migrate, points.Migrate, inventory.Migrate, payment.Migrate); err != nil {
 		return nil, errors.Join(err, s.buyer.DB().Close())
 	}
 	book, err := ledger.New(s.buyer.Dialect(), ledger.Options{})
@@ -71,7 +72,8 @@ func open(ctx context.Context, c settings) (*service, error) {
 	return s, nil
 }
 
-func database(ctx context.Context, address string, allowUnfenced bool, migrations ...func(context.Context, *sql.DB, sqldb.Dialect) error) (*barrier.Barrier, sqldb.Dialect, error) {
+// database opens and migrates one database with its barrier; of the options, GidTime is set here.
+func database(ctx context.Context, address string, o barrier.Options, migrations ...func(context.Context, *sql.DB, sqldb.Dialect) error) (*barrier.Barrier, sqldb.Dialect, error) {
 	db, d, err := sqldb.Open(ctx, address)
 	if err != nil {
 		return nil, d, err
@@ -80,7 +82,7 @@ func database(ctx context.Context, address string, allowUnfenced bool, migration
 		db.SetMaxOpenConns(32)
 		db.SetMaxIdleConns(32)
 	}
-	err = barrier.Migrate(ctx, db, d.Dialect)
+	err = barrier.MigrateSchema(ctx, db, d.Dialect, o.Schema)
 	for _, migrate := range migrations {
 		if err == nil {
 			err = migrate(ctx, db, d)
@@ -89,7 +91,8 @@ func database(ctx context.Context, address string, allowUnfenced bool, migration
 	if err != nil {
 		return nil, d, errors.Join(err, db.Close())
 	}
-	b, err := barrier.New(db, d.Dialect, barrier.Options{AllowUnfenced: allowUnfenced, GidTime: gidTime})
+	o.GidTime = gidTime
+	b, err := barrier.New(db, d.Dialect, o)
 	return b, d, err
 }
 

@@ -23,6 +23,7 @@ import (
 type walletCmd struct {
 	Listen     string        `help:"Address to serve HTTP on; loopback only, it has no authentication." default:"127.0.0.1:0"`
 	DB         string        `help:"Database of this region's wallets: postgres://USER:PASSWORD@HOST:PORT/NAME, mysql://…, or sqlite:FILE." name:"db" required:""`
+	Schema     string        `help:"Schema of the barrier's tables. Wallets of two regions on one MySQL or MariaDB server need one each: without it, all databases of the server share dtm_barrier, and one region's epochs make the other's calls stale." name:"barrier-schema" placeholder:"NAME"`
 	PortFile   string        `help:"File to write the port to once it is served." type:"path"`
 	DrainLimit time.Duration `help:"How long open calls may take to end after SIGTERM." default:"10s"`
 }
@@ -47,8 +48,8 @@ type wallets struct {
 	log     *slog.Logger
 }
 
-func openWallets(ctx context.Context, address string, log *slog.Logger) (*wallets, error) {
-	b, _, err := database(ctx, address, false, func(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
+func openWallets(ctx context.Context, address, schema string, log *slog.Logger) (*wallets, error) {
+	b, _, err := database(ctx, address, barrier.Options{Schema: schema}, func(ctx context.Context, db *sql.DB, d sqldb.Dialect) error {
 		return ledger.Migrate(ctx, db, d.Dialect, ledger.Options{})
 	})
 	if err != nil {
@@ -81,7 +82,7 @@ func (w *wallets) Close() error {
 
 // Run serves until ctx ends.
 func (c *walletCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
-	w, err := openWallets(ctx, c.DB, log)
+	w, err := openWallets(ctx, c.DB, c.Schema, log)
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ type place struct {
 
 func newPlace(t *testing.T, name string) *place {
 	t.Helper()
-	w, err := openWallets(t.Context(), "sqlite:"+t.TempDir()+"/"+name+".db", slog.New(slog.DiscardHandler))
+	w, err := openWallets(t.Context(), "sqlite:"+t.TempDir()+"/"+name+".db", "", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

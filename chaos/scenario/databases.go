@@ -1,0 +1,115 @@
+package scenario
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/chaos/proc"
+)
+
+// Server is a kind of database server that a scenario's wallets are on.
+type Server string
+
+// The servers. OnSQLite has none: a file for each region.
+const (
+	OnSQLite     Server = ""
+	OnPostgreSQL Server = "PostgreSQL"
+	OnMariaDB    Server = "MariaDB"
+)
+
+// wallets is the address of the server that the scenario's wallets are on: the scenario's own kind, or else what the run
+// says of those without one; "" for files.
+func (r *running) wallets() string {
+	switch r.s.Wallets {
+	case OnPostgreSQL:
+		return r.o.Journal
+	case OnMariaDB:
+		return r.o.MySQL
+	case OnSQLite:
+	}
+	return r.o.DB
+}
+
+// lacks is why the scenario is skipped, or nothing.
+func (r *running) lacks() string {
+	switch {
+	case r.s.Pair && r.o.Journal == "":
+		return "two coordinators share a journal on PostgreSQL: set LOCKSTEP_TEST_POSTGRES_URL"
+	case r.s.Wallets == OnPostgreSQL && r.o.Journal == "":
+		return "its wallets are on PostgreSQL: set LOCKSTEP_TEST_POSTGRES_URL"
+	case r.s.Wallets == OnMariaDB && r.o.MySQL == "":
+		return "its wallets are on MariaDB: set LOCKSTEP_TEST_MYSQL_URL"
+	}
+	return ""
+}
+
+// databases makes what the scenario needs on database servers, and gives what removes it.
+func (r *running) databases(ctx context.Context, cfg *proc.Config) (drop func() error, err error) {
+	var undo []func() error
+	drop = func() (err error) {
+		for _, f := range undo {
+			err = errors.Join(err, f())
+		}
+		return err
+	}
+	one := func(into, barrier *string, base, name string) {
+		if err != nil || base == "" {
+			return
+		}
+		var f func() error
+		if *into, f, err = database(ctx, base, name, barrier); f != nil {
+			undo = append(undo, f)
+		}
+	}
+	if r.s.Pair {
+		one(&cfg.Journal, nil, r.o.Journal, "journal")
+	}
+	one(&cfg.Wallets[0], &cfg.Barriers[0], r.wallets(), "east")
+	one(&cfg.Wallets[1], &cfg.Barriers[1], r.wallets(), "west")
+	if err != nil {
+		return drop, errors.Join(err, drop())
+	}
+	return drop, nil
+}
+
+// database makes a database of its own on a server. On MySQL and MariaDB, where a barrier's schema is the whole server's,
+// it names one for this database alone: epochs that one region has raised would make the other's calls stale, and those of
+// whoever uses the server next.
+func database(ctx context.Context, base, name string, barrier *string) (address string, drop func() error, err error) {
+	u, err := url.Parse(base)
+	if err != nil {
+		return "", nil, errors.New("the database server's address cannot be read")
+	}
+	name = fmt.Sprintf("chaos_%s_%d", name, time.Now().UnixNano())
+	driver, dsn, end := "pgx", base, []string{"DROP DATABASE IF EXISTS " + name + " WITH (FORCE)"}
+	if strings.HasPrefix(u.Scheme, "mysql") || strings.HasPrefix(u.Scheme, "mariadb") {
+		password, _ := u.User.Password()
+		driver, dsn = "mysql", u.User.Username()+":"+password+"@tcp("+u.Host+")/"
+		end = []string{"DROP DATABASE IF EXISTS " + name}
+		if barrier != nil {
+			*barrier = name + "_barrier"
+			end = append(end, "DROP DATABASE IF EXISTS "+*barrier)
+		}
+	}
+	db, err := sql.Open(driver, dsn)
+	if err != nil {
+		return "", nil, err
+	}
+	if _, err := db.ExecContext(ctx, "CREATE DATABASE "+name); err != nil {
+		return "", nil, errors.Join(fmt.Errorf("database on the server: %w", err), db.Close())
+	}
+	u.Path = "/" + name
+	return u.String(), func() error {
+		var err error
+		for _, stmt := range end {
+			_, derr := db.Exec(stmt)
+			err = errors.Join(err, derr)
+		}
+		return errors.Join(err, db.Close())
+	}, nil
+}
