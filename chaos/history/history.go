@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -77,6 +78,23 @@ type Log struct {
 	clients int
 	flying  map[*Op]struct{}
 	done    []Op
+	next    []watch
+}
+
+// watch waits for an operation to begin.
+type watch struct {
+	match func(*Op) bool
+	begun chan Op
+}
+
+// Next gives the next operation that is begun and matches, just before it is asked for. Who does not want it any more just
+// leaves.
+func (l *Log) Next(match func(*Op) bool) <-chan Op {
+	w := watch{match, make(chan Op, 1)}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.next = append(l.next, w)
+	return w.begun
 }
 
 // New begins a history.
@@ -99,6 +117,13 @@ func (l *Log) Begin(op Op) *Op {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.flying[&op] = struct{}{}
+	l.next = slices.DeleteFunc(l.next, func(w watch) bool {
+		if !w.match(&op) {
+			return false
+		}
+		w.begun <- op
+		return true
+	})
 	return &op
 }
 

@@ -66,6 +66,7 @@ type bar struct {
 type shade struct {
 	Label, Span string
 	Crash       bool
+	Named       bool // its label is written over it; else it shows itself on pointing
 	X, W        float64
 }
 
@@ -144,7 +145,7 @@ func lay(s *scenario.Result) *chart {
 			}
 		}
 	}
-	for _, w := range s.Windows {
+	for n, w := range s.Windows {
 		from, to := float64(w.Injected)/1e9, float64(w.Healed)/1e9
 		if w.Injected == 0 {
 			continue // the scenario ended before its fault
@@ -152,7 +153,7 @@ func lay(s *scenario.Result) *chart {
 		if to < from {
 			to = seconds // it was never healed
 		}
-		c.Windows = append(c.Windows, shade{w.Fault, fmt.Sprintf("%.1f s to %.1f s", from, to), w.Crash, at(from), at(to) - at(from)})
+		c.Windows = append(c.Windows, shade{w.Fault, fmt.Sprintf("%.1f s to %.1f s", from, to), w.Crash, n == 0, at(from), at(to) - at(from)})
 	}
 	for n, step := 0, 1+len(s.Timeline)/ticksMax; n <= len(s.Timeline); n += step {
 		c.Ticks = append(c.Ticks, tick{n, at(float64(n))})

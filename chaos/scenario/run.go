@@ -40,6 +40,8 @@ type running struct {
 	env fault.Env
 	res Result
 	win check.Window
+	// crashes are those that a fault made one after another, within win.
+	crashes []check.Window
 
 	mu     sync.Mutex
 	snaps  []check.Snapshot
@@ -188,6 +190,11 @@ func (r *running) warm(ctx context.Context) error {
 func (r *running) faulty(ctx context.Context, active fault.Active) (err error) {
 	if r.win.InFlight < inFlightNeeded {
 		r.res.inconclusive("%d transactions in flight at the injection, %d are needed", r.win.InFlight, inFlightNeeded)
+	}
+	if several, ok := active.(interface{ Crashes() []fault.Crash }); ok {
+		for _, c := range several.Crashes() {
+			r.crashes = append(r.crashes, check.Window{Fault: c.Name, Injected: c.At, Healed: c.Back, Crash: true})
+		}
 	}
 	if r.res.Effective, err = active.Effective(ctx); err != nil {
 		r.res.inconclusive("%v", err)

@@ -44,6 +44,7 @@ func armed(more ...string) []string { return append(append([]string(nil), always
 func All() []Scenario {
 	all := []Scenario{
 		{ID: "P1", Title: "SIGKILL of the coordinator that owns transactions in flight", Fault: fault.Kill{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8"), Crash: true},
+		{ID: "P2", Title: "SIGKILL of the coordinator at each phase of a transaction", Fault: fault.Phases{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8")},
 		{ID: "M1", Title: "confirms and cancels sent three times at once", Fault: fault.Duplicates(), Hold: 2 * time.Second, Arms: armed("I3", "I6")},
 		{ID: "M23", Title: "cancel before try, and the try after it", Fault: fault.CancelFirst(true), Hold: 2 * time.Second, Arms: armed("I3", "I5"), TryLimit: 500 * time.Millisecond},
 		{ID: "M2", Title: "cancel before a try that never comes", Fault: fault.CancelFirst(false), Hold: 2 * time.Second, Arms: armed("I3"), TryLimit: 500 * time.Millisecond},

@@ -39,8 +39,17 @@ func (t *Tap) branch(w http.ResponseWriter, r *http.Request, req *request) {
 		}
 		t.mu.Unlock()
 	}
+	if !t.spring(r.Context(), *c, false) {
+		drop(w)
+		return
+	}
 	resp, raw, err := t.copies(req, rules, settles)
 	if err != nil {
+		drop(w)
+		return
+	}
+	answered := *c
+	if answered.Status = resp.StatusCode; !t.spring(r.Context(), answered, true) {
 		drop(w)
 		return
 	}

@@ -74,6 +74,7 @@ type Tap struct {
 
 	mu    sync.Mutex
 	rules Rules
+	trap  *Trap
 	calls []Call
 	lost  map[string]bool     // answers that were lost, by branch and op
 	held  map[string]*request // tries that were kept back, by branch; nil once it is too late or they were sent

@@ -1,0 +1,204 @@
+package fault
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/tap"
+)
+
+// phase is a point on a transaction's way that shows itself outside the coordinator.
+type phase struct {
+	name, op string
+	// after: the participant has answered; else it has not been asked.
+	after bool
+	// both: the transaction's other branch has been answered for the same operation.
+	both bool
+	// heard: the answer is passed on, so that the coordinator dies while it acts on it.
+	heard bool
+}
+
+// asked is the phase in which a client has asked and no branch has been called: the record may be saved or not.
+const asked = "asked"
+
+// phases are in a transaction's order.
+var phases = []phase{
+	{name: asked},
+	{name: "try-sent", op: "try"},                 // the record is saved, nothing is done
+	{name: "try-applied", op: "try", after: true}, // one try is done, and its answer lost
+	{name: "tries-answered", op: "try", after: true, both: true, heard: true},        // the decision is being saved
+	{name: "confirm-sent", op: "confirm"},                                            // the decision is saved, nothing is confirmed
+	{name: "between-confirms", op: "confirm", both: true},                            // one branch is confirmed, the other not
+	{name: "confirm-applied", op: "confirm", after: true},                            // confirmed, and the answer lost
+	{name: "confirms-answered", op: "confirm", after: true, both: true, heard: true}, // the finish is being saved
+	{name: "cancel-sent", op: "cancel"},
+	{name: "cancel-applied", op: "cancel", after: true},
+}
+
+const (
+	phaseLimit   = 15 * time.Second // until a transaction comes to a phase
+	siblingLimit = time.Second      // until the other branch is answered
+)
+
+// Phases kills the first region's coordinator at one phase of a transaction after another, and starts it again each time
+// (P2).
+type Phases struct{ off bool }
+
+// Name is the fault's.
+func (Phases) Name() string { return "kill-at-each-phase" }
+
+// Available is always.
+func (Phases) Available(Env) error { return nil }
+
+func (p Phases) disabled() Fault { p.off = true; return p }
+
+// Inject goes through the phases.
+func (p Phases) Inject(ctx context.Context, e Env) (Active, error) {
+	a := &swept{killed: &killed{n: e.Deployment.Regions[0].Coordinators[0], e: e}}
+	if p.off {
+		return a, nil
+	}
+	for _, ph := range phases {
+		hit, err := a.sweep(ctx, ph)
+		if err != nil {
+			return a, fmt.Errorf("phase %s: %w", ph.name, err)
+		}
+		if !hit {
+			a.missed = append(a.missed, ph.name)
+		}
+	}
+	return a, nil
+}
+
+// Crash is the end of a process and its return, on the history's clock.
+type Crash struct {
+	Name     string
+	At, Back int64
+}
+
+type swept struct {
+	*killed
+	crashes []Crash
+	missed  []string
+}
+
+// Crashes are those that were made.
+func (a *swept) Crashes() []Crash { return a.crashes }
+
+// sweep kills at a phase; false where no transaction came to it in time.
+func (a *swept) sweep(ctx context.Context, ph phase) (hit bool, err error) {
+	for end := time.Now().Add(a.e.wait(phaseLimit)); time.Now().Before(end) && ctx.Err() == nil; {
+		if ph.name == asked {
+			hit, err = a.asked(ctx, time.Until(end))
+		} else {
+			hit, err = a.atCall(ctx, ph, time.Until(end))
+		}
+		if hit || err != nil {
+			return hit, err
+		}
+	}
+	return false, ctx.Err()
+}
+
+// asked kills as soon as a client asks for a transaction; false where a branch had been called by then.
+func (a *swept) asked(ctx context.Context, limit time.Duration) (bool, error) {
+	next := a.e.Log.Next(func(op *history.Op) bool {
+		return op.Kind == history.Execute && op.Region == a.e.Deployment.Regions[0].Name
+	})
+	select {
+	case op := <-next:
+		dead, err := a.kill(ctx, asked)
+		at := a.crashes[len(a.crashes)-1].At
+		// By now what was under way is written down.
+		return dead && a.count(func(c *tap.Call) bool { return c.Gid == op.Gid && c.Start <= at }) == 0, err
+	case <-time.After(limit):
+	case <-ctx.Done():
+	}
+	return false, nil
+}
+
+// atCall kills at a call of a branch of a transaction of the first region's.
+func (a *swept) atCall(ctx context.Context, ph phase, limit time.Duration) (bool, error) {
+	trap := tap.NewTrap(ph.after, func(c *tap.Call) bool {
+		// Calls with an epoch are coordinators'; the first region's slots are the even ones.
+		return c.Op == ph.op && c.Epoch > 0 && c.Slot%2 == 0 && (!ph.after || c.Status == http.StatusOK)
+	})
+	a.arm(trap)
+	defer a.arm(nil)
+	select {
+	case c := <-trap.Caught():
+		if ph.both && !a.otherAnswered(ctx, &c) {
+			trap.Let(true)
+			return false, nil
+		}
+		if ph.heard {
+			trap.Let(true)
+		}
+		dead, err := a.kill(ctx, ph.name)
+		if !ph.heard {
+			trap.Let(false) // only now: the coordinator must not learn that its call was lost
+		}
+		return dead, err
+	case <-time.After(limit):
+	case <-ctx.Done():
+	}
+	return false, nil
+}
+
+func (a *swept) arm(trap *tap.Trap) {
+	for _, r := range a.e.Deployment.Regions {
+		r.Tap.Arm(trap)
+	}
+}
+
+func (a *swept) count(match func(*tap.Call) bool) (n int) {
+	for _, r := range a.e.Deployment.Regions {
+		n += r.Tap.Count(match)
+	}
+	return n
+}
+
+// otherAnswered waits for the answer of the call's other branch.
+func (a *swept) otherAnswered(ctx context.Context, c *tap.Call) bool {
+	_, err := until(ctx, a.e.wait(siblingLimit), func() (Evidence, bool, error) {
+		n := a.count(func(o *tap.Call) bool {
+			return o.Gid == c.Gid && o.Branch != c.Branch && o.Op == c.Op && o.Status == http.StatusOK
+		})
+		return Evidence{}, n > 0, nil
+	})
+	return err == nil
+}
+
+// kill ends the process, says whether it is dead, and starts it again.
+func (a *swept) kill(ctx context.Context, name string) (dead bool, err error) {
+	a.n.Kill()
+	dead = !a.n.Alive() && a.n.Refuses()
+	c := Crash{Name: "kill at " + name, At: a.e.Log.Now()}
+	err = a.n.Start(ctx)
+	c.Back = a.e.Log.Now()
+	a.crashes = append(a.crashes, c)
+	return dead, err
+}
+
+// Effective wants every phase to have been hit.
+func (a *swept) Effective(context.Context) (Evidence, error) {
+	var names []string
+	for _, c := range a.crashes {
+		names = append(names, strings.TrimPrefix(c.Name, "kill at "))
+	}
+	ev := Evidence{fmt.Sprintf("%s was reaped, and its port refused, at %s", a.n.Name, strings.Join(names, ", ")), map[string]int64{"crashes": int64(len(a.crashes))}}
+	if len(a.crashes) == 0 || len(a.missed) > 0 {
+		return ev, fmt.Errorf("%w: no transaction was caught at %v, of %d phases", ErrNoEffect, a.missed, len(phases))
+	}
+	return ev, nil
+}
+
+// Cleanup takes the traps away.
+func (a *swept) Cleanup() error {
+	a.arm(nil)
+	return nil
+}
