@@ -34,6 +34,7 @@ func sound() *Evidence {
 		e.Decided = append(e.Decided, Decided{region, "g", 5, true}, Decided{region, "x", 6, true})
 		e.Events = append(e.Events, Event{region, 1, 7, 1, "aa"}, Event{region, 1, 7, 2, "bb"})
 	}
+	e.Reaches = []Reach{{"west", 5, 1, 7, 0, 0, 0, 0}, {"west", 6, 1, 7, 1, 1, 1, 1}, {"west", 7, 1, 7, 2, 1, 2, 2}}
 	for i := range snapshotsNeeded {
 		e.Snapshots = append(e.Snapshots, Snapshot{"east", int64(i), slices.Clone(accounts)})
 	}
@@ -113,6 +114,10 @@ func TestEachCheckerFindsWhatItIsFor(t *testing.T) {
 			e.Ops[1].Gid = "g"
 		}},
 		{"I9", "a gap", func(e *Evidence) { e.Events = append(e.Events, Event{"east", 1, 7, 4, "dd"}) }},
+		{"I9", "an event is missing while the run goes on", func(e *Evidence) { e.Reaches[2].Count = 1 }},
+		{"I9", "the watermark is before its events", func(e *Evidence) { e.Reaches[1].High, e.Reaches[1].Low, e.Reaches[1].Count = 0, 0, 0 }},
+		{"I9", "events are before their watermark", func(e *Evidence) { e.Reaches[2].Mark = 1 }},
+		{"I10", "a watermark goes back", func(e *Evidence) { e.Reaches = append(e.Reaches, Reach{"west", 8, 1, 7, 1, 1, 1, 1}) }},
 		{"I10", "another link", func(e *Evidence) { e.Events[0].Chain = "ff" }},
 		{"I10", "the tail is missing", func(e *Evidence) { e.Events = e.Events[:3] }},
 		{"I11", "a stale call is taken", func(e *Evidence) { e.Calls[2].Status = 200 }},

@@ -118,6 +118,7 @@ type Evidence struct {
 	Snapshots []Snapshot
 	Decided   []Decided
 	Events    []Event
+	Reaches   []Reach // those that have moved, in order of time
 	Windows   []Window
 	// Lagged is by how many events the regions' journals differed at the healing.
 	Lagged int

@@ -38,7 +38,8 @@ func (v *view) chains(region string) map[chain]map[int64]string {
 	return out
 }
 
-// complete (I9): in every journal the events of one origin and slot are numbered without gaps.
+// complete (I9): in every journal the events of one origin and slot are numbered without gaps; in every look while the run
+// went on, what was there of another region was a whole beginning of its chain, to the watermark and no further.
 func complete(v *view, r *Result) {
 	for _, b := range v.Books {
 		for k, seqs := range v.chains(b.Region) {
@@ -55,13 +56,32 @@ func complete(v *view, r *Result) {
 			}
 		}
 	}
+	for _, c := range v.Reaches {
+		r.Examined++
+		if c.Count > 0 && c.High-c.Low+1 != c.Count || c.High != c.Mark {
+			r.bad("%s's journal at %d ms: origin %d slot %d has %d events numbered %d to %d, and the watermark is %d", c.Region, c.At/1e6, c.Origin, c.Slot, c.Count, c.Low, c.High, c.Mark)
+		}
+	}
 	r.arm(v.Lagged, 1, "events that a region lacked at the healing")
 }
 
-// same (I10): what two journals have of one origin and slot is the same, link by link, to the end.
+// same (I10): what two journals have of one origin and slot is the same, link by link, to the end; and no watermark goes back.
 func same(v *view, r *Result) {
 	if len(v.Books) < 2 {
 		return
+	}
+	type where struct {
+		region string
+		chain  chain
+	}
+	marks := map[where]int64{}
+	for _, c := range v.Reaches {
+		w := where{c.Region, chain{c.Origin, c.Slot}}
+		r.Examined++
+		if c.Mark < marks[w] {
+			r.bad("%s's journal at %d ms: the watermark of origin %d slot %d is %d, and was %d", c.Region, c.At/1e6, c.Origin, c.Slot, c.Mark, marks[w])
+		}
+		marks[w] = c.Mark
 	}
 	a, b := v.chains(v.Books[0].Region), v.chains(v.Books[1].Region)
 	for k, seqs := range a {

@@ -31,6 +31,7 @@ func (e *Evidence) Save(dir string) error {
 		history.Save(filepath.Join(dir, "snapshots.jsonl"), e.Snapshots),
 		history.Save(filepath.Join(dir, "decided.jsonl"), e.Decided),
 		history.Save(filepath.Join(dir, "events.jsonl"), e.Events),
+		history.Save(filepath.Join(dir, "reaches.jsonl"), e.Reaches),
 	)
 }
 
@@ -45,11 +46,12 @@ func Load(dir string) (*Evidence, error) {
 		return nil, err
 	}
 	e := &Evidence{Opened: r.Opened, Windows: r.Windows, Lagged: r.Lagged, Books: r.Books}
-	var errs [5]error
+	var errs [6]error
 	e.Ops, errs[0] = history.Load[history.Op](filepath.Join(dir, "history.jsonl"))
 	e.Calls, errs[1] = history.Load[tap.Call](filepath.Join(dir, "calls.jsonl"))
 	e.Snapshots, errs[2] = history.Load[Snapshot](filepath.Join(dir, "snapshots.jsonl"))
 	e.Decided, errs[3] = history.Load[Decided](filepath.Join(dir, "decided.jsonl"))
 	e.Events, errs[4] = history.Load[Event](filepath.Join(dir, "events.jsonl"))
+	e.Reaches, errs[5] = history.Load[Reach](filepath.Join(dir, "reaches.jsonl"))
 	return e, errors.Join(errs[:]...)
 }

@@ -96,7 +96,7 @@ func (r *running) level(ctx context.Context) bool {
 
 // read gathers what was left behind.
 func (r *running) read(ctx context.Context) (*check.Evidence, error) {
-	e := &check.Evidence{Opened: r.d.Opened, Ops: r.log.Ops(), Windows: append([]check.Window{r.win}, r.crashes...), Lagged: r.lagged, Snapshots: r.snaps}
+	e := &check.Evidence{Opened: r.d.Opened, Ops: r.log.Ops(), Windows: append([]check.Window{r.win}, r.crashes...), Lagged: r.lagged, Snapshots: r.snaps, Reaches: r.reach}
 	r.res.Ops, r.res.Timeline, r.res.Windows = len(e.Ops), Timeline(e.Ops), e.Windows
 	for _, op := range e.Ops {
 		if op.Outcome == history.Unknown {

@@ -29,6 +29,7 @@ const (
 	abortsWanted     = 60
 	afterMin         = 2 * time.Second
 	snapshotEvery    = 250 * time.Millisecond
+	reachEvery       = time.Second
 )
 
 // running is one scenario under way.
@@ -45,6 +46,7 @@ type running struct {
 
 	mu     sync.Mutex
 	snaps  []check.Snapshot
+	reach  []check.Reach
 	lagged int
 }
 
@@ -255,7 +257,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// snapshots looks at the books until it is stopped.
+// snapshots looks at the books and the journals until it is stopped.
 func (r *running) snapshots(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -268,6 +270,18 @@ func (r *running) snapshots(ctx context.Context) (stop func()) {
 				}
 				r.mu.Lock()
 				r.snaps = append(r.snaps, s)
+				r.mu.Unlock()
+			}
+		})
+		wg.Go(func() {
+			seen := map[[2]int64]check.Reach{}
+			for sleep(ctx, reachEvery) {
+				now, err := check.ReadReaches(ctx, region.Name, region.Journal, r.log.Now)
+				if err != nil {
+					continue
+				}
+				r.mu.Lock()
+				r.reach = append(r.reach, check.Moved(seen, now)...)
 				r.mu.Unlock()
 			}
 		})
