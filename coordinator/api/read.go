@@ -10,6 +10,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/coordinator/api/apipb"
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/mutant"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 )
 
@@ -44,7 +45,11 @@ func (s *Server) Get(ctx context.Context, in *apipb.GetRequest) (*apipb.Transact
 	if rep.State.Phase == txn.PhaseNone {
 		return nil, status.Errorf(codes.NotFound, "transaction %q is unknown: it was never begun here, or it ended longer ago than outcomes are kept", in.GetGid())
 	}
-	return transactionOf(&rep.State), nil
+	out := transactionOf(&rep.State)
+	if mutant.On(mutant.StaleRead) && time.Since(time.UnixMilli(out.DecidedAt)) < mutant.ReadDelay {
+		out.Phase = apipb.Phase_PHASE_RUNNING
+	}
+	return out, nil
 }
 
 // Watch looks at the transaction again and again, at first soon, later seldom: it may live at another coordinator, and

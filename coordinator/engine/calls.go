@@ -58,6 +58,7 @@ func (c *Core) call(e *entry, inv txn.Invoke) *Call {
 			call.URL = b.Try
 		} else {
 			call.URL = s.SecondURL(i)
+			call.mutate(s, i)
 		}
 		if b.UseResults {
 			for _, j := range b.After {

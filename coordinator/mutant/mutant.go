@@ -16,11 +16,17 @@ const (
 	ApplyOutOfOrder = "apply-out-of-order"
 	// WatermarkTooEarly notes that the copies of accounts have an effect before it has been sent to them.
 	WatermarkTooEarly = "watermark-too-early"
+	// CancelAfterDecision cancels a branch of some transactions that are decided commit.
+	CancelAfterDecision = "timeout-cancels-after-decision"
+	// StaleRead shows a transaction as undecided for a while after its decision, as a replica that lags would.
+	StaleRead = "stale-replica-read"
 )
 
 // StoreDelay is how late AckBeforeStore stores: as a busy disk would, so that a crash hits what was answered. ApplyDelay is
-// how late WatermarkTooEarly applies: longer than it takes to be noted, as behind a slow participant.
+// how late WatermarkTooEarly applies: longer than it takes to be noted, as behind a slow participant. ReadDelay is by how much
+// StaleRead lags.
 const (
 	StoreDelay = 300 * time.Millisecond
 	ApplyDelay = 600 * time.Millisecond
+	ReadDelay  = 3 * time.Second
 )

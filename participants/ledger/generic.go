@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
+	"github.com/lockstep-tx/lockstep/participants/mutant"
 )
 
 // generic is the way of databases that do it statement by statement: MySQL, MariaDB and SQLite. All that is locked is
@@ -203,6 +204,9 @@ func (w *generic) settleMoves(ctx context.Context, tx *sql.Tx, p *plan, post boo
 		var debit, credit int64
 		if post {
 			debit, credit = m.debit, m.credit
+		}
+		if mutant.On(mutant.FloatRounding) {
+			debit, credit = debit&^1, credit&^1
 		}
 		ok, err := changed(ctx, tx, w.settleMove, m.debit, m.credit, debit, credit, m.account, m.shard)
 		if err != nil {

@@ -14,4 +14,6 @@ const (
 	SkipBalanceCheck = "skip-balance-check"
 	// WrongSign credits the copies of accounts that are to be debited, and the other way round.
 	WrongSign = "wrong-sign"
+	// FloatRounding posts amounts to the counters in whole pairs of the minor unit.
+	FloatRounding = "float-rounding"
 )

@@ -114,9 +114,9 @@ func command(t *testing.T, j *ciJob, line string) {
 	words := strings.Fields(line)
 	switch {
 	case words[0] == "make":
-		make := exec.Command("make", append([]string{"-n"}, words[1:]...)...)
-		make.Dir = root
-		if out, err := make.CombinedOutput(); err != nil {
+		dry := exec.Command("make", append([]string{"-n"}, words[1:]...)...)
+		dry.Dir = root
+		if out, err := dry.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", line, err, out)
 		}
 	case words[0] == "bin/lockstep-chaos" && words[1] == "run":

@@ -118,6 +118,9 @@ var mutants = []mutation{
 
 var furtherMutants = []mutation{
 	{"wrong-sign", "M2", []string{"I1"}},
+	{"float-rounding", "M2", []string{"I6"}},
+	{"timeout-cancels-after-decision", "M2", []string{"I4"}},
+	{"stale-replica-read", "M2", []string{"I14"}},
 }
 
 // found runs a mutant's scenario, and wants it red under each of its checkers.
