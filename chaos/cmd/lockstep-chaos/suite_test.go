@@ -42,8 +42,10 @@ func suite(t *testing.T, args ...string) (int, *report.Run) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if junit, err := filepath.Glob(filepath.Join(dir, "junit.xml")); err != nil || len(junit) != 1 {
-		t.Errorf("junit.xml: %v, %v", junit, err)
+	for _, file := range []string{"junit.xml", "report.html"} {
+		if _, err := os.Stat(filepath.Join(dir, file)); err != nil {
+			t.Error(err)
+		}
 	}
 	return code, r
 }
