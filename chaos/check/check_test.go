@@ -145,6 +145,18 @@ func TestAnUnknownMayHaveHappened(t *testing.T) {
 	}
 }
 
+// TestPlantedDriftIsNoViolationUntilItIsRepaired: only the snapshots of the window are left out.
+func TestPlantedDriftIsNoViolationUntilItIsRepaired(t *testing.T) {
+	for at, want := range map[int]int{2: 1, 3: 0, 6: 0, 7: 1} {
+		e := sound()
+		e.Windows = []Window{{Drift: true, Injected: 3, Healed: 6}}
+		e.Snapshots[at].Accounts[0].CreditsPosted++
+		if r := find(t, All(e, nil), "I1"); r.Count != want {
+			t.Errorf("a cent too much at %d: %v", at, r.Violations)
+		}
+	}
+}
+
 func TestEvidenceIsStoredWhole(t *testing.T) {
 	dir := t.TempDir()
 	if err := sound().Save(dir); err != nil {

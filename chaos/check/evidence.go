@@ -88,6 +88,7 @@ type Window struct {
 	Injected int64  `json:"injected"`
 	Healed   int64  `json:"healed"`
 	Crash    bool   `json:"crash"` // a process died at the injection
+	Drift    bool   `json:"drift"` // money was altered behind the product's back, and had been repaired at the healing
 	InFlight int    `json:"in_flight"`
 	AtHeal   int    `json:"at_heal"` // in flight at the healing
 }

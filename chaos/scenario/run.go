@@ -150,7 +150,7 @@ func (r *running) underLoad(ctx context.Context) error {
 	if r.o.Disabled {
 		f = fault.Disabled{Fault: f}
 	}
-	r.win = check.Window{Fault: f.Name(), InFlight: len(r.log.Flying()), Crash: r.s.Crash, Injected: r.log.Now()}
+	r.win = check.Window{Fault: f.Name(), InFlight: len(r.log.Flying()), Crash: r.s.Crash, Drift: r.s.Drift, Injected: r.log.Now()}
 	r.res.InFlight = r.win.InFlight
 	active, err := f.Inject(ctx, r.env)
 	if active != nil {

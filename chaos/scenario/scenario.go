@@ -31,6 +31,8 @@ type Scenario struct {
 	Wallets Server
 	// Crash: a process dies at the injection.
 	Crash bool
+	// Drift: money is altered behind the product's back, and repaired at the healing.
+	Drift bool
 	// TryLimit is how long a branch call may take; 0 is the usual.
 	TryLimit time.Duration
 }
@@ -50,6 +52,7 @@ func All() []Scenario {
 		{ID: "M2", Title: "cancel before a try that never comes", Fault: fault.CancelFirst(false), Hold: 2 * time.Second, Arms: armed("I3"), TryLimit: 500 * time.Millisecond},
 		{ID: "N14", Title: "answers lost after the participant has applied", Fault: fault.LostAnswers(), Hold: 2 * time.Second, Arms: armed("I3", "I6")},
 		{ID: "P4", Title: "SIGSTOP for longer than the lease, then SIGCONT", Fault: fault.Pause{}, Hold: time.Second, Arms: armed("I3"), Pair: true},
+		{ID: "P9", Title: "the reconciler killed in the middle of a repair", Fault: fault.Repaired{Accounts: 3}, Arms: armed("I3"), Drift: true},
 		{ID: "N8", Title: "the link between the regions cut and healed", Fault: fault.Between{}, Hold: 5 * time.Second, Arms: armed("I3", "I9", "I10")},
 		{ID: "N1", Title: "one coordinator isolated", Fault: fault.Isolate{}, Hold: 4 * time.Second, Arms: armed("I3"), Pair: true},
 		{ID: "M8", Title: "confirms and cancels of an epoch that has ended", Fault: fault.Moved{Slots: proc.Moving}, Hold: time.Second, Arms: armed("I3", "I11")},

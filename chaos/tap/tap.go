@@ -31,6 +31,9 @@ const (
 	Stale   Kind = "stale"   // sent again after the slot had been at a newer epoch
 )
 
+// Mend is the operation of a repair, which is written down only where a trap loses its answer.
+const Mend = "mend"
+
 // Call is one call of a branch.
 type Call struct {
 	Region       string `json:"region"`
@@ -174,6 +177,10 @@ func fence(h http.Header, slot, epoch string) (int, int64) {
 func (t *Tap) relay(w http.ResponseWriter, r *http.Request, req *request) {
 	resp, raw, err := t.send(r.Context(), req)
 	if err != nil {
+		drop(w)
+		return
+	}
+	if r.URL.Path == "/lockstep/mend" && !t.spring(r.Context(), Call{Region: t.Region, Kind: Plain, Op: Mend, Slot: -1, Status: resp.StatusCode}, true) {
 		drop(w)
 		return
 	}

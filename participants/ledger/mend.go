@@ -10,6 +10,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/branch"
+	"github.com/lockstep-tx/lockstep/participants/mutant"
 )
 
 // This file repairs a book that was changed behind its back: counters from entries, a branch's rows from what its payload
@@ -46,6 +47,9 @@ func (s Slots) Mend(ctx context.Context, tx *sql.Tx, raw json.RawMessage) (json.
 	}
 	switch order.Do {
 	case MendCounters:
+		if mutant.On(mutant.RepairNotIdempotent) {
+			return s.mendAgain(ctx, tx, order.AccountFault)
+		}
 		return s.mendCounters(ctx, tx, order.AccountFault)
 	case MendLegs:
 		return s.mendLegs(ctx, tx, order)

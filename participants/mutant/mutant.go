@@ -12,6 +12,8 @@ const (
 	NoFencing = "no-fencing"
 	// SkipBalanceCheck lets wallets be debited beyond what they have.
 	SkipBalanceCheck = "skip-balance-check"
+	// RepairNotIdempotent adds to an account's counters what a finding says that they lack, once for each time that it is asked.
+	RepairNotIdempotent = "repair-not-idempotent"
 	// WrongSign credits the copies of accounts that are to be debited, and the other way round.
 	WrongSign = "wrong-sign"
 	// FloatRounding posts amounts to the counters in whole pairs of the minor unit.

@@ -115,10 +115,11 @@ var mutants = []mutation{
 	{"event-skipped", "P1", []string{"I9", "I10"}},
 	{"apply-out-of-order", "P1", []string{"I9", "I10"}},
 	{"watermark-too-early", "P1", []string{"I1", "I8"}},
-	{"skip-balance-check", "M2", []string{"I2"}},
+	{"repair-not-idempotent", "P9", []string{"I1", "I6"}},
 }
 
 var furtherMutants = []mutation{
+	{"skip-balance-check", "M2", []string{"I2"}},
 	{"wrong-sign", "M2", []string{"I1"}},
 	{"float-rounding", "M2", []string{"I6"}},
 	{"timeout-cancels-after-decision", "M2", []string{"I4"}},
