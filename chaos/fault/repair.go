@@ -25,7 +25,7 @@ type Repaired struct {
 const (
 	alteredBy   = 700 // of the first account; of each further one, 1 more
 	repairLimit = 20 * time.Second
-	mendedLimit = 5 * time.Second
+	lookLimit   = time.Second // the counters were altered, or the repair had succeeded, before
 )
 
 // Name is the fault's.
@@ -83,7 +83,7 @@ func (m *mended) wrong(ctx context.Context) (map[string]int64, error) {
 
 // Effective wants every planted difference to be there.
 func (m *mended) Effective(ctx context.Context) (Evidence, error) {
-	return until(ctx, m.e.wait(mendedLimit), func() (Evidence, bool, error) {
+	return until(ctx, m.e.wait(lookLimit), func() (Evidence, bool, error) {
 		wrong, err := m.wrong(ctx)
 		there := 0
 		for account, by := range m.planted {
@@ -171,7 +171,7 @@ func (m *mended) killIt(ctx context.Context) {
 
 // Recovered wants the counters to be what their entries say, by a repair that was interrupted.
 func (m *mended) Recovered(ctx context.Context) (Evidence, error) {
-	ev, err := until(ctx, m.e.wait(mendedLimit), func() (Evidence, bool, error) {
+	ev, err := until(ctx, m.e.wait(lookLimit), func() (Evidence, bool, error) {
 		wrong, err := m.wrong(ctx)
 		right := 0
 		for _, by := range wrong {

@@ -218,7 +218,7 @@ func (r *running) faulty(ctx context.Context, active fault.Active) (err error) {
 		r.res.Back = float64(now-r.win.Healed) / 1e9
 		r.res.RateAfter = max(r.res.RateAfter, history.Rate(r.log.Ops(), max(r.win.Healed, now-1e9), now))
 		back := now-r.win.Healed > 1e9 && r.res.RateAfter >= rateBack*r.res.Rate
-		if back && r.res.Back > afterMin.Seconds() && r.enough() {
+		if r.res.Back > afterMin.Seconds() && (r.o.Brief || back && r.enough()) {
 			return nil
 		}
 		if late := r.res.Back > r.scaled(backLimit).Seconds(); late && back {
