@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"sync"
 )
 
 // Ports are taken from below those that the kernel gives to whoever connects somewhere: one of those may be gone again
@@ -15,7 +16,10 @@ const (
 	portTry  = 2_000
 )
 
-// freeAddrs gives n different loopback addresses that nobody listens on.
+// given are those that this process has found: two deployments at once must not be given the same before they listen.
+var given sync.Map
+
+// freeAddrs gives n different loopback addresses that nobody listens on, and that it has not given before.
 func freeAddrs(n int) ([]string, error) {
 	var out []string
 	var held []net.Listener
@@ -33,6 +37,9 @@ func freeAddrs(n int) ([]string, error) {
 			continue // somebody's
 		}
 		held = append(held, l)
+		if _, again := given.LoadOrStore(l.Addr().String(), true); again {
+			continue
+		}
 		out = append(out, l.Addr().String())
 	}
 	return nil, errors.New("no free ports")

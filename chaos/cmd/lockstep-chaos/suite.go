@@ -37,6 +37,7 @@ type runCmd struct {
 	Quiet     time.Duration `help:"How long to wait after the load for nothing to be open any more, on the reference machine." default:"30s"`
 	Brief     bool          `help:"End each load soon after the healing: enough to look for violations, too little to arm all checkers."`
 	NoFault   bool          `help:"Inject nothing. Every scenario must end inconclusive: a test of the suite itself."`
+	Env       []string      `help:"Added to the environment of the programs." placeholder:"NAME=VALUE" hidden:""`
 	Strict    bool          `help:"A scenario that is skipped makes the run inconclusive."`
 	KeepGoing bool          `help:"Run the rest after a violation too." default:"true" negatable:""`
 }
@@ -75,7 +76,7 @@ func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
 			continue
 		}
 		sctx, cancel := context.WithDeadline(ctx, end)
-		res := scenario.Run(sctx, s, scenario.Options{Dir: filepath.Join(c.Out, s.ID), Bin: c.Bin, Seed: c.Seed, Lanes: c.Lanes, Slow: slow, Disabled: c.NoFault, Quiet: c.Quiet, Brief: c.Brief,
+		res := scenario.Run(sctx, s, scenario.Options{Dir: filepath.Join(c.Out, s.ID), Bin: c.Bin, Seed: c.Seed, Lanes: c.Lanes, Slow: slow, Disabled: c.NoFault, Quiet: c.Quiet, Brief: c.Brief, Env: c.Env,
 			Journal: c.Journal, MySQL: c.MySQL, DB: c.DB, Say: func(f string, args ...any) { fmt.Fprintf(out, f+"\n", args...) }})
 		cancel()
 		report.One(out, &res)
