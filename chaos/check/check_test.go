@@ -147,12 +147,15 @@ func TestAnUnknownMayHaveHappened(t *testing.T) {
 
 // TestPlantedDriftIsNoViolationUntilItIsRepaired: only the snapshots of the window are left out.
 func TestPlantedDriftIsNoViolationUntilItIsRepaired(t *testing.T) {
-	for at, want := range map[int]int{2: 1, 3: 0, 6: 0, 7: 1} {
+	for _, c := range []struct {
+		drift    bool
+		at, want int
+	}{{true, 2, 1}, {true, 3, 0}, {true, 6, 0}, {true, 7, 1}, {false, 5, 1}} {
 		e := sound()
-		e.Windows = []Window{{Drift: true, Injected: 3, Healed: 6}}
-		e.Snapshots[at].Accounts[0].CreditsPosted++
-		if r := find(t, All(e, nil), "I1"); r.Count != want {
-			t.Errorf("a cent too much at %d: %v", at, r.Violations)
+		e.Windows = []Window{{Drift: c.drift, Injected: 3, Healed: 6}}
+		e.Snapshots[c.at].Accounts[0].CreditsPosted++
+		if r := find(t, All(e, nil), "I1"); r.Count != c.want {
+			t.Errorf("a cent too much at %d, drift planted: %v: %v", c.at, c.drift, r.Violations)
 		}
 	}
 }
