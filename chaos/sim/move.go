@@ -218,6 +218,15 @@ func (n *node) sealOff(m engine.Move) {
 	write(0)
 }
 
+// journalLeft brings what an undone move has left in a slot into the journal: the chain goes on behind it.
+func (r *region) journalLeft(sl int) {
+	events, err := r.store.Events(background, sl)
+	r.w.check("events", err)
+	for i := range events {
+		r.journal.add(events[i])
+	}
+}
+
 // finishClosed brings what a closed slot holds into the journal and tells the arbiter of the seal; it works from the store alone.
 func (r *region) finishClosed(m engine.Move) {
 	if r.closing[m.Slot] {

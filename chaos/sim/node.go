@@ -277,7 +277,7 @@ func (n *node) take(sl int) bool {
 		return false
 	}
 	if claims[0].Closed {
-		if o.Status == slot.Draining && claims[0].Epoch == uint64(o.Epoch) {
+		if o.Status == slot.Draining && claims[0].Epoch == uint64(o.Epoch) && n.w.now <= o.DeadlineMillis {
 			r.finishClosed(engine.Move{Slot: sl, Owner: o}) // whoever sealed it died before it told
 		}
 		return false
@@ -296,6 +296,7 @@ func (n *node) take(sl int) bool {
 		}
 		n.w.say("%s imports slot %d with %d transactions", n.name, sl, len(txs))
 	} else {
+		r.journalLeft(sl)
 		n.w.check("load", r.store.Load(background, sl, func(_ txn.Gid, v []byte) error {
 			tx, err := record.Decode(v)
 			txs = append(txs, tx)

@@ -104,6 +104,24 @@ func TestEveryShortcutIsFound(t *testing.T) {
 	}
 }
 
+// TestAMoveUndoneWhileNobodyLivesLeavesNoGap: whoever closed the slot died before its journal had the seal, and the move was undone
+// meanwhile. The slot's chain goes on behind the seal, so the seal must get into the journal all the same.
+func TestAMoveUndoneWhileNobodyLivesLeavesNoGap(t *testing.T) {
+	s := sim.Script{{Kind: sim.Handover, At: 3000, Slot: 1, To: 0}}
+	for k := range 2 {
+		s = append(s, sim.Fault{Kind: sim.Crash, At: 3262, For: 6000, Region: 1, Node: k})
+	}
+	s = append(s, sim.Fault{Kind: sim.Lose, At: 3300, For: 9000, Region: 2, To: 0}) // so that it is not tried again
+	r := sim.Run(7, sim.Options{Script: s, Clients: 60, Keep: true})
+	if r.Err != nil {
+		t.Error(r.Err)
+	}
+	trace := strings.Join(r.Lines, "\n")
+	if !strings.Contains(trace, "west0 seals slot 1 of epoch 102") || strings.Contains(trace, "west tells the seal of slot 1") {
+		t.Error("the crash does not come between the closing and the journal any more: find its time anew")
+	}
+}
+
 // TestASeedReplaysToTheByte: the trace is the same over two runs, on one processor and on two, though maps are walked in another
 // order each time.
 func TestASeedReplaysToTheByte(t *testing.T) {

@@ -291,6 +291,21 @@ func (r *Runner) finishClosed(ctx context.Context, moves []Move) {
 	})
 }
 
+// journalLeft brings the carries and the seal of a move into the journal that was undone before whoever closed the slot could: the
+// slot's chain goes on behind them.
+func (r *Runner) journalLeft(ctx context.Context, n int) error {
+	events, err := r.store.Events(ctx, n)
+	if err != nil || len(events) == 0 {
+		return err
+	}
+	for part := range slices.Chunk(events, journalBatchRows) {
+		if err := r.journal.AppendEvents(ctx, part); err != nil {
+			return err
+		}
+	}
+	return r.store.ForgetEvents(ctx, n, events[len(events)-1].Head.Seq)
+}
+
 // closed is what a closed slot holds.
 type closed struct {
 	rows   []Row

@@ -307,6 +307,12 @@ func (r *Runner) load(ctx context.Context, cl Claim) (records int, ok bool) {
 	if o, _ := r.owner(cl.Slot); o.Status == slot.Taken || r.cameFrom(o) && cl.Imported < uint64(o.Seal.Epoch) {
 		return 0, false // to be imported first: held without it, its live transactions would be lost
 	}
+	if o, _ := r.owner(cl.Slot); r.regions != nil && o.Epoch != slot.Initial(r.regions.Index()) {
+		if err := r.journalLeft(ctx, cl.Slot); err != nil {
+			r.cfg.Log.Warn("what an undone move has left in a slot is not in the journal yet", "slot", cl.Slot, "err", err)
+			return 0, false
+		}
+	}
 	var txs []*record.Tx
 	err := r.store.Load(ctx, cl.Slot, func(gid txn.Gid, value []byte) error {
 		tx, err := record.Decode(value)
