@@ -10,7 +10,7 @@ import (
 )
 
 // A transaction that a lost region alone knew, and had aborted and ended, stays aborted: begun anew under the same gid it would
-// meet the cancels that stand at its participants, and be committed here and refused there (the simulator, seed 497).
+// meet the cancels that stand at its participants, and be committed here and refused there (found by the simulator).
 func TestAnAbortThatTheLostRegionAloneKnewIsKept(t *testing.T) {
 	const gid = txn.Gid("{tag}aborted")
 	there := newRegion(t)
