@@ -78,8 +78,11 @@ type tick struct {
 // HTML writes the run as one page that needs nothing else: violations first, then what is not proven, then each scenario
 // with its timeline, the worst of them first.
 func (r *Run) HTML(w io.Writer) error {
-	p := page{Run: r, Verdict: map[int]check.Verdict{ExitHeld: check.Passed, ExitInconclusive: check.Inconclusive}[r.Exit()]}
-	if p.Verdict == "" {
+	p := page{Run: r, Verdict: check.Inconclusive} // also where the suite itself failed
+	switch r.Exit() {
+	case ExitHeld:
+		p.Verdict = check.Passed
+	case ExitViolation:
 		p.Verdict = check.Failed
 	}
 	for i := range r.Scenarios {

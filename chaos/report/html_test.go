@@ -137,7 +137,7 @@ func TestARunIsWrittenWithItsPage(t *testing.T) {
 	broken := verdicts(check.Inconclusive)
 	broken.Scenarios[0].Harness = "it did not start"
 	var out bytes.Buffer
-	if err := broken.HTML(&out); err != nil || strings.Contains(out.String(), "<svg") || !strings.Contains(out.String(), "it did not start") {
+	if err := broken.HTML(&out); err != nil || strings.Contains(out.String(), "<svg") || !strings.Contains(out.String(), "it did not start") || strings.Contains(out.String(), ">failed<") {
 		t.Errorf("%v: %s", err, out.String())
 	}
 }
