@@ -19,7 +19,7 @@ func TestARegionWithANewJournalHasItsChainBack(t *testing.T) {
 			a.shape = func(c *Config) { c.Owners = owners.Load }
 		}
 		d.start()
-		rows := east.tagged("a", 0, 700) // more than one answer holds
+		rows := east.tagged("a", 0, 260) // more than one answer holds
 		old := eventsOf(rows)
 		n := rows[0].Slot
 		east.append(rows...)
