@@ -128,6 +128,11 @@ func TestWhatNobodyKnowsAnyMoreIsFoundWhereItWasPosted(t *testing.T) {
 			if err != nil || len(rep.Findings) != 0 {
 				t.Errorf("while it is under way: %s, %v", text(rep.Findings), err)
 			}
+			w.live[gid], w.served.Keeps = false, time.Hour // its row may be one that was trimmed
+			rep, err = w.rec.Detect(t.Context(), begin-1000, begin+1_000_000)
+			if err != nil || len(rep.Findings) != 0 || len(rep.Skipped) != 1 || !strings.Contains(rep.Skipped[0], "--keep-outcomes") {
+				t.Errorf("further back than outcomes are kept: %s, skipped %v, %v", text(rep.Findings), rep.Skipped, err)
+			}
 		})
 	}
 }

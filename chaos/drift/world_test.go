@@ -51,6 +51,7 @@ type world struct {
 	url     string
 	j       *journal.Journal
 	mux     *http.ServeMux
+	served  *reconcile.Served
 	rec     *reconcile.Reconciler
 	arbiter *arbiter.Arbiter
 	live    map[string]bool
@@ -121,7 +122,8 @@ func newWorld(t *testing.T, kind string, a *arbiter.Arbiter) *world {
 	w.j, err = journal.Open(ctx, where)
 	must(err)
 	t.Cleanup(func() { w.j.Close() })
-	(&reconcile.Served{Journal: w.j, Index: 1, Live: func(_ context.Context, gid string) (bool, error) { return w.live[gid], nil }}).Mount(w.mux)
+	w.served = &reconcile.Served{Journal: w.j, Index: 1, Live: func(_ context.Context, gid string) (bool, error) { return w.live[gid], nil }}
+	w.served.Mount(w.mux)
 	owners := &slot.Map{}
 	for n := range owners {
 		owners[n] = slot.Owner{Region: "east", Epoch: epoch}

@@ -119,7 +119,7 @@ func (d *Deployment) link(name, to string) (*netproxy.Link, error) {
 func (d *Deployment) Between() []*netproxy.Link { return d.Links }
 
 func (d *Deployment) open(ctx context.Context) error {
-	a, err := freeAddrs(24)
+	a, err := proc.FreeAddrs(24)
 	if err != nil {
 		return err
 	}

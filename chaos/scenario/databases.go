@@ -2,14 +2,14 @@ package scenario
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/chaos/proc"
+	"github.com/lockstep-tx/lockstep/chaos/seed"
+	barriers "github.com/lockstep-tx/lockstep/participants/barrier"
 )
 
 // Server is a kind of database server that a scenario's wallets are on.
@@ -81,24 +81,22 @@ func (r *running) databases(ctx context.Context, cfg *proc.Config) (drop func() 
 // it names one for this database alone: epochs that one region has raised would make the other's calls stale, and those of
 // whoever uses the server next.
 func database(ctx context.Context, base, name string, barrier *string) (address string, drop func() error, err error) {
-	u, err := url.Parse(base)
+	db, d, err := seed.Open(ctx, base)
 	if err != nil {
-		return "", nil, errors.New("the database server's address cannot be read")
+		return "", nil, err
+	}
+	u, err := url.Parse(base)
+	if err != nil { // its text may hold a password
+		return "", nil, errors.Join(errors.New("the database server's address cannot be read"), db.Close())
 	}
 	name = fmt.Sprintf("chaos_%s_%d", name, time.Now().UnixNano())
-	driver, dsn, end := "pgx", base, []string{"DROP DATABASE IF EXISTS " + name + " WITH (FORCE)"}
-	if strings.HasPrefix(u.Scheme, "mysql") || strings.HasPrefix(u.Scheme, "mariadb") {
-		password, _ := u.User.Password()
-		driver, dsn = "mysql", u.User.Username()+":"+password+"@tcp("+u.Host+")/"
+	end := []string{"DROP DATABASE IF EXISTS " + name + " WITH (FORCE)"}
+	if d.Dialect == barriers.MySQL {
 		end = []string{"DROP DATABASE IF EXISTS " + name}
 		if barrier != nil {
 			*barrier = name + "_barrier"
 			end = append(end, "DROP DATABASE IF EXISTS "+*barrier)
 		}
-	}
-	db, err := sql.Open(driver, dsn)
-	if err != nil {
-		return "", nil, err
 	}
 	if _, err := db.ExecContext(ctx, "CREATE DATABASE "+name); err != nil {
 		return "", nil, errors.Join(fmt.Errorf("database on the server: %w", err), db.Close())

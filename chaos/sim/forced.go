@@ -238,33 +238,32 @@ func (r *region) workedOff(n *node, tx *record.Tx, rep *engine.Reply, err error)
 
 // postEverywhere posts a committed transaction from its record, at homes and copies alike.
 func (r *region) postEverywhere(tx *record.Tx) error {
+	return r.everywhere(func(to *region) { to.bank.post(tx) })
+}
+
+// everywhere does something in all regions, or in none while one cannot be reached.
+func (r *region) everywhere(do func(to *region)) error {
 	for _, to := range r.w.regions {
 		if !r.w.reach(r.at, to.at) {
 			return errLater
 		}
 	}
 	for _, to := range r.w.regions {
-		to.bank.post(tx)
+		do(to)
 	}
 	return nil
 }
 
 // cancelEverywhere lets tries go that only this record names.
 func (r *region) cancelEverywhere(tx *record.Tx) error {
-	for _, to := range r.w.regions {
-		if !r.w.reach(r.at, to.at) {
-			return errLater
-		}
-	}
-	for _, to := range r.w.regions {
+	return r.everywhere(func(to *region) {
 		for i := range tx.State.Branches {
 			br := &tx.State.Branches[i]
 			if row := to.bank.rows[rowKey(tx.State.Gid, br.ID)]; row != nil && row.state == rowTried {
 				to.bank.cancel(tx.State.Gid, br.ID, br.Account, row.amount)
 			}
 		}
-	}
-	return nil
+	})
 }
 
 // Settled is engine.Regions's.

@@ -134,10 +134,22 @@ func (l *load) endUnsure(within time.Duration, more map[string]int64) {
 	l.stop()
 	l.wg.Wait()
 	l.d.level(within)
-	paid, lost := map[string]map[string]int64{}, 0
+	paid, lost := l.known()
+	if len(lost) > 0 {
+		t.Errorf("clients were told that these were committed, and they are not: %v", lost)
+	}
+	l.exact(paid, more, within)
+	t.Logf("%d payments asked for, %d told committed, %d committed, %d told and lost; the slowest took %v", len(l.tried), len(l.ok), len(paid), len(lost), l.worst)
+}
+
+// known asks the west for each payment of a load that has ended: what the committed ones did, by gid, and which were told committed
+// and are not.
+func (l *load) known() (paid map[string]map[string]int64, lost []string) {
+	l.d.t.Helper()
+	paid = map[string]map[string]int64{}
 	c := l.d.coord["west"].client()
 	for gid, effect := range l.tried {
-		s := persist(t, 20*time.Second, func(ctx context.Context) (client.State, error) {
+		s := persist(l.d.t, 20*time.Second, func(ctx context.Context) (client.State, error) {
 			s, err := c.Get(ctx, gid)
 			if status.Code(err) == codes.NotFound {
 				err = nil
@@ -148,12 +160,10 @@ func (l *load) endUnsure(within time.Duration, more map[string]int64) {
 		case s.Committed():
 			paid[gid] = effect
 		case l.ok[gid] != nil:
-			lost++
-			t.Errorf("%s was committed, its client was told so, and it is %v", gid, s.GetPhase())
+			lost = append(lost, fmt.Sprintf("%s: %v", gid, s.GetPhase()))
 		}
 	}
-	l.exact(paid, more, within)
-	t.Logf("%d payments asked for, %d told committed, %d committed, %d told and lost; the slowest took %v", len(l.tried), len(l.ok), len(paid), lost, l.worst)
+	return paid, lost
 }
 
 // TestARegionIsLost kills a region whole under load, takes its slots, pays on, brings it back from its disks and moves its slots

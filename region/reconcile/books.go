@@ -44,10 +44,10 @@ func (r *Reconciler) tier3(ctx context.Context, rep *Report, region string, from
 		if err := r.check(ctx, rep, region, name, endpoint); err != nil {
 			rep.skip("books of %s in %s: %v", name, region, err)
 		}
-		if err := r.holds(ctx, rep, region, name, endpoint, fmt.Sprintf("before=%d", horizon), nil); err != nil {
+		if err := r.holds(ctx, rep, region, name, endpoint, openHolds, horizon, nil); err != nil {
 			rep.skip("open holds of %s in %s: %v", name, region, err)
 		}
-		if err := r.holds(ctx, rep, region, name, endpoint, fmt.Sprintf("posted_from=%d&before=%d", begin, horizon), seen); err != nil {
+		if err := r.holds(ctx, rep, region, name, endpoint, begin, horizon, seen); err != nil {
 			rep.skip("what %s has posted in %s: %v", name, region, err)
 		}
 	}

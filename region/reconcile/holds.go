@@ -22,16 +22,23 @@ type openHold struct {
 	Posted bool `json:"posted,omitempty"`
 }
 
+// openHolds stands for no time from which on holds were posted.
+const openHolds = -1
+
 // wasPosted says whether a finding is of a hold that was posted.
 func (f *Finding) wasPosted() bool {
 	var h openHold
 	return json.Unmarshal(f.Evidence, &h) == nil && h.Posted
 }
 
-// holds looks for holds of transactions that nobody knows: open ones, or with seen, of transactions whose gids need not be asked
-// for, posted ones. A coordinator that has lost the transaction and a hold that nobody asked for look alike from here: neither
+// holds looks for holds of transactions that nobody knows, made before a time: open ones, or, where postedFrom is a time, those
+// posted from then on; seen are gids that need not be asked for. A coordinator that has lost the transaction and a hold that nobody asked for look alike from here: neither
 // is ever ended by a guess. Where one region does not answer nothing is said, for it may be its transaction.
-func (r *Reconciler) holds(ctx context.Context, rep *Report, region, name, endpoint, which string, seen map[string]bool) error {
+func (r *Reconciler) holds(ctx context.Context, rep *Report, region, name, endpoint string, postedFrom, before int64, seen map[string]bool) error {
+	which := fmt.Sprintf("before=%d", before)
+	if postedFrom != openHolds {
+		which += fmt.Sprintf("&posted_from=%d", postedFrom)
+	}
 	after := ""
 	for {
 		raw, status, err := r.call(ctx, rep, http.MethodGet, fmt.Sprintf("%s/lockstep/holds?%s&after=%s", endpoint, which, escape(after)), nil, nil)
@@ -50,16 +57,16 @@ func (r *Reconciler) holds(ctx context.Context, rep *Report, region, name, endpo
 		}
 		after = page[len(page)-1].ID
 		for i := range page {
-			page[i].Posted = seen != nil
+			page[i].Posted = postedFrom != openHolds
 		}
 		page = slices.DeleteFunc(page, func(h openHold) bool { return seen[h.Gid] })
-		if err := r.unknownHolds(ctx, rep, region, name, page); err != nil {
+		if err := r.unknownHolds(ctx, rep, region, name, postedFrom, page); err != nil {
 			return err
 		}
 	}
 }
 
-func (r *Reconciler) unknownHolds(ctx context.Context, rep *Report, region, name string, page []openHold) error {
+func (r *Reconciler) unknownHolds(ctx context.Context, rep *Report, region, name string, postedFrom int64, page []openHold) error {
 	var gids []string
 	if len(page) == 0 {
 		return nil
@@ -73,9 +80,13 @@ func (r *Reconciler) unknownHolds(ctx context.Context, rep *Report, region, name
 	if err != nil {
 		return err
 	}
+	path := "/v1/drift/known"
+	if postedFrom != openHolds { // what has ended is known for a time only
+		path += fmt.Sprintf("?since=%d", postedFrom)
+	}
 	known := map[string]string{}
 	for _, asked := range r.Regions {
-		raw, err := r.Ask.Post(ctx, asked, "/v1/drift/known", body)
+		raw, err := r.Ask.Post(ctx, asked, path, body)
 		rep.Bytes += len(raw) + len(body)
 		if err != nil {
 			return fmt.Errorf("which transactions %s knows: %w", asked, err)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
@@ -24,6 +25,8 @@ type Served struct {
 	Index int
 	// Live says whether the region's coordinators have a transaction under way; nil where nobody can say.
 	Live func(ctx context.Context, gid string) (bool, error)
+	// Keeps is how long a transaction that has ended is remembered; 0: for ever.
+	Keeps time.Duration
 	// Audited is called after a repair; nil for nobody.
 	Audited func(ctx context.Context, act string, err error, args ...any)
 }
@@ -125,6 +128,21 @@ func (s *Served) known(ctx context.Context, gids []string) (map[string]string, e
 	return out, nil
 }
 
+// keeps says whether everything is still here that ended since a time (unix ms); "" where that is of no interest.
+func (s *Served) keeps(since string) error {
+	if since == "" || s.Keeps == 0 {
+		return nil
+	}
+	at, err := strconv.ParseInt(since, 10, 64)
+	if err != nil {
+		return fmt.Errorf("since: %w", err)
+	}
+	if oldest := time.Now().Add(-s.Keeps).UnixMilli(); at < oldest {
+		return fmt.Errorf("since: transactions that ended before %d are forgotten here (--keep-outcomes %s): ask for less", oldest, s.Keeps)
+	}
+	return nil
+}
+
 // Mount adds the handlers: GET /v1/drift/sums, /prints, /row, /heads, /finished, and POST /v1/drift/known, /restore. Who may ask is
 // the caller's business.
 func (s *Served) Mount(mux *http.ServeMux) {
@@ -192,7 +210,11 @@ func (s *Served) Mount(mux *http.ServeMux) {
 			http.Error(w, "body: "+err.Error(), http.StatusBadRequest)
 			return
 		}
-		out, err := s.known(r.Context(), gids)
+		var out map[string]string
+		err := s.keeps(r.URL.Query().Get("since"))
+		if err == nil {
+			out, err = s.known(r.Context(), gids)
+		}
 		answer(w, out, err)
 	})
 	mux.HandleFunc("POST /v1/drift/restore", func(w http.ResponseWriter, r *http.Request) {

@@ -184,7 +184,11 @@ const (
 	portTry  = 2_000
 )
 
-// FreePorts returns n different TCP ports that were free on all addresses a moment ago.
+// given are the ports that this process has found: two that look at once must not be given the same before they listen.
+var given sync.Map
+
+// FreePorts returns n different TCP ports that were free on all addresses a moment ago, and that it has not returned before. Safe
+// for concurrent use.
 func FreePorts(n int) ([]int, error) {
 	var ports []int
 	var held []net.Listener
@@ -202,7 +206,10 @@ func FreePorts(n int) ([]int, error) {
 		if err != nil {
 			continue // somebody's
 		}
-		held, ports = append(held, l), append(ports, port)
+		held = append(held, l)
+		if _, again := given.LoadOrStore(port, true); !again {
+			ports = append(ports, port)
+		}
 	}
 	return nil, errors.New("no free ports")
 }
