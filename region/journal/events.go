@@ -55,6 +55,9 @@ func (j *Journal) put(ctx context.Context, q querier, table, key, update string,
 		most = 1
 	}
 	end := j.conflict(key, update)
+	if tx, ok := q.(*sql.Tx); ok && j.d.single && len(rows) > 1 {
+		return j.putEach(ctx, tx, "INSERT INTO "+table+" VALUES (?"+strings.Repeat(", ?", len(rows[0])-1)+")"+end, rows)
+	}
 	for len(rows) > 0 {
 		n := min(most, len(rows))
 		one := "(?" + strings.Repeat(", ?", len(rows[0])-1) + ")"
@@ -69,6 +72,24 @@ func (j *Journal) put(ctx context.Context, q querier, table, key, update string,
 		rows = rows[n:]
 	}
 	return nil
+}
+
+// putEach is put for a database to which a statement costs more to read than a row to write.
+func (j *Journal) putEach(ctx context.Context, tx *sql.Tx, stmt string, rows [][]any) error {
+	quiet := context.WithoutCancel(ctx) // as sqliteRows
+	one, err := tx.PrepareContext(quiet, j.d.bind(stmt))
+	if err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if err = ctx.Err(); err != nil {
+			break
+		}
+		if _, err = one.ExecContext(quiet, r...); err != nil {
+			break
+		}
+	}
+	return errors.Join(err, one.Close())
 }
 
 // newValue stands for a column's value in the row that could not be inserted.

@@ -30,6 +30,11 @@ type turn struct {
 const (
 	turnsAtOnce = 16
 	turnEvents  = 2000
+	// turnEvery is the least time between the beginnings of two shared transactions that are not full: a transaction's end
+	// costs as much as dozens of events in it. The first of a time waits for turnCompany: an origin's partitions are written
+	// at one time, and come at one time but for some milliseconds.
+	turnEvery   = 30 * time.Millisecond
+	turnCompany = 6 * time.Millisecond
 	// turnShared bounds what the others wait for, turnAlone the try of a batch that held them up.
 	turnShared = 5 * time.Second
 	turnAlone  = time.Minute
@@ -54,7 +59,9 @@ func (t *turns) take(ctx context.Context, w *applying, unknown map[int]bool) err
 }
 
 func (t *turns) run() {
+	time.Sleep(turnCompany)
 	for {
+		began := time.Now()
 		t.mu.Lock()
 		if len(t.waiting) == 0 {
 			t.running = false
@@ -71,6 +78,9 @@ func (t *turns) run() {
 		t.mu.Unlock()
 		if !together(some) {
 			apart(some)
+		}
+		if n < turnsAtOnce && events < turnEvents {
+			time.Sleep(turnEvery - time.Since(began))
 		}
 	}
 }

@@ -35,7 +35,7 @@ type puller struct {
 	s      *Service
 	o      *origin
 	part   int
-	reader *eventlog.Reader
+	reader *ahead
 	lanes  map[int]*lane
 	held   int
 	// offset is where reading is to go on after what is in memory was applied; -1: it is noted already.
@@ -76,7 +76,7 @@ func (s *Service) pull(ctx context.Context, o *origin, part int) {
 			fails = 0
 		}
 		if p.reader != nil {
-			p.reader.Close()
+			p.reader.close()
 		}
 		if err != nil && ctx.Err() == nil {
 			fails++
@@ -106,10 +106,10 @@ func (p *puller) begin(ctx context.Context) error {
 		}
 	}
 	p.o.settled(mine)
-	p.reader = eventlog.NewReader(eventlog.ReaderConfig{
+	p.reader = readAhead(ctx, eventlog.NewReader(eventlog.ReaderConfig{
 		Kafka: eventlog.Kafka{Brokers: p.o.peer.Brokers, TLS: p.o.peer.TLS, Region: p.o.peer.Name},
 		Index: p.o.peer.Index, Partition: p.part, Partitions: p.s.cfg.Partitions, Offset: offsets[p.part],
-	})
+	}))
 	return nil
 }
 
@@ -124,7 +124,7 @@ func (p *puller) lane(n int) *lane {
 
 // step reads once and applies what can be applied. An error is of the journal: what is held in memory is given up.
 func (p *puller) step(ctx context.Context) error {
-	c, err := p.reader.Read(ctx)
+	c, err := p.reader.next(ctx)
 	switch {
 	case err == nil:
 		p.away = 0
