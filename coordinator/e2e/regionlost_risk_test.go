@@ -52,6 +52,25 @@ func (d *deployment) money(region, id string) int64 {
 	return 0
 }
 
+// keptOpen are two accounts of the lost region of which transactions of the other one hold money, in that region's accounts
+// alone. Their debits are all global, so that they may be spent from at once.
+type keptOpen struct {
+	commits, aborts held
+}
+
+func (d *deployment) keepOpen(taken map[int]bool, opened, amount int) keptOpen {
+	d.t.Helper()
+	c := d.coord["west"].client()
+	owners, err := d.arbiter().Owners(d.t.Context())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	open := func(name string) held {
+		return d.hold(c, name, d.accounts.west[0], d.openSmall(taken, opened, true), d.accounts.west[0], amount, "global", owners)
+	}
+	return keptOpen{open("open-commits"), open("open-aborts")}
+}
+
 // TestNoAccountOfALostRegionGoesFurtherThanItsPolicy has accounts spend in a region whose debits nobody hears of, and spend again
 // after its loss, each under a policy of its own. When it returns, what it had told its clients is settled, and an account has
 // gone as far below its limit as its policy lets it and no further.
@@ -65,6 +84,7 @@ func TestNoAccountOfALostRegionGoesFurtherThanItsPolicy(t *testing.T) {
 	}
 	block, capped, allowed := d.openSmall(taken, opened, false), d.openSmall(taken, opened, false), d.openSmall(taken, opened, false)
 	global := d.openSmall(taken, opened, true)
+	kept := d.keepOpen(taken, opened, spent)
 	pay := func(region, name, from string, amount int, durability client.Durability) client.State {
 		t.Helper()
 		tx := d.payment(name, from, from, d.accounts.west[0], amount)
@@ -100,6 +120,19 @@ func TestNoAccountOfALostRegionGoesFurtherThanItsPolicy(t *testing.T) {
 	}
 	must(pay("west", "free", global, 10, client.Global), true, "")
 	must(pay("west", "dear", global, 30, client.Global), false, "") // there are 10
+	// What the living transactions hold is held here too: until they end, no more than the rest is spent.
+	for _, k := range []held{kept.commits, kept.aborts} {
+		must(pay("west", "dear-"+k.from, k.from, opened-spent+1, client.Global), false, "")
+		must(pay("west", "rest-"+k.from, k.from, opened-spent, client.Global), true, "")
+	}
+	c := d.coord["west"].client()
+	must(persist(t, 30*time.Second, func(ctx context.Context) (client.State, error) {
+		return c.Commit(ctx, kept.commits.tx.Gid, client.Settled)
+	}), true, "")
+	must(persist(t, 30*time.Second, func(ctx context.Context) (client.State, error) {
+		return c.Abort(ctx, kept.aborts.tx.Gid, "enough", client.Settled)
+	}), false, "")
+	must(pay("west", "free-again", kept.aborts.from, spent, client.Global), true, "")
 	must(pay("west", "again", block, 1, client.Regional), false, "lost")
 	must(pay("west", "again", capped, 30, client.Regional), true, "")
 	must(pay("west", "more", capped, 30, client.Regional), false, "lost")
@@ -124,7 +157,7 @@ func TestNoAccountOfALostRegionGoesFurtherThanItsPolicy(t *testing.T) {
 		must(persist(t, 30*time.Second, func(ctx context.Context) (client.State, error) { return c.Execute(ctx, tx, client.Settled) }), true, "")
 	}
 	d.settle(90 * time.Second)
-	for id, want := range map[string]int64{block: opened - spent, capped: opened - 30, allowed: opened - 60, global: opened - spent - 10} {
+	for id, want := range map[string]int64{block: opened - spent, capped: opened - 30, allowed: opened - 60, global: opened - spent - 10, kept.commits.from: 0, kept.aborts.from: 0} {
 		if n := d.money("west", id); n != want {
 			t.Errorf("%s has %d, not %d", id, n, want)
 		}
@@ -137,7 +170,7 @@ func TestNoAccountOfALostRegionGoesFurtherThanItsPolicy(t *testing.T) {
 		return err == nil && s.Committed()
 	})
 	eventually(t, 60*time.Second, "the copies of all accounts are equal", func() bool {
-		for _, id := range []string{block, capped, allowed, global} {
+		for _, id := range []string{block, capped, allowed, global, kept.commits.from, kept.aborts.from} {
 			if d.money("east", id) != d.money("west", id) {
 				return false
 			}

@@ -178,6 +178,11 @@ func (c *Core) Held() []int {
 	return out
 }
 
+// Ready lists the slots that are here with all their transactions.
+func (c *Core) Ready() []int {
+	return slices.DeleteFunc(c.Held(), func(n int) bool { return !c.slots[n].ready })
+}
+
 // Each calls f for every transaction in memory that the journal does not have finished, in no order.
 func (c *Core) Each(f func(Reply)) {
 	for _, hs := range c.slots {

@@ -196,7 +196,10 @@ func (s *Server) caughtUp(ctx context.Context, m engine.Move) error {
 	if err := s.readPosts(ctx, owners, taken); err != nil {
 		return err
 	}
-	return s.post(p.owed[m.Slot])
+	if err := s.post(p.owed[m.Slot]); err != nil {
+		return err
+	}
+	return s.rebuilt(ctx, owners, lost, m.Slot)
 }
 
 // readPosts reads what was decided in slots that it has not read yet; posts.mu is held.

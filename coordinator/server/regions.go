@@ -38,6 +38,7 @@ type regions struct {
 	replica *replica.Service
 	applier *applier.Applier
 	posts   posts
+	holds   holds
 }
 
 // openRegions reads the regions file and asks the arbiter who this region is.
@@ -217,6 +218,7 @@ func (s *Server) mountRegions(mux *http.ServeMux) {
 	}, Audited: func(ctx context.Context, act string, err error, args ...any) {
 		admin.AuditOf(ctx, s.log, act, err, args...)
 	}}).Mount(mux)
+	mux.HandleFunc("GET /v1/region/holds", s.serveHolds)
 	mux.HandleFunc("POST /v1/region/unstop", serveUnstop(r.place.Deployment(), r.replica.Unstop, s.log))
 	mux.HandleFunc("GET /v1/region/status", func(w http.ResponseWriter, _ *http.Request) {
 		st := RegionStatus{Status: r.replica.Status(), Member: s.member.ID, Slots: map[slot.Status]int{}, ArbiterMillis: -1, Applied: r.applier.Applied(), ApplyLag: r.applier.Lag()}

@@ -142,7 +142,7 @@ func (b *Barrier) Do(ctx context.Context, call *Call, business func(tx *sql.Tx) 
 	if err != nil {
 		return Unknown, fmt.Errorf("barrier %s: %w", call, err)
 	}
-	call.policy = f.fences[call.account()].policy
+	call.rule(f)
 	outcome, err := b.judge(call, &m, f, &f.members[0])
 	if err != nil {
 		return Unknown, err

@@ -113,7 +113,7 @@ func (b *Barrier) batch(ctx context.Context, calls []*Call, together []int, resu
 	var run []int
 	for n, i := range together {
 		r := &results[i]
-		own[n].policy = f.fences[own[n].account()].policy
+		own[n].rule(f)
 		r.Outcome, r.Err = b.judge(own[n], &members[n], f, &f.members[n])
 		if r.Err == nil {
 			if r.Outcome, err = b.mutate(ctx, tx, own[n], &members[n], &f.members[n], r.Outcome); err != nil {

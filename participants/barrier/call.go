@@ -98,7 +98,8 @@ type Call struct {
 
 	// Apply: the effect of a confirm that was decided elsewhere is posted to a copy, or confirmed at a home. It shares the
 	// confirm's row; Op is OpConfirm, and it carries no epochs: the journal it comes from is the authority. Account.Slot must
-	// be set.
+	// be set. With OpTry it rebuilds at a copy what was held at a home that is lost (ADR 9): it shares the try's row, and no
+	// Policy counts.
 	Apply bool
 	// Named: the call carries no epoch (a DTM client makes its tries itself) and Account.Slot is its account's all the same:
 	// the participant has read it from the payload.
@@ -116,6 +117,14 @@ type Call struct {
 // Policy is what the slot of the call's account is allowed after a forced failover. The fence row is locked for as long as
 // the call's local transaction, so that a change of the policy is before it or after it. Zero outside a barrier's function.
 func (c *Call) Policy() Policy { return c.policy }
+
+// rule notes the policy that the call is under. What is rebuilt was judged at the home that is lost.
+func (c *Call) rule(f *facts) {
+	c.policy = Policy{}
+	if !c.Apply || c.Op != OpTry {
+		c.policy = f.fences[c.account()].policy
+	}
+}
 
 // String names the call in errors.
 func (c *Call) String() string {

@@ -52,7 +52,7 @@ func newExecutor(b *barrier.Barrier, o Options) *executor {
 func (x *executor) start(jobs []*job) {
 	x.mu.Lock()
 	for _, j := range jobs {
-		if x.account != nil && !j.call.Fence.Given() && !j.call.Account.Given() && j.op.op != OpApply {
+		if x.account != nil && !j.call.Fence.Given() && !j.call.Account.Given() && j.op.op != OpApply && j.op.op != OpHold {
 			// A DTM client's own call: what it works on stands in its payload alone.
 			if id := x.account(j.payload); id != "" {
 				j.call.Account.Slot, j.call.Named = barrier.SlotOf(id), true
@@ -61,6 +61,9 @@ func (x *executor) start(jobs []*job) {
 		if j.op.op == OpApply {
 			// It shares the confirm's row, and no epoch: the journal it comes from is the authority.
 			j.call.Op, j.call.Apply, j.call.Fence.Epoch, j.call.Account.Epoch = barrier.OpConfirm, true, 0, 0
+		}
+		if j.op.op == OpHold { // the record of whoever drives the transaction is the authority
+			j.call.Op, j.call.Apply, j.call.Fence.Epoch, j.call.Account.Epoch = barrier.OpTry, true, 0, 0
 		}
 		switch {
 		case x.closed:

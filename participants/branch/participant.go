@@ -71,7 +71,8 @@ type OpAll[P any] func(ctx context.Context, tx *sql.Tx, calls []*barrier.Call, p
 type TCC[P any] struct {
 	Try, Confirm, Cancel Op[P]
 	// Apply posts what Confirm would to a copy of the account, where there was no try; nil where copies are not kept. At a
-	// home it finds the try and confirms it. It must not fail for a business reason.
+	// home it finds the try and confirms it. It must not fail for a business reason. With it the try can be made at a copy
+	// too (OpHold), where the home was lost: the account's policy does not count there, what it holds does.
 	Apply Op[P]
 	// TryAll, ConfirmAll and CancelAll do the same for many calls; nil where there is no such function.
 	TryAll, ConfirmAll, CancelAll OpAll[P]
@@ -133,6 +134,7 @@ func HandleTCC[P any](p *Participant, name string, t TCC[P]) {
 	handle(p, name, barrier.OpCancel, t.Alone, t.Cancel, t.CancelAll)
 	if t.Apply != nil {
 		handle(p, name, OpApply, t.Alone, t.Apply, nil)
+		handle(p, name, OpHold, t.Alone, t.Try, nil)
 	}
 	if t.Effect != nil {
 		p.effects[name] = func(raw []byte) ([]Held, error) {

@@ -17,6 +17,10 @@ import (
 // the confirm (ADR 8).
 const OpApply = "apply"
 
+// OpHold is the op of a call that rebuilds at a copy what a try holds whose home was lost with its region (ADR 9): the try's
+// function behind the try's barrier row, without epochs, and before the copy becomes the home.
+const OpHold = "hold"
+
 // Movable is a participant's accounts, of which those of a slot can be handed over to another region's database. Both
 // methods run in a local transaction under the slot's exclusive lock.
 type Movable interface {
@@ -51,6 +55,8 @@ type Probe struct {
 	Tries bool `json:"tries"`
 	// Settle: it ends a try by its name.
 	Settle bool `json:"settle"`
+	// Hold: it rebuilds at a copy what a try holds whose home was lost.
+	Hold bool `json:"hold"`
 }
 
 // snapshotBytesMax bounds what an adoption may bring.
@@ -120,6 +126,7 @@ func (p *Participant) probe() Probe {
 	_, out.Settle = p.movable.(Settler)
 	for _, o := range p.branches {
 		out.Apply = out.Apply || o.op == OpApply
+		out.Hold = out.Hold || o.op == OpHold
 	}
 	return out
 }

@@ -107,8 +107,8 @@ func (r *run) address(op string) string {
 		return r.target.Try
 	case barrier.OpConfirm:
 		return r.target.Confirm
-	case branch.OpApply:
-		return strings.TrimSuffix(r.target.Confirm, "/confirm") + "/" + branch.OpApply
+	case branch.OpApply, branch.OpHold:
+		return strings.TrimSuffix(r.target.Confirm, "/confirm") + "/" + op
 	}
 	return r.target.Cancel
 }

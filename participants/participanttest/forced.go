@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 
 	"github.com/lockstep-tx/lockstep/participants/barrier"
@@ -134,6 +135,91 @@ func (r *run) adoptedByForce() error {
 	}
 	_, err := r.regionOK(http.MethodPost, "/lockstep/risk", fmt.Appendf(nil, `{"slots":[{"slot":%d,"epoch":%d}]}`, n, after))
 	return err
+}
+
+// heldAgain rebuilds at a copy what was held at a home that is lost: once, also beside the policy of the accounts, never after the
+// branch has ended here, and so that confirm and cancel find it.
+func (r *run) heldAgain() error {
+	for _, end := range []string{confirm, cancel} {
+		g, n := r.raises()
+		if _, err := r.regionOK(http.MethodPost, "/lockstep/homes", fmt.Appendf(nil, `[{"slot":%d,"epoch":%d,"here":false}]`, n, before)); err != nil {
+			return err
+		}
+		adopt := func() error {
+			_, err := r.regionOK(http.MethodPost, fmt.Sprintf("/lockstep/adopt?slot=%d&epoch=%d&forced=true&at_risk=block", n, after), nil)
+			return err
+		}
+		steps := []func() error{adopt, func() error { return r.holdsOnce(g) }}
+		if end == confirm {
+			slices.Reverse(steps) // as it should be; the other way the adoption was interrupted, and begins anew
+		}
+		for _, step := range steps {
+			if err := step(); err != nil {
+				return err
+			}
+		}
+		if a := r.at(g, end, after); a.status != http.StatusOK {
+			return fmt.Errorf("the %s of what was held again is answered %s", end, a)
+		}
+		if _, err := r.regionOK(http.MethodPost, "/lockstep/risk", fmt.Appendf(nil, `{"slots":[{"slot":%d,"epoch":%d}]}`, n, after)); err != nil {
+			return err
+		}
+	}
+	for _, end := range []string{branch.OpApply, cancel} {
+		g, _ := r.raises()
+		if a := r.at(g, end, before); a.status != http.StatusOK {
+			return fmt.Errorf("the %s of a branch that was not tried here is answered %s", end, a)
+		}
+		was, err := r.moves(branch.OpHold, g, http.StatusConflict, http.StatusOK)
+		if err != nil {
+			return fmt.Errorf("after the %s: %w", end, err)
+		}
+		open, err := r.tried(g)
+		if err != nil {
+			return err
+		}
+		if was != "" || len(open) != 0 {
+			return fmt.Errorf("a hold that comes after the %s moves %q, and %d tries are listed", end, was, len(open))
+		}
+	}
+	return nil
+}
+
+// holdsOnce makes the call twice: the first is a try that has no end, the second nothing.
+func (r *run) holdsOnce(gid string) error {
+	if _, err := r.moves(branch.OpHold, gid, http.StatusOK); err != nil {
+		return err
+	}
+	open, err := r.tried(gid)
+	if err != nil {
+		return err
+	}
+	if len(open) != 1 {
+		return fmt.Errorf("of what was held again %d tries are listed, not one", len(open))
+	}
+	again, err := r.moves(branch.OpHold, gid, http.StatusOK)
+	if again != "" {
+		return fmt.Errorf("a repeat of the hold moves %s", again)
+	}
+	return err
+}
+
+// moves makes a call and says what it moves; "" where nothing, or where no balance is to be seen.
+func (r *run) moves(op, gid string, want ...int) (string, error) {
+	call := func() error {
+		if a := r.at(gid, op, before); !slices.Contains(want, a.status) {
+			return fmt.Errorf("a %s is answered %s, want %d", op, a, want)
+		}
+		return nil
+	}
+	if r.target.StateURL == "" {
+		return "", call()
+	}
+	delta, err := r.moved(call)
+	if err != nil || len(delta) == 0 {
+		return "", err
+	}
+	return fmt.Sprint(delta), nil
 }
 
 // settle ends a branch by its name.

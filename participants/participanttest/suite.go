@@ -133,6 +133,7 @@ func Check(ctx context.Context, target Target) (*Report, error) {
 		{"what was tried is listed until it has ended", needsRegion | needsTries, (*run).triesListed},
 		{"after a fence every call with a lower epoch is Stale", needsRegion | needsTries, (*run).fenced},
 		{"a copy becomes the home by a forced adoption, field by field", needsRegion | needsTries, (*run).adoptedByForce},
+		{"what a home that is lost held is held again at the copy, once, and ends as the try would", needsRegion | needsHold, (*run).heldAgain},
 		{"a try is ended by its name, and an ordinary end excludes the other one", needsRegion | needsSettle, (*run).settled},
 		{"the sum of all balances never changes", needsState, (*run).conserved},
 		{"try and cancel leave every balance as it was", needsState, (*run).cancelRestores},
@@ -145,7 +146,7 @@ func Check(ctx context.Context, target Target) (*Report, error) {
 		if c.needs&needsRegion != 0 && target.RegionURL == "" {
 			continue // a participant of one region has nothing to move
 		}
-		if c.needs&needsTries != 0 && !r.probes().Tries || c.needs&needsSettle != 0 && !r.probes().Settle {
+		if c.needs&needsTries != 0 && !r.probes().Tries || c.needs&needsSettle != 0 && !r.probes().Settle || c.needs&needsHold != 0 && !r.probes().Hold {
 			continue // it does not say that it can
 		}
 		f := Finding{Check: c.check, Verdict: Pass}
@@ -174,6 +175,7 @@ const (
 	needsRegion
 	needsTries
 	needsSettle
+	needsHold
 )
 
 func (r *run) lacks(n need) string {

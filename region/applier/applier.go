@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,8 +25,12 @@ import (
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
-// OpWord is the word of the call: participants serve it at the confirm's path, with apply in confirm's place.
-const OpWord = "apply"
+// OpWord is the word of the call: participants serve it at the confirm's path, with apply in confirm's place. HoldWord is that of
+// a call that rebuilds what a try holds (ADR 9).
+const (
+	OpWord   = "apply"
+	HoldWord = "hold"
+)
 
 // Journal is what is read and written; region/journal's.
 type Journal interface {
@@ -439,59 +442,4 @@ func (a *Applier) transaction(ctx context.Context, ev *toldEvent) (*record.Tx, e
 		return a.cfg.Journal.Get(ctx, ev.gid)
 	}
 	return record.FromParts(ev.closed, ev.progress, record.Head{}, record.Head{}, 0, 0)
-}
-
-// effect makes the call that a confirmed branch owes here; false where nothing is owed, since its participant keeps no copies.
-// A participant that the branch names and that is not registered may keep some: the effect is owed, and its call not known.
-func (a *Applier) effect(e *effect, n int) (owed bool) {
-	return e.tx.State.Branches[e.branch].Two.Status == txn.OpDone && a.post(e, n, a.cfg.Self)
-}
-
-// Posts gives the calls that post a committed transaction of slot n in a region from its record, whatever became of its
-// confirms, at participants that keep copies there; false where one of its participants is not registered (ADR 9).
-func (a *Applier) Posts(tx *record.Tx, n int, region string) (calls []*engine.Call, known bool) {
-	known = true
-	for i := range tx.State.Branches {
-		e := &effect{tx: tx, branch: i}
-		if !a.post(e, n, region) {
-			continue
-		}
-		if e.call == nil {
-			known = false
-			continue
-		}
-		calls = append(calls, e.call)
-	}
-	return calls, known
-}
-
-// post makes the call that posts a branch in a region; false where its participant keeps no copies.
-func (a *Applier) post(e *effect, n int, region string) (owed bool) {
-	s, b, table := &e.tx.State, &e.tx.State.Branches[e.branch], a.cfg.Table()
-	if b.Message || b.Confirm == "" {
-		return false
-	}
-	part, rest := table.Split(b.Confirm)
-	if part == nil {
-		e.call = nil
-		return strings.HasPrefix(b.Confirm, registry.Scheme)
-	}
-	if part.Can == nil || !part.Can.Apply || part.Endpoints[region] == "" {
-		return false
-	}
-	path, query, asks := strings.Cut(rest, "?")
-	path, ok := strings.CutSuffix(path, "/confirm")
-	if !ok {
-		return false
-	}
-	url := strings.TrimSuffix(part.Endpoints[region], "/") + path + "/" + OpWord
-	if asks {
-		url += "?" + query
-	}
-	account := table.AccountSlot(b.Confirm, b.Account, b.Payload, n)
-	e.call = &engine.Call{
-		Gid: s.Gid, Slot: n, Epoch: 1, Mode: s.Mode, Branch: b.ID, Op: txn.OpConfirm, OpWord: OpWord, URL: url, Protocol: s.Opt.Protocol,
-		Payload: b.Payload, Headers: s.Opt.Headers, Timeout: s.RequestTimeout(), AccountSlot: account, AccountEpoch: 1,
-	}
-	return true
 }

@@ -136,6 +136,21 @@ func (p *Publisher) Heads() []Head {
 	return out
 }
 
+// Behind gives how far the slots are published of which the journal is known to have more.
+func (p *Publisher) Behind() []Head {
+	var out []Head
+	for _, t := range p.parts {
+		t.mu.Lock()
+		for n, seq := range t.known {
+			if h := t.heads[n]; t.active && seq > h.Seq {
+				out = append(out, Head{n, h})
+			}
+		}
+		t.mu.Unlock()
+	}
+	return out
+}
+
 // Broken gives the slots that are not published since their next event does not continue the chain, with the reason.
 func (p *Publisher) Broken() map[int]string {
 	out := map[int]string{}

@@ -224,7 +224,7 @@ func (p *Place) change(ctx context.Context, m engine.Move, to slot.Owner) error 
 
 // Resolve gives a branch call the address and the epoch of its account's home; see registry.Table.Resolve.
 func (p *Place) Resolve(c *engine.Call) (*engine.Call, error) {
-	if c.OpWord == applier.OpWord {
+	if c.OpWord == applier.OpWord || c.OpWord == applier.HoldWord {
 		return c, nil // to this region's copies, wherever the home is
 	}
 	m := p.owners.Load()

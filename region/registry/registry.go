@@ -50,6 +50,8 @@ type Capabilities struct {
 	Tries bool `json:"tries,omitempty"`
 	// Settle: it ends a try by its name.
 	Settle bool `json:"settle,omitempty"`
+	// Hold: it rebuilds at a copy what a try holds whose home was lost.
+	Hold bool `json:"hold,omitempty"`
 }
 
 var (

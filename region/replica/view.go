@@ -369,3 +369,7 @@ func (s *Service) Ends(each func(origin, slot int, seq uint64)) {
 		}
 	}
 }
+
+// Behind gives how far the own region's chains are published of which its journal has more: what follows is told to nobody yet, the
+// copies here included.
+func (s *Service) Behind() []eventlog.Head { return s.pub.Behind() }

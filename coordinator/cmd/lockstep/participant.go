@@ -97,7 +97,7 @@ func lostBy(had, can *registry.Capabilities) string {
 
 // probeAll asks every endpoint; what not all of them can do the participant cannot.
 func probeAll(ctx context.Context, p *registry.Participant) (registry.Capabilities, error) {
-	all := registry.Capabilities{Fenced: true, Batch: true, Apply: true, Movable: true, Tries: true, Settle: true}
+	all := registry.Capabilities{Fenced: true, Batch: true, Apply: true, Movable: true, Tries: true, Settle: true, Hold: true}
 	for _, region := range slices.Sorted(maps.Keys(p.Endpoints)) {
 		can, err := place.Probe(ctx, http.DefaultClient, p.Endpoints[region])
 		if err != nil {
@@ -106,6 +106,7 @@ func probeAll(ctx context.Context, p *registry.Participant) (registry.Capabiliti
 		all.Fenced, all.Batch = all.Fenced && can.Fenced, all.Batch && can.Batch
 		all.Apply, all.Movable = all.Apply && can.Apply, all.Movable && can.Movable
 		all.Tries, all.Settle = all.Tries && can.Tries, all.Settle && can.Settle
+		all.Hold = all.Hold && can.Hold
 	}
 	return all, nil
 }
@@ -137,6 +138,7 @@ func describe(can *registry.Capabilities) string {
 	if can.Fenced {
 		word(can.Tries, "tries", "NO TRIES (what is open there is not seen when a region is lost)")
 		word(can.Settle, "settle", "no settle")
+		word(can.Hold, "hold", "no hold")
 	}
 	return strings.Join(words, ", ")
 }

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -384,12 +385,13 @@ func mustJSON(t *testing.T, v any) []byte {
 	return raw
 }
 
-// TestWalletsPassTheConformanceSuiteWithItsRegionCases checks them as anybody's participant is checked.
-func TestWalletsPassTheConformanceSuiteWithItsRegionCases(t *testing.T) {
+// conformance checks the wallets of a region as anybody's participant is checked, through a handler that may be wrong.
+func conformance(t *testing.T, wrong func(w http.ResponseWriter, r *http.Request, right http.Handler)) *participanttest.Report {
+	t.Helper()
 	p := newPlace(t, "east")
 	p.must("POST", "/accounts", map[string]any{"id": "ann", "balance": 100000})
-	srv := httptest.NewServer(p.http)
-	defer srv.Close()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { wrong(w, r, p.http) }))
+	t.Cleanup(srv.Close)
 	report, err := participanttest.Check(t.Context(), participanttest.Target{
 		Try: srv.URL + "/wallet/pay/try", Confirm: srv.URL + "/wallet/pay/confirm", Cancel: srv.URL + "/wallet/pay/cancel",
 		Payload: []byte(`{"account":"ann","amount":1}`), Refused: []byte(`{"account":"ann","amount":99999999}`), StateURL: srv.URL + "/balances", RegionURL: srv.URL,
@@ -397,21 +399,54 @@ func TestWalletsPassTheConformanceSuiteWithItsRegionCases(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return report
+}
+
+const heldAgain = "what a home that is lost held is held again at the copy, once, and ends as the try would"
+
+func TestWalletsPassTheConformanceSuiteWithItsRegionCases(t *testing.T) {
+	report := conformance(t, func(w http.ResponseWriter, r *http.Request, right http.Handler) { right.ServeHTTP(w, r) })
 	forced := 0
 	for _, f := range report.Findings {
-		for _, check := range []string{"what was tried is listed until it has ended", "after a fence every call with a lower epoch is Stale",
+		for _, check := range []string{"what was tried is listed until it has ended", "after a fence every call with a lower epoch is Stale", heldAgain,
 			"a copy becomes the home by a forced adoption, field by field", "a try is ended by its name, and an ordinary end excludes the other one"} {
 			if f.Check == check {
 				forced++
 			}
 		}
 	}
-	if forced != 4 {
-		t.Errorf("%d of the four checks of forced failover were made", forced)
+	if forced != 5 {
+		t.Errorf("%d of the five checks of forced failover were made", forced)
 	}
 	if report.Count(participanttest.Fail) != 0 || report.Count(participanttest.NotChecked) != 0 {
 		var text bytes.Buffer
 		report.Write(&text)
 		t.Fatal(text.String())
+	}
+}
+
+// TestHoldsThatAreNotHeldAgainAreFound has wallets that answer a hold and do nothing, and ones that try anew instead.
+func TestHoldsThatAreNotHeldAgainAreFound(t *testing.T) {
+	for name, wrong := range map[string]func(w http.ResponseWriter, r *http.Request, right http.Handler){
+		"nothing is done": func(w http.ResponseWriter, r *http.Request, right http.Handler) {
+			if r.URL.Path != "/wallet/pay/hold" {
+				right.ServeHTTP(w, r)
+			}
+		},
+		"it is an ordinary try": func(w http.ResponseWriter, r *http.Request, right http.Handler) {
+			if strings.HasSuffix(r.URL.Path, "/hold") {
+				r.URL.Path = strings.TrimSuffix(r.URL.Path, "hold") + "try"
+				q := r.URL.Query()
+				q.Set("op", "try")
+				r.URL.RawQuery = q.Encode()
+			}
+			right.ServeHTTP(w, r)
+		},
+	} {
+		for _, f := range conformance(t, wrong).Findings {
+			if f.Check == heldAgain && f.Verdict != participanttest.Fail {
+				t.Errorf("%s: %s %s", name, f.Verdict, f.Why)
+			}
+		}
 	}
 }
