@@ -145,7 +145,7 @@ func (d *demo) takeOver(ctx context.Context) error {
 	l := d.loss
 	probe := d.probe(ctx)
 	defer probe.halt()
-	out, err := d.lockstep(ctx, d.failoverArgs("--confirm-region", l.region.name)...)
+	out, err := d.lockstep(ctx, d.failoverArgs("--plan", "any", "--confirm-region", l.region.name)...)
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
 	}

@@ -37,6 +37,9 @@ func (d *deployment) revive(r string) {
 // failover takes a region's slots by force.
 func (d *deployment) failover(from, to string, more ...string) *child {
 	d.t.Helper()
+	if !slices.Contains(more, "--plan") {
+		more = append(slices.Clone(more), "--plan", "any")
+	}
 	return d.tool(append([]string{"failover", "--from", from, "--to", to, "--confirm-region", from}, more...)...)
 }
 

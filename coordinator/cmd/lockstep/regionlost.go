@@ -27,7 +27,7 @@ type regionFailoverCmd struct {
 	FencedBy      string        `help:"How it is known that the lost region spends no more: power, network or quota." placeholder:"HOW"`
 	MaySpend      bool          `help:"In place of --fenced-by: accept that the lost region may still spend."`
 	ConfirmRegion string        `help:"The lost region's name once more: the consent to what is shown." placeholder:"NAME"`
-	Plan          string        `help:"Hash of the plan that the consent is to, as --dry-run prints it. Where it is another one by now, nothing is done." placeholder:"HASH"`
+	Plan          string        `help:"Hash of the plan that the consent is to, as --dry-run prints it. Where it is another one by now, nothing is done. any: whatever the plan is, for scripts." placeholder:"HASH"`
 	AtRisk        string        `help:"What accounts of the lost region may spend until its return is worked off: block, limit or allow." enum:"block,limit,allow" default:"limit"`
 	Cap           int64         `help:"With limit: how much each such account may spend, in minor units." placeholder:"AMOUNT"`
 	Slots         string        `help:"Slots to take: 0-31,40. Defaults to all that the lost region owns." placeholder:"LIST"`
@@ -190,19 +190,25 @@ func (c *regionFailoverCmd) planOf(owners *slot.Map, x *exposure, evidence failo
 // consent asks for what only the operator can say.
 func (c *regionFailoverCmd) consent(e *env, p *failover.Plan) error {
 	hash := p.Hash()[:16]
+	consented := "--" + evidenceFlag(p.Loss.Evidence) + " --plan " + hash + " --confirm-region " + c.From
 	switch {
 	case c.DryRun:
 		fmt.Fprintln(e.out, "nothing was written")
 		next(e.out, c.again("--fenced-by power --plan "+hash+" --confirm-region "+c.From)+"  # or --may-spend in place of --fenced-by")
 		return nil
-	case c.Plan != "" && !strings.HasPrefix(p.Hash(), c.Plan):
+	case c.Plan != "" && c.Plan != anyPlan && c.Plan != hash:
 		return &failure{fmt.Errorf("--plan: it is %s by now, not %s: what is exposed has changed, and the consent is void; nothing was written", hash, c.Plan), c.again("--dry-run")}
 	case c.ConfirmRegion != c.From:
 		return &failure{fmt.Errorf("--confirm-region: %q; type the lost region's name to consent to what is shown; nothing was written", c.ConfirmRegion),
-			c.again("--" + evidenceFlag(p.Loss.Evidence) + " --plan " + hash + " --confirm-region " + c.From)}
+			c.again(consented)}
+	case c.Plan == "":
+		return &failure{fmt.Errorf("--plan: say which plan you consent to: this one is %s; nothing was written", hash), c.again(consented)}
 	}
 	return nil
 }
+
+// anyPlan consents to whatever the plan is.
+const anyPlan = "any"
 
 func evidenceFlag(ev failover.Evidence) string {
 	if ev == failover.MaySpend {

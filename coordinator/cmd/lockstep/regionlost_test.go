@@ -79,7 +79,7 @@ func left(t *testing.T) *world {
 func (w *world) masked(out string) string {
 	out = strings.ReplaceAll(out, w.file, "regions.yaml")
 	for _, m := range []struct{ pattern, by string }{
-		{`127\.0\.0\.1:\d+`, "HOST:PORT"}, {`[0-9a-f]{8}-[0-9a-f]{4}`, "OPERATION"}, {`plan [0-9a-f]{16}`, "plan HASH"}, {`--plan [0-9a-f]{16}`, "--plan HASH"},
+		{`127\.0\.0\.1:\d+`, "HOST:PORT"}, {`[0-9a-f]{8}-[0-9a-f]{4}`, "OPERATION"}, {`plan [0-9a-f]{16}`, "plan HASH"}, {`--plan [0-9a-f]{16}`, "--plan HASH"}, {`this one is [0-9a-f]{16}`, "this one is HASH"},
 		{`it is [0-9a-f]{16} by now`, "it is HASH by now"}, {`after \d+ ms`, "after N ms"}, {`in \d+ ms`, "in N ms"}, {`slots moved in \d+ ms`, "slots moved in N ms"},
 	} {
 		out = regexp.MustCompile(m.pattern).ReplaceAllString(out, m.by)
@@ -106,22 +106,23 @@ func TestTheTranscriptOfALostRegion(t *testing.T) {
 	step("without a word of how it is fenced", failover("--at-risk", "block")...)
 	step("without the consent", failover("--at-risk", "block", "--fenced-by", "power")...)
 	step("consent to another plan", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "0123456789abcdef")...)
+	step("consent to no plan in particular", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east")...)
 	step("consent to losing another region", failover("--at-risk", "block", "--may-spend", "--confirm-region", "west")...)
 	step("the region is watched", "region", "watch", "--from", "east", "--to", "west", "--once")
 	if m := w.owned("east"); m != slot.Count/2 {
 		t.Fatalf("east has %d slots before anybody consented", m)
 	}
-	step("done", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--slots", "0-9", "--on-switch", `test "$LOCKSTEP_TO" = west`)...)
+	step("done", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "any", "--slots", "0-9", "--on-switch", `test "$LOCKSTEP_TO" = west`)...)
 	step("the status after it", "region", "status")
-	step("again: these slots are taken", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--slots", "0-9")...)
-	step("outside traffic does not move", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--slots", "10", "--on-switch", "exit 3")...)
+	step("again: these slots are taken", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "any", "--slots", "0-9")...)
+	step("outside traffic does not move", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "any", "--slots", "10", "--on-switch", "exit 3")...)
 	w.diverge()
 	step("the lost region is back, and says otherwise", "region", "divergence")
 	step("one that is open yet is not settled outside", "region", "divergence", "settle", "order-7", "--text", "settled as payment 12")
 	step("one that both have alike is not settled outside either", "region", "divergence", "settle", "order-11", "--text", "settled as payment 12")
 	step("one that aborted where nobody else knew of it is none", "region", "divergence", "settle", "order-10", "--text", "settled as payment 12")
 	step("one that stands both ways is", "region", "divergence", "settle", "order-8", "--text", "settled as payment 12")
-	step("a region that answers is not lost", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east")...)
+	step("a region that answers is not lost", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "any")...)
 	file := filepath.Join("testdata", "region-lost.golden")
 	if *updateGolden {
 		if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {

@@ -27,7 +27,7 @@ func (w *world) unsettled() (n int) {
 // gives that up, with the region's name and a reason, and it is in the audit.
 func TestWhatALostRegionAloneHadIsGivenUpByNameOnly(t *testing.T) {
 	w := left(t)
-	w.must("region", "failover", "--from", "east", "--to", "west", "--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--slots", "0-49")
+	w.must("region", "failover", "--from", "east", "--to", "west", "--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "any", "--slots", "0-49")
 	if n := w.unsettled(); n != 25 {
 		t.Fatalf("%d slots were taken, not 25", n)
 	}

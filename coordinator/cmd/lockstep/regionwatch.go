@@ -152,7 +152,7 @@ func (c *regionWatchCmd) look(e *env, o *opened) sight {
 
 // failover is the command that an operator would run.
 func (c *regionWatchCmd) failover() *regionFailoverCmd {
-	return &regionFailoverCmd{contextFile: c.contextFile, From: c.From, To: c.To, FencedBy: c.FencedBy, ConfirmRegion: c.From, AtRisk: c.AtRisk, Cap: c.Cap, OnSwitch: c.OnSwitch,
+	return &regionFailoverCmd{contextFile: c.contextFile, From: c.From, To: c.To, FencedBy: c.FencedBy, ConfirmRegion: c.From, Plan: anyPlan, AtRisk: c.AtRisk, Cap: c.Cap, OnSwitch: c.OnSwitch,
 		Why: fmt.Sprintf("watch: unheard for %v from here and from every other region", c.DeadFor), Scan: 10 * time.Second}
 }
 

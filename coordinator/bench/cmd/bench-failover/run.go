@@ -105,7 +105,7 @@ func take(ctx context.Context, b *bed.Bed, l *load, out *outcome) error {
 	began := time.Now()
 	firsts := l.probe(ctx)
 	text, err := b.Tool(ctx, "region", "failover", "--context", b.Regions[1].File, "--from", "east", "--to", "west", "--fenced-by", "power",
-		"--at-risk", "allow", "--confirm-region", "east", "--why", "bench")
+		"--at-risk", "allow", "--plan", "any", "--confirm-region", "east", "--why", "bench")
 	if err != nil {
 		return fmt.Errorf("region failover: %w\n%s", err, text)
 	}
