@@ -86,6 +86,10 @@ with-servers: lint
 race: ## the core packages under the race detector
 	$(GOTEST) -race -timeout 12m $(RACE)
 
+.PHONY: spec
+spec: devctl ## Spin on the model of the protocol over two regions, the larger worlds too (minutes, 1 GiB)
+	@bin/devctl run -- $(GO) test -tags servers -count=1 -v -timeout 60m ./chaos/spec -spec.all
+
 .PHONY: search
 search: ## every state of one transaction with two branches and two holders, within larger bounds than the tests' (minutes, GiBs)
 	$(GO) test -count=1 -v -timeout 60m -run TestNothingIsBroken ./chaos/search -larger

@@ -167,10 +167,10 @@ func TestPortsAreFreeAndNobodyElses(t *testing.T) {
 // The list of what is missing is exact, whatever is installed here.
 func TestMissingNamesExactlyThePackages(t *testing.T) {
 	none := installed{}
-	if got := strings.Join(none.missing(), " "); got != "postgresql mariadb-server-core mariadb-client-core redis-server default-jre-headless maven" {
+	if got := strings.Join(none.missing(), " "); got != "postgresql mariadb-server-core mariadb-client-core redis-server default-jre-headless maven spin gcc libc6-dev" {
 		t.Errorf("missing %q", got)
 	}
-	all := installed{"p", "i", "m", "mi", "mp", "r", "j", "", true, ""}
+	all := installed{postgres: "p", initdb: "i", mariadbd: "m", mariadbInstall: "mi", myPrintDefaults: "mp", redis: "r", java: "j", spin: "s", cc: "c", jars: true}
 	if got := all.missing(); got != nil {
 		t.Errorf("missing %q", got)
 	}
@@ -180,7 +180,7 @@ func TestMissingNamesExactlyThePackages(t *testing.T) {
 	}
 	var w bytes.Buffer
 	none.describe(&w, nil)
-	if !strings.Contains(w.String(), "will install Debian packages: postgresql mariadb-server-core mariadb-client-core redis-server default-jre-headless maven\n") {
+	if !strings.Contains(w.String(), "will install Debian packages: postgresql mariadb-server-core mariadb-client-core redis-server default-jre-headless maven spin gcc libc6-dev\n") {
 		t.Errorf("%s", w.String())
 	}
 }

@@ -20,6 +20,7 @@ type installed struct {
 	myPrintDefaults          string // mariadb-install-db calls it
 	redis                    string
 	java, mvn                string
+	spin, cc                 string // for the model of the protocol, and for the race detector
 	jars                     bool   // Kafka's, in the cache: Maven is not needed any more
 	docker                   string // where an engine answers: then nothing above is needed
 }
@@ -51,6 +52,7 @@ func find() installed {
 	have.redis = program("redis-server", "/usr/bin")
 	have.java = program("java", "/usr/bin")
 	have.mvn = program("mvn", "/usr/bin")
+	have.spin, have.cc = program("spin", "/usr/bin"), program("cc", "/usr/bin")
 	have.jars = haveJars()
 	return have
 }
@@ -90,6 +92,12 @@ func (h installed) missing() []string {
 	if h.mvn == "" && !h.jars {
 		pkgs = append(pkgs, "maven")
 	}
+	if h.spin == "" {
+		pkgs = append(pkgs, "spin")
+	}
+	if h.cc == "" {
+		pkgs = append(pkgs, "gcc", "libc6-dev")
+	}
 	return pkgs
 }
 
@@ -102,7 +110,7 @@ func (h installed) describe(w io.Writer, refused error) {
 		fmt.Fprintln(w, "will start, on free ports of 127.0.0.1, with docker compose: postgres, mariadb, redis, redis (appendfsync always), kafka; as processes: etcd x 3")
 		return
 	}
-	for _, p := range []struct{ name, path string }{{"PostgreSQL", h.postgres}, {"MariaDB", h.mariadbd}, {"Redis", h.redis}, {"Java", h.java}} {
+	for _, p := range []struct{ name, path string }{{"PostgreSQL", h.postgres}, {"MariaDB", h.mariadbd}, {"Redis", h.redis}, {"Java", h.java}, {"Spin", h.spin}} {
 		if p.path == "" {
 			p.path = "missing"
 		}
