@@ -59,6 +59,8 @@ func (r *Region) Kill() {
 // Bed is the two regions, east and west.
 type Bed struct {
 	Regions [2]*Region
+	// Arbiter is its client address, behind the delay.
+	Arbiter string
 
 	o      Config
 	dir    string
@@ -165,6 +167,7 @@ func (b *Bed) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	b.Arbiter = arbiter
 	kafka := strings.Split(b.o.Brokers, ",")
 	for i, name := range []string{"east", "west"} {
 		r := &Region{Name: name, core: i, GRPC: next(), Admin: next()}

@@ -141,6 +141,8 @@ func (b *bench) measure(ctx context.Context) (short int, err error) {
 	}
 	lag50, count := lag(before, after, 50)
 	lag99, _ := lag(before, after, 99)
+	bare, halt := b.bareWrites(ctx)
+	defer halt()
 	var durable [2]window
 	for range o.rounds { // in turns, at a tenth of the maximum
 		for i, d := range []client.Durability{client.Regional, client.Global} {
@@ -153,6 +155,7 @@ func (b *bench) measure(ctx context.Context) (short int, err error) {
 			durable[i].sample = w.sample
 		}
 	}
+	halt()
 	pauses, err := b.handovers(ctx, maximum/2)
 	if err != nil {
 		return 0, err
@@ -164,10 +167,12 @@ func (b *bench) measure(ctx context.Context) (short int, err error) {
 	r, g := &durable[0], &durable[1]
 	row("regional: decided after, p50 / p99", fmt.Sprintf("%.1f / %.1f ms (%d, %d failed %s)", r.ms(50), r.ms(99), len(r.took), r.failed, r.sample), "", true)
 	short += row("global: decided after, p50 / p99", fmt.Sprintf("%.1f / %.1f ms (%d, %d failed %s)", g.ms(50), g.ms(99), len(g.took), g.failed, g.sample), "", len(g.took) > 0)
-	// What the batch in front holds up and the second write cost some milliseconds: one round trip means one, not one and a half.
+	// A round trip to the arbiter is what a write there takes that does nothing else, measured beside these: the way there and back,
+	// and the disk. A global decision is written into the region's store too.
 	more := g.ms(50) - r.ms(50)
-	rtt := float64(o.rtt.Microseconds()) / 1000
-	short += row("global, more than regional at p50", fmt.Sprintf("%.1f ms = %.2f round trips", more, more/rtt), "one round trip, to a quarter", len(g.took) > 0 && more <= 1.25*rtt)
+	rtt, floor := float64(o.rtt.Microseconds())/1000, bare.ms(50)
+	short += row("global, more than regional at p50", fmt.Sprintf("%.1f ms = %.2f writes (%.2f of %.0f ms)", more, more/floor, more/rtt, rtt),
+		fmt.Sprintf("one write to the arbiter (%.1f ms), to 15 %%", floor), len(g.took) > 0 && len(bare.took) > 0 && more <= 1.15*floor)
 	slices.Sort(pauses)
 	short += row(fmt.Sprintf("pause of a batch of %d slots, p50 / p99 / max of %d", o.batch, len(pauses)), fmt.Sprintf("%.0f / %.0f / %.0f ms", stats.Percentile(pauses, 50), stats.Percentile(pauses, 99), stats.Percentile(pauses, 100)), "p99 at most 2000 ms", len(pauses) > 0 && stats.Percentile(pauses, 99) <= float64(o.pause.Milliseconds()))
 	return short, nil
