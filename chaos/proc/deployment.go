@@ -8,12 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/chaos/netproxy"
 	"github.com/lockstep-tx/lockstep/chaos/tap"
+	"github.com/lockstep-tx/lockstep/chaos/volume"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/proc"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -24,6 +26,14 @@ const (
 	Deposit     = 1_000_000
 	AccountsPer = 8
 	Moving      = 64
+	volumeBytes = 512 << 20
+)
+
+// The parts of a region that can have a volume: Config.Volumes.
+const (
+	Wallet      = "wallet"
+	Coordinator = "coordinator"
+	Broker      = "broker"
 )
 
 // Config of a deployment.
@@ -38,6 +48,9 @@ type Config struct {
 	// Wallets are the databases of the regions' wallets; empty: SQLite. Barriers are the schemas of their barriers, which must
 	// differ where both are on one MySQL or MariaDB server; empty: the default.
 	Wallets, Barriers [2]string
+	// Volumes names those of the first region's parts (Wallet, Coordinator, Broker) whose data are on volumes of their own, so
+	// that their power can be cut.
+	Volumes []string
 	// Now is the run's clock.
 	Now func() int64
 }
@@ -56,6 +69,14 @@ type Region struct {
 	File         string   // its view of the deployment
 	// EtcdLinks and PeerLinks are, where the region has two coordinators, how each reaches etcd and is reached by the other.
 	EtcdLinks, PeerLinks []*netproxy.Link
+	// Disks are the volumes that Config asks for.
+	Disks []Disk
+}
+
+// Disk is a volume and the process whose data are on it.
+type Disk struct {
+	*volume.Volume
+	Node *Node
 }
 
 // Deployment is two regions, east and west. Even slots are east's at first, odd ones west's.
@@ -136,10 +157,16 @@ func (d *Deployment) open(ctx context.Context) error {
 			r.GRPC, r.Admin = append(r.GRPC, next()), append(r.Admin, next())
 		}
 		d.Regions[i], brokers[i] = r, next()
-		if _, err := d.node(ctx, "broker-"+name, brokers[i], "", "lockstep", "broker", "--data-dir", filepath.Join(d.cfg.Dir, "broker-"+name), "--listen", brokers[i]); err != nil {
+		dir, on, err := d.dir(i, Broker, "broker-"+name)
+		if err != nil {
 			return err
 		}
-		if err := d.wallet(ctx, r, next()); err != nil {
+		n, err := d.node(ctx, "broker-"+name, brokers[i], "", "lockstep", "broker", "--data-dir", dir, "--listen", brokers[i])
+		if err != nil {
+			return err
+		}
+		on(n)
+		if err := d.wallet(ctx, i, r, next()); err != nil {
 			return err
 		}
 	}
@@ -158,12 +185,40 @@ func (d *Deployment) open(ctx context.Context) error {
 	if err := d.persist(ctx, "participant", "set", "wallet", "--context", d.Regions[0].File, "--endpoint", at, "--account-field", "account"); err != nil {
 		return err
 	}
-	return d.accounts(ctx)
+	if err := d.accounts(ctx); err != nil {
+		return err
+	}
+	// What was there before the load is there after a power cut, whoever forgot to sync it.
+	for _, v := range d.Regions[0].Disks {
+		err = errors.Join(err, v.Sync())
+	}
+	return err
 }
 
-func (d *Deployment) wallet(ctx context.Context, r *Region, addr string) (err error) {
+// dir is where a part of a region keeps its data: name under the deployment's directory, or a volume of its own. on says
+// whose data they are.
+func (d *Deployment) dir(region int, part, name string) (dir string, on func(*Node), err error) {
+	if region != 0 || !slices.Contains(d.cfg.Volumes, part) {
+		return filepath.Join(d.cfg.Dir, name), func(*Node) {}, nil
+	}
+	v, err := volume.Open(filepath.Join(d.cfg.Dir, "volume-"+part), volumeBytes)
+	if v != nil {
+		d.defers(v.Close)
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	return v.Dir(), func(n *Node) { d.Regions[0].Disks = append(d.Regions[0].Disks, Disk{v, n}) }, nil
+}
+
+func (d *Deployment) wallet(ctx context.Context, i int, r *Region, addr string) (err error) {
+	on := func(*Node) {}
 	if r.DB == "" {
-		r.DB = "sqlite:" + filepath.Join(d.cfg.Dir, "wallet-"+r.Name+".db")
+		var dir string
+		if dir, on, err = d.dir(i, Wallet, ""); err != nil {
+			return err
+		}
+		r.DB = "sqlite:" + filepath.Join(dir, "wallet-"+r.Name+".db")
 	}
 	args := []string{"wallet", "--db", r.DB, "--listen", addr}
 	if r.Barrier != "" {
@@ -172,6 +227,7 @@ func (d *Deployment) wallet(ctx context.Context, r *Region, addr string) (err er
 	if r.Wallet, err = d.node(ctx, "wallet-"+r.Name, addr, "http://"+addr+"/healthz", "lockstep-participants", args...); err != nil {
 		return err
 	}
+	on(r.Wallet)
 	if r.Tap, err = tap.Open(r.Name, "127.0.0.1:0", "http://"+addr, d.cfg.Now); err != nil {
 		return err
 	}
@@ -273,8 +329,13 @@ func (d *Deployment) coordinators(ctx context.Context, i int, r *Region, next fu
 		name := fmt.Sprintf("coordinator-%s-%d", r.Name, n)
 		args := []string{"serve", "--grpc-addr", r.GRPC[n], "--admin-addr", r.Admin[n], "--http-addr", "127.0.0.1:0", "--region", r.Name, "--regions-file", r.File,
 			"--member-ttl", "2s", "--log-level", "info"}
+		on := func(*Node) {}
 		if etcd == "" {
-			dir := filepath.Join(d.cfg.Dir, name)
+			var dir string
+			var err error
+			if dir, on, err = d.dir(i, Coordinator, name); err != nil {
+				return err
+			}
 			r.Journal = "sqlite:" + filepath.Join(dir, "journal.db")
 			args = append(args, "--embedded", "--data-dir", dir)
 		} else {
@@ -294,6 +355,7 @@ func (d *Deployment) coordinators(ctx context.Context, i int, r *Region, next fu
 		if err != nil {
 			return err
 		}
+		on(c)
 		r.Coordinators = append(r.Coordinators, c)
 	}
 	return nil

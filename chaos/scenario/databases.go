@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/chaos/proc"
@@ -45,7 +46,24 @@ func (r *running) lacks() string {
 	case r.s.Wallets == OnMariaDB && r.o.MySQL == "":
 		return "its wallets are on MariaDB: set LOCKSTEP_TEST_MYSQL_URL"
 	}
+	if f, ok := r.s.Fault.(interface{ Needs() error }); ok {
+		if err := f.Needs(); err != nil {
+			return err.Error()
+		}
+	}
 	return ""
+}
+
+// volumes are the parts that get a volume: of the scenario's sets the one that the seed says, without wallets that are on a
+// server.
+func (r *running) volumes() []string {
+	if len(r.s.Volumes) == 0 {
+		return nil
+	}
+	all := slices.DeleteFunc(slices.Clone(r.s.Volumes), func(set []string) bool {
+		return r.wallets() != "" && slices.Contains(set, proc.Wallet)
+	})
+	return all[int(r.o.Seed%uint64(len(all)))]
 }
 
 // databases makes what the scenario needs on database servers, and gives what removes it.

@@ -84,7 +84,7 @@ func Run(ctx context.Context, s Scenario, o Options) (res Result) {
 
 // play makes the deployment, does everything to it, and reads what it left.
 func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
-	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Now: r.log.Now}
+	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Volumes: r.volumes(), Now: r.log.Now}
 	if cfg.Dir, err = os.MkdirTemp("", "lockstep-chaos-"); err != nil {
 		return nil, err
 	}

@@ -35,6 +35,8 @@ type Scenario struct {
 	Drift bool
 	// TryLimit is how long a branch call may take; 0 is the usual.
 	TryLimit time.Duration
+	// Volumes are the sets of parts of the first region whose data are on volumes of their own; the seed says which set.
+	Volumes [][]string
 }
 
 // always are armed by the load alone.
@@ -57,6 +59,8 @@ func All() []Scenario {
 		{ID: "N1", Title: "one coordinator isolated", Fault: fault.Isolate{}, Hold: 4 * time.Second, Arms: armed("I3"), Pair: true},
 		{ID: "M8", Title: "confirms and cancels of an epoch that has ended", Fault: fault.Moved{Slots: proc.Moving}, Hold: time.Second, Arms: armed("I3", "I11")},
 		{ID: "O3", Title: "a handover whose coordinator is killed on the way", Fault: fault.Moved{Slots: proc.Moving, Kill: true}, Hold: time.Second, Arms: armed("I3", "I11"), Crash: true},
+		{ID: "K1", Title: "the power of a participant's or of the coordinator's volume cut", Fault: fault.PowerCut{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8"), Crash: true,
+			Volumes: [][]string{{proc.Wallet}, {proc.Coordinator}}},
 	}
 	// The races between calls and the fences are the databases' work: these once more on the servers.
 	for _, again := range []struct {

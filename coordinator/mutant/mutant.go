@@ -20,6 +20,8 @@ const (
 	CancelAfterDecision = "timeout-cancels-after-decision"
 	// StaleRead shows a transaction as undecided for a while after its decision, as a replica that lags would.
 	StaleRead = "stale-replica-read"
+	// AckBeforeFsync has the embedded etcd answer before what it has written is on the disk.
+	AckBeforeFsync = "ack-before-fsync"
 )
 
 // StoreDelay is how late AckBeforeStore stores: as a busy disk would, so that a crash hits what was answered. ApplyDelay is

@@ -17,3 +17,11 @@ func (b *Barrier) mutate(ctx context.Context, tx *sql.Tx, call *Call, m *member,
 	}
 	return outcome, nil
 }
+
+// synced is how SQLite syncs: at every commit.
+func synced() string {
+	if mutant.On(mutant.AckBeforeFsync) {
+		return "OFF"
+	}
+	return "FULL"
+}

@@ -69,7 +69,7 @@ func (sqliteDialect) retryable(err error) bool {
 // transactions that take the write lock when they begin, and one connection, so that writers of one process queue in
 // order instead of polling the lock; other processes are waited for up to 10 s. The caller closes it.
 func OpenSQLite(ctx context.Context, file string) (*sql.DB, error) {
-	q := url.Values{"_txlock": {"immediate"}, "_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(ON)"}}
+	q := url.Values{"_txlock": {"immediate"}, "_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(" + synced() + ")", "foreign_keys(ON)"}}
 	dsn := url.URL{Scheme: "file", Opaque: (&url.URL{Path: file}).EscapedPath(), RawQuery: q.Encode()}
 	db, err := sql.Open("sqlite", dsn.String())
 	if err != nil {

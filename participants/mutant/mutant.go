@@ -18,4 +18,6 @@ const (
 	WrongSign = "wrong-sign"
 	// FloatRounding posts amounts to the counters in whole pairs of the minor unit.
 	FloatRounding = "float-rounding"
+	// AckBeforeFsync answers before what it has written to SQLite is on the disk.
+	AckBeforeFsync = "ack-before-fsync"
 )

@@ -12,6 +12,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"github.com/lockstep-tx/lockstep/coordinator/mutant"
 )
 
 // Embedded is one etcd member in this process: real raft, its log synced to disk.
@@ -40,6 +42,7 @@ func StartEmbedded(ctx context.Context, dir string) (*Embedded, error) {
 	cfg.QuotaBackendBytes = EmbeddedQuotaBytes
 	cfg.BackendBatchInterval, cfg.BackendBatchLimit = time.Second, 50_000
 	cfg.TickMs, cfg.ElectionMs = 50, 500 // one member: nobody else's link is measured by it
+	cfg.UnsafeNoFsync = mutant.On(mutant.AckBeforeFsync)
 	e, err := startEtcd(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("start embedded etcd in %s: %w", cfg.Dir, err)
