@@ -43,14 +43,20 @@ func (i Isolate) disabled() Fault { i.off = true; return i }
 
 // Inject cuts.
 func (i Isolate) Inject(_ context.Context, e Env) (Active, error) {
-	r := e.Deployment.Regions[i.Region]
+	return cut(e, e.Deployment.Regions[i.Region].Coordinators[0].Name, around(e, i.Region), i.off)
+}
+
+// around are the links by which the first coordinator of a region reaches its etcd, and is reached by the other coordinator
+// and the other region.
+func around(e Env, region int) []*netproxy.Link {
+	r := e.Deployment.Regions[region]
 	links := append([]*netproxy.Link{}, r.EtcdLinks[0], r.PeerLinks[0])
 	for _, k := range e.Deployment.Links {
 		if c := k.Counters(); c.To == r.GRPC[0] || c.To == r.Admin[0] {
 			links = append(links, k)
 		}
 	}
-	return cut(e, r.Coordinators[0].Name, links, i.off)
+	return links
 }
 
 func cut(e Env, what string, links []*netproxy.Link, off bool) (Active, error) {
