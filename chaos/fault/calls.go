@@ -16,7 +16,9 @@ type Calls struct {
 	Rules tap.Rules
 	Proof func(*tap.Call) bool
 	Need  int64
-	off   bool
+	// At is the one region whose tap does it, counted from 1; 0 is all.
+	At  int
+	off bool
 }
 
 // Name is the fault's.
@@ -43,8 +45,10 @@ type changed struct {
 }
 
 func (a *changed) set(r tap.Rules) {
-	for _, region := range a.e.Deployment.Regions {
-		region.Tap.Set(r)
+	for i, region := range a.e.Deployment.Regions {
+		if a.c.At == 0 || a.c.At == i+1 {
+			region.Tap.Set(r)
+		}
 	}
 }
 
@@ -79,6 +83,13 @@ func Duplicates() Fault {
 // LostAnswers loses answers of what the participant has done (N14).
 func LostAnswers() Fault {
 	return Calls{Title: "lost-answers", Rules: tap.Rules{LoseShare: 0.3}, Need: 40, Proof: func(c *tap.Call) bool { return c.Kind == tap.Lost }}
+}
+
+// Deaf cuts one region's coordinator off from one participant, the other region's wallets (N7): its calls do not come
+// there, and it finds out by its deadlines. Everything else passes, the wallets' other callers included.
+func Deaf() Fault {
+	of := 0 // the first region's slots
+	return Calls{Title: "cut-from-one-participant", Rules: tap.Rules{Deaf: &of}, At: 2, Need: 20, Proof: func(c *tap.Call) bool { return c.Kind == tap.Unheard }}
 }
 
 // CancelFirst keeps tries away from the participant until their cancel has been answered: for good (M2), or they come then (M3).

@@ -20,7 +20,12 @@ type IsolateByKernel struct {
 func (IsolateByKernel) Name() string { return "isolate-coordinator-kernel" }
 
 // Needs is why it cannot be had on this machine.
-func (IsolateByKernel) Needs() error { return netdrop.Probe() }
+func (IsolateByKernel) Needs() error {
+	if err := netdrop.Probe(); err != nil {
+		return fmt.Errorf("CAP_NET_ADMIN and nf_tables are needed: %w", err)
+	}
+	return nil
+}
 
 // Available wants a region with two coordinators.
 func (i IsolateByKernel) Available(e Env) error { return paired(e, i.Region) }

@@ -26,7 +26,12 @@ func (PowerCut) Available(e Env) error {
 }
 
 // Needs is why it cannot be had on this machine.
-func (PowerCut) Needs() error { return volume.Probe() }
+func (PowerCut) Needs() error {
+	if err := volume.Probe(); err != nil {
+		return fmt.Errorf("root, loop devices and ext4's shutdown are needed: %w", err)
+	}
+	return nil
+}
 
 func (p PowerCut) disabled() Fault { p.off = true; return p }
 

@@ -1,7 +1,7 @@
 // Package netproxy is links between processes that can be cut and healed: TCP proxies, one for each address that one
 // process knows of another.
 //
-// The law it keeps: what is sent after Cut has returned does not pass, in either direction; it is counted as refused, so that a run can show that its fault bit; and a connection that a cut has touched never carries bytes again.
+// The law it keeps: what is sent after Cut has returned does not pass, in either direction, or in the one that CutOneWay names; it is counted as refused, so that a run can show that its fault bit; and a connection that a cut has touched never carries bytes again.
 //
 // It is tested over real connections: what is sent during a cut does not arrive, neither then nor after the healing.
 package netproxy
@@ -24,6 +24,15 @@ const (
 	Drop Way = "drop"
 	// Refuse closes connections, like a router that says no.
 	Refuse Way = "refuse"
+)
+
+// Direction is one of the two that bytes take over a link.
+type Direction int
+
+// The directions, as who connects sees them.
+const (
+	Forth Direction = iota // to the one that is connected to
+	Back                   // its answers
 )
 
 // Route is one link: who connects to Listen reaches To.
@@ -69,6 +78,12 @@ type Link struct {
 type pair struct {
 	in, out net.Conn // out is nil for one that came during a cut
 	doomed  atomic.Bool
+	mute    [2]atomic.Bool // directions in which nothing passes any more
+}
+
+// touched says that a cut has taken bytes out of it.
+func (p *pair) touched() bool {
+	return p.doomed.Load() || p.mute[Forth].Load() || p.mute[Back].Load()
 }
 
 func (p *pair) close() {
@@ -166,17 +181,17 @@ func (k *Link) carry(p *pair) {
 	wg.Go(func() {
 		defer k.over(p)
 		if asked != nil {
-			asked.follow(k.gate(p, p.out), p.in)
+			asked.follow(k.gate(p, p.out, Forth), p.in)
 		} else {
-			k.copy(p, p.out, p.in)
+			k.copy(p, p.out, p.in, Forth)
 		}
 	})
 	wg.Go(func() {
 		defer k.over(p)
 		if asked != nil {
-			asked.answer(k.gate(p, p.in), p.out, k.route.Listen, func() { k.moved.Add(1) })
+			asked.answer(k.gate(p, p.in, Back), p.out, k.route.Listen, func() { k.moved.Add(1) })
 		} else {
-			k.copy(p, p.in, p.out)
+			k.copy(p, p.in, p.out, Back)
 		}
 	})
 	wg.Wait()
@@ -185,7 +200,7 @@ func (k *Link) carry(p *pair) {
 // over ends a pair one of whose sides has ended; a doomed one that is to look alive stays until the healing.
 func (k *Link) over(p *pair) {
 	k.mu.Lock()
-	hold := p.doomed.Load() && k.way == Drop && !k.shut
+	hold := p.touched() && k.way == Drop && !k.shut
 	k.mu.Unlock()
 	if hold {
 		return
@@ -193,26 +208,27 @@ func (k *Link) over(p *pair) {
 	p.close()
 }
 
-func (k *Link) copy(p *pair, to io.Writer, from io.Reader) {
+func (k *Link) copy(p *pair, to io.Writer, from io.Reader, d Direction) {
 	// Errors end the connection, which is all that a network does with them.
-	_, _ = io.CopyBuffer(k.gate(p, to), onlyReader{from}, make([]byte, 32<<10))
+	_, _ = io.CopyBuffer(k.gate(p, to, d), onlyReader{from}, make([]byte, 32<<10))
 }
 
 // onlyReader hides ReadFrom and WriteTo, by which bytes would pass uncounted.
 type onlyReader struct{ io.Reader }
 
 // gate is a writer that lets bytes pass while the pair is whole, and counts them.
-func (k *Link) gate(p *pair, to io.Writer) io.Writer { return &gate{k, p, to} }
+func (k *Link) gate(p *pair, to io.Writer, d Direction) io.Writer { return &gate{k, p, to, d} }
 
 type gate struct {
 	k  *Link
 	p  *pair
 	to io.Writer
+	d  Direction
 }
 
 // Write is io.Writer's. What a cut refuses counts as written: its sender does not learn of it.
 func (g *gate) Write(b []byte) (int, error) {
-	if g.p.doomed.Load() {
+	if g.p.doomed.Load() || g.p.mute[g.d].Load() {
 		g.k.refusedBytes.Add(uint64(len(b)))
 		return len(b), nil
 	}
@@ -223,7 +239,7 @@ func (g *gate) Write(b []byte) (int, error) {
 
 // swallow reads what a connection sends during a cut.
 func (k *Link) swallow(p *pair, from io.Reader) {
-	_, _ = io.CopyBuffer(k.gate(p, io.Discard), onlyReader{from}, make([]byte, 4<<10)) // ends with the healing
+	_, _ = io.CopyBuffer(k.gate(p, io.Discard, Forth), onlyReader{from}, make([]byte, 4<<10)) // ends with the healing
 }
 
 // Cut lets nothing pass from now on. The connections that are there are lost.
@@ -245,13 +261,27 @@ func (k *Link) Cut(way Way) error {
 	return nil
 }
 
+// CutOneWay swallows what goes in one direction from now on, over the connections that there are; what goes the other way
+// passes. No new connection comes about: its handshake goes both ways.
+func (k *Link) CutOneWay(d Direction) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.way = Drop
+	for p := range k.pairs {
+		if !p.touched() {
+			k.ended.Add(1)
+		}
+		p.mute[d].Store(true)
+	}
+}
+
 // Heal lets new connections pass; those of the cut are closed.
 func (k *Link) Heal() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.way = ""
 	for p := range k.pairs {
-		if p.doomed.Load() {
+		if p.touched() {
 			p.close()
 		}
 	}

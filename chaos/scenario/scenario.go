@@ -57,6 +57,8 @@ func All() []Scenario {
 		{ID: "P9", Title: "the reconciler killed in the middle of a repair", Fault: fault.Repaired{Accounts: 3}, Arms: armed("I3"), Drift: true},
 		{ID: "N8", Title: "the link between the regions cut and healed", Fault: fault.Between{}, Hold: 5 * time.Second, Arms: armed("I3", "I9", "I10")},
 		{ID: "N1", Title: "one coordinator isolated", Fault: fault.Isolate{}, Hold: 4 * time.Second, Arms: armed("I3"), Pair: true},
+		{ID: "N2", Title: "nothing comes to one coordinator", Fault: fault.IsolateOneWay{Slots: proc.Moving}, Hold: time.Second, Arms: armed("I3", "I11"), Pair: true},
+		{ID: "N7", Title: "a coordinator cut from one participant", Fault: fault.Deaf(), Hold: 3 * time.Second, Arms: armed("I3")},
 		{ID: "N1k", Title: "one coordinator isolated by the kernel", Fault: fault.IsolateByKernel{}, Hold: 2 * time.Second, Arms: armed("I3"), Pair: true},
 		{ID: "M8", Title: "confirms and cancels of an epoch that has ended", Fault: fault.Moved{Slots: proc.Moving}, Hold: time.Second, Arms: armed("I3", "I11")},
 		{ID: "O3", Title: "a handover whose coordinator is killed on the way", Fault: fault.Moved{Slots: proc.Moving, Kill: true}, Hold: time.Second, Arms: armed("I3", "I11"), Crash: true},

@@ -26,6 +26,11 @@ func (t *Tap) branch(w http.ResponseWriter, r *http.Request, req *request) {
 	t.mu.Lock()
 	rules := t.rules
 	t.mu.Unlock()
+	if rules.Deaf != nil && c.Epoch > 0 && c.Slot%2 == *rules.Deaf {
+		t.unheard(r, *c)
+		drop(w)
+		return
+	}
 	settles := c.Op == "confirm" || c.Op == "cancel"
 	if c.Op == opTry && t.keptBack(req, rules) {
 		<-r.Context().Done() // the caller finds out by its own deadline
@@ -61,6 +66,14 @@ func (t *Tap) branch(w http.ResponseWriter, r *http.Request, req *request) {
 		return
 	}
 	answer(w, resp, raw)
+}
+
+// unheard lets a caller wait until its deadline, and writes that down then.
+func (t *Tap) unheard(r *http.Request, c Call) {
+	c.Kind, c.Start = Unheard, t.now()
+	<-r.Context().Done()
+	c.End = t.now()
+	t.write(c)
 }
 
 // keptBack says that a try is not sent, now or ever; repeats of it neither.

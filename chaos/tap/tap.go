@@ -29,6 +29,7 @@ const (
 	Dropped Kind = "dropped" // not sent
 	Late    Kind = "late"    // kept back until the cancel had been answered
 	Stale   Kind = "stale"   // sent again after the slot had been at a newer epoch
+	Unheard Kind = "unheard" // not sent: its caller is cut off, and has given up
 )
 
 // Mend is the operation of a repair, which is written down only where a trap loses its answer.
@@ -61,6 +62,9 @@ type Rules struct {
 	LoseShare float64
 	// DropShare of tries of pays never come to the participant. HoldShare of them come after the cancel was answered.
 	DropShare, HoldShare float64
+	// Deaf has the coordinators' calls for the transactions of a region's slots, those that are this modulo 2, never come to
+	// the participant, and their callers wait for their deadline: region 1 is 0, region 2 is 1.
+	Deaf *int
 	// Keep keeps confirms and cancels for Replay.
 	Keep bool
 }

@@ -206,7 +206,7 @@ func (c *doctorCmd) Run(out io.Writer) error {
 		bad = errors.Join(bad, err, os.RemoveAll(dir))
 	}
 	for _, server := range []struct{ name, variable, without string }{
-		{"PostgreSQL", "LOCKSTEP_TEST_POSTGRES_URL", "P4, N1 and those that end in -postgresql are skipped; bin/devctl run -- …"},
+		{"PostgreSQL", "LOCKSTEP_TEST_POSTGRES_URL", "P4, N1, N1k, N2 and those that end in -postgresql are skipped; bin/devctl run -- …"},
 		{"MariaDB", "LOCKSTEP_TEST_MYSQL_URL", "those that end in -mariadb are skipped; bin/devctl run -- …"},
 	} {
 		var err error
