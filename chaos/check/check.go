@@ -78,6 +78,7 @@ var checkers = []struct {
 	{"I9", "events are complete", complete},
 	{"I10", "all regions have the same events", same},
 	{"I11", "an old epoch has no effect", fencing},
+	{"I12", "an etcd's members and its readers have the same", equal},
 	{"I14", "each transaction is a linearizable register", linearizable},
 }
 

@@ -38,6 +38,10 @@ func sound() *Evidence {
 	for i := range snapshotsNeeded {
 		e.Snapshots = append(e.Snapshots, Snapshot{"east", int64(i), slices.Clone(accounts)})
 	}
+	e.Stores = Stores{
+		Members: []Member{{"arbiter", "a:1", 1, 1, 2, 9, 77, 3}, {"arbiter", "b:1", 2, 1, 2, 9, 77, 3}}, Elections: 1,
+		Slots: []Held{{7, "m1", 4}}, Live: []string{"l"}, Views: []View{{"c0", []Held{{7, "m1", 4}}, []string{"l"}}, {"c1", []Held{{7, "m1", 4}}, nil}},
+	}
 	e.Ops = []history.Op{
 		{Client: 1, Kind: history.Execute, Gid: "g", Start: 10, End: 20, Outcome: history.OK, Value: history.Committed},
 		{Client: 2, Kind: history.Abort, Gid: "x", Start: 10, End: 20, Outcome: history.OK, Value: history.Aborted},
@@ -121,6 +125,11 @@ func TestEachCheckerFindsWhatItIsFor(t *testing.T) {
 		{"I10", "another link", func(e *Evidence) { e.Events[0].Chain = "ff" }},
 		{"I10", "the tail is missing", func(e *Evidence) { e.Events = e.Events[:3] }},
 		{"I11", "a stale call is taken", func(e *Evidence) { e.Calls[2].Status = 200 }},
+		{"I12", "a member has something else", func(e *Evidence) { e.Stores.Members[1].Hash++ }},
+		{"I12", "a coordinator believes in a holder of before", func(e *Evidence) { e.Stores.Views[1].Slots[0] = Held{7, "m0", 3} }},
+		{"I12", "a coordinator does not know of a slot", func(e *Evidence) { e.Stores.Views[1].Slots = nil }},
+		{"I12", "a live transaction is shown by nobody", func(e *Evidence) { e.Stores.Views[0].Live = nil }},
+		{"I12", "a transaction that has ended is shown", func(e *Evidence) { e.Stores.Views[1].Live = []string{"m"} }},
 		{"I14", "a decision is taken back", func(e *Evidence) {
 			e.Ops = append(e.Ops, history.Op{Client: 4, Kind: history.Read, Gid: "g", Start: 50, End: 60, Outcome: history.OK, Value: history.Open})
 		}},

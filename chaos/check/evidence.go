@@ -123,6 +123,8 @@ type Evidence struct {
 	Windows   []Window
 	// Lagged is by how many events the regions' journals differed at the healing.
 	Lagged int
+	// Stores is the last look at the etcds.
+	Stores Stores
 }
 
 // open opens an address for reading.

@@ -44,7 +44,10 @@ func (i IsolateOneWay) ways(e Env) []way {
 	if i.Outbound {
 		connects, connected = netproxy.Forth, netproxy.Back
 	}
-	out := []way{{r.EtcdLinks[0], connects}, {r.PeerLinks[1], connects}, {r.PeerLinks[0], connected}}
+	out := []way{{r.PeerLinks[1], connects}, {r.PeerLinks[0], connected}}
+	for _, k := range r.EtcdLinks[0] {
+		out = append(out, way{k, connects})
+	}
 	for _, k := range e.Deployment.Links {
 		if c := k.Counters(); c.To == r.GRPC[0] || c.To == r.Admin[0] {
 			out = append(out, way{k, connected})

@@ -50,7 +50,7 @@ func (i Isolate) Inject(_ context.Context, e Env) (Active, error) {
 // and the other region.
 func around(e Env, region int) []*netproxy.Link {
 	r := e.Deployment.Regions[region]
-	links := append([]*netproxy.Link{}, r.EtcdLinks[0], r.PeerLinks[0])
+	links := append([]*netproxy.Link{r.PeerLinks[0]}, r.EtcdLinks[0]...)
 	for _, k := range e.Deployment.Links {
 		if c := k.Counters(); c.To == r.GRPC[0] || c.To == r.Admin[0] {
 			links = append(links, k)

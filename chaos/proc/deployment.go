@@ -45,6 +45,8 @@ type Config struct {
 	// Pair gives the first region two coordinators on an etcd of their own, with Journal, a URL of PostgreSQL or MySQL.
 	Pair    bool
 	Journal string
+	// Three gives the arbiter, and the etcd of a region with two coordinators, three members each instead of one.
+	Three bool
 	// Wallets are the databases of the regions' wallets; empty: SQLite. Barriers are the schemas of their barriers, which must
 	// differ where both are on one MySQL or MariaDB server; empty: the default.
 	Wallets, Barriers [2]string
@@ -67,8 +69,12 @@ type Region struct {
 	Tap          *tap.Tap
 	Accounts     []string // with their home here; the first ones are of slots that a handover moves
 	File         string   // its view of the deployment
-	// EtcdLinks and PeerLinks are, where the region has two coordinators, how each reaches etcd and is reached by the other.
-	EtcdLinks, PeerLinks []*netproxy.Link
+	// EtcdLinks and PeerLinks are, where the region has two coordinators, how each reaches the members of etcd and is reached by
+	// the other.
+	EtcdLinks [][]*netproxy.Link
+	PeerLinks []*netproxy.Link
+	// Etcd are the members of the region's etcd, where it is no coordinator's own.
+	Etcd []*Node
 	// Disks are the volumes that Config asks for.
 	Disks []Disk
 }
@@ -82,6 +88,7 @@ type Disk struct {
 // Deployment is two regions, east and west. Even slots are east's at first, odd ones west's.
 type Deployment struct {
 	Regions [2]*Region
+	Arbiter []*Node
 	// Links between the regions, by name: east-west/grpc is how east reaches west.
 	Links  []*netproxy.Link
 	Opened int64 // money that there is
@@ -140,14 +147,12 @@ func (d *Deployment) link(name, to string) (*netproxy.Link, error) {
 func (d *Deployment) Between() []*netproxy.Link { return d.Links }
 
 func (d *Deployment) open(ctx context.Context) error {
-	a, err := proc.FreeAddrs(24)
+	a, err := proc.FreeAddrs(32)
 	if err != nil {
 		return err
 	}
 	next := func() string { s := a[0]; a = a[1:]; return s }
-	arbiter, peer := next(), next()
-	if _, err := d.node(ctx, "arbiter", arbiter, "", "lockstep", "arbiter", "--name", "a", "--data-dir", filepath.Join(d.cfg.Dir, "arbiter"),
-		"--client", arbiter, "--peer", peer, "--cluster", "a="+peer); err != nil {
+	if d.Arbiter, err = d.cluster(ctx, "arbiter", next); err != nil {
 		return err
 	}
 	var brokers [2]string
@@ -170,7 +175,7 @@ func (d *Deployment) open(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := d.files(arbiter, brokers); err != nil {
+	if err := d.files(brokers); err != nil {
 		return err
 	}
 	if err := d.persist(ctx, "region", "init", "--context", d.Regions[0].File); err != nil {
@@ -236,9 +241,13 @@ func (d *Deployment) wallet(ctx context.Context, i int, r *Region, addr string) 
 }
 
 // files writes each region's view: the other region is behind links.
-func (d *Deployment) files(arbiter string, brokers [2]string) error {
+func (d *Deployment) files(brokers [2]string) error {
+	var arbiter []string
+	for _, n := range d.Arbiter {
+		arbiter = append(arbiter, n.Addr)
+	}
 	for i, r := range d.Regions {
-		text := fmt.Sprintf("arbiter: [%q]\nregions:\n", arbiter)
+		text := fmt.Sprintf("arbiter: %s\nregions:\n", list(arbiter))
 		for k, of := range d.Regions {
 			grpc, admin, broker := of.GRPC, of.Admin, brokers[k]
 			if i != k {
@@ -316,21 +325,19 @@ func (d *Deployment) persist(ctx context.Context, args ...string) error {
 }
 
 func (d *Deployment) coordinators(ctx context.Context, i int, r *Region, next func() string) error {
-	var etcd string
 	if len(r.GRPC) > 1 {
-		var peer string
-		etcd, peer, r.Journal = next(), next(), d.cfg.Journal
-		if _, err := d.node(ctx, "etcd-"+r.Name, etcd, "", "lockstep", "arbiter", "--name", "e", "--data-dir", filepath.Join(d.cfg.Dir, "etcd-"+r.Name),
-			"--client", etcd, "--peer", peer, "--cluster", "e="+peer); err != nil {
+		var err error
+		if r.Etcd, err = d.cluster(ctx, "etcd-"+r.Name, next); err != nil {
 			return err
 		}
+		r.Journal = d.cfg.Journal
 	}
 	for n := range r.GRPC {
 		name := fmt.Sprintf("coordinator-%s-%d", r.Name, n)
 		args := []string{"serve", "--grpc-addr", r.GRPC[n], "--admin-addr", r.Admin[n], "--http-addr", "127.0.0.1:0", "--region", r.Name, "--regions-file", r.File,
 			"--member-ttl", "2s", "--log-level", "info"}
 		on := func(*Node) {}
-		if etcd == "" {
+		if len(r.Etcd) == 0 {
 			var dir string
 			var err error
 			if dir, on, err = d.dir(i, Coordinator, name); err != nil {
@@ -339,17 +346,22 @@ func (d *Deployment) coordinators(ctx context.Context, i int, r *Region, next fu
 			r.Journal = "sqlite:" + filepath.Join(dir, "journal.db")
 			args = append(args, "--embedded", "--data-dir", dir)
 		} else {
-			k, err := d.link(name+"/etcd", etcd)
-			if err != nil {
-				return err
+			var members []*netproxy.Link
+			for _, m := range r.Etcd {
+				k, err := d.link(name+"/etcd", m.Addr)
+				if err != nil {
+					return err
+				}
+				members = append(members, k)
+				args = append(args, "--etcd-endpoints", k.Addr())
 			}
-			r.EtcdLinks = append(r.EtcdLinks, k)
+			r.EtcdLinks = append(r.EtcdLinks, members)
 			own, err := d.link(name+"/grpc", r.GRPC[n])
 			if err != nil {
 				return err
 			}
 			r.PeerLinks = append(r.PeerLinks, own)
-			args = append(args, "--etcd-endpoints", k.Addr(), "--journal-url", r.Journal, "--advertise-grpc", own.Addr())
+			args = append(args, "--journal-url", r.Journal, "--advertise-grpc", own.Addr())
 		}
 		c, err := d.node(ctx, name, r.GRPC[n], "http://"+r.Admin[n]+"/readyz", "lockstep", args...)
 		if err != nil {
@@ -359,6 +371,30 @@ func (d *Deployment) coordinators(ctx context.Context, i int, r *Region, next fu
 		r.Coordinators = append(r.Coordinators, c)
 	}
 	return nil
+}
+
+// cluster starts an etcd of one member, or of three.
+func (d *Deployment) cluster(ctx context.Context, name string, next func() string) (nodes []*Node, err error) {
+	names := []string{name}
+	if d.cfg.Three {
+		names = []string{name + "-0", name + "-1", name + "-2"}
+	}
+	var clients, all []string
+	for _, n := range names {
+		clients, all = append(clients, next()), append(all, n+"="+next())
+	}
+	for i, n := range names {
+		args := []string{"arbiter", "--name", n, "--data-dir", filepath.Join(d.cfg.Dir, n), "--client", clients[i], "--peer", strings.TrimPrefix(all[i], n+"=")}
+		for _, m := range all {
+			args = append(args, "--cluster", m)
+		}
+		member, err := d.node(ctx, n, clients[i], "", "lockstep", args...)
+		if err != nil {
+			return nodes, err
+		}
+		nodes = append(nodes, member)
+	}
+	return nodes, nil
 }
 
 // accounts opens accounts with their homes in both regions, alike in both; half of east's are of slots below Moving.

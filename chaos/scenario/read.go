@@ -111,5 +111,7 @@ func (r *running) read(ctx context.Context) (*check.Evidence, error) {
 	}
 	var jerr error
 	e.Decided, e.Events, jerr = r.journals(ctx)
-	return e, errors.Join(err, jerr)
+	var serr error
+	e.Stores, serr = r.stores(ctx) // last: it begins transactions
+	return e, errors.Join(err, jerr, serr)
 }

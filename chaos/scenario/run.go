@@ -48,6 +48,9 @@ type running struct {
 	snaps  []check.Snapshot
 	reach  []check.Reach
 	lagged int
+
+	before   map[string]uint64 // raft terms at the beginning, by cluster
+	relisted int
 }
 
 func (r *running) scaled(d time.Duration) time.Duration {
@@ -84,7 +87,7 @@ func Run(ctx context.Context, s Scenario, o Options) (res Result) {
 
 // play makes the deployment, does everything to it, and reads what it left.
 func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
-	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Volumes: r.volumes(), Now: r.log.Now}
+	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Volumes: r.volumes(), Now: r.log.Now}
 	if cfg.Dir, err = os.MkdirTemp("", "lockstep-chaos-"); err != nil {
 		return nil, err
 	}
@@ -141,6 +144,7 @@ func (r *running) underLoad(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.before = r.terms(ctx)
 	stop := r.snapshots(ctx)
 	defer stop()
 	if err := r.warm(ctx); err != nil {
@@ -211,6 +215,9 @@ func (r *running) faulty(ctx context.Context, active fault.Active) (err error) {
 	}
 	if r.res.Recovered, err = active.Recovered(ctx); err != nil {
 		r.res.inconclusive("healing: %v", err)
+	}
+	if c, ok := active.(interface{ Relisted() int }); ok {
+		r.relisted = c.Relisted()
 	}
 	r.win.Healed = r.log.Now()
 	for {

@@ -77,6 +77,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("POST /v1/transaction/resolve", s.resolve)
 	mux.HandleFunc("POST /v1/adopt", s.adopt)
 	mux.HandleFunc("GET /v1/status", s.status)
+	mux.HandleFunc("GET /v1/slots", s.slots)
 	mux.HandleFunc("GET /v1/floors", s.floors)
 	if s.Advance != nil {
 		mux.HandleFunc("POST /debug/clock/advance", s.advance)
@@ -359,6 +360,31 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 		}
 		for _, n := range slots {
 			out.Unheld += n
+		}
+	}
+	write(w, http.StatusOK, out)
+}
+
+// Slots is what GET /v1/slots answers: what this process believes of the region's slots, which the store may know better.
+type Slots struct {
+	Slots []Slot `json:"slots"`
+}
+
+// Slot is one slot in it. Holder is a coordinator's id, empty where nobody holds the slot; Term is the store's revision at
+// which that was written.
+type Slot struct {
+	Slot   int    `json:"slot"`
+	Holder string `json:"holder,omitempty"`
+	Term   uint64 `json:"term"`
+}
+
+func (s *Server) slots(w http.ResponseWriter, _ *http.Request) {
+	out := Slots{Slots: []Slot{}}
+	if v := s.Engine.View(); v != nil {
+		for n, term := range v.Terms {
+			if term != 0 {
+				out.Slots = append(out.Slots, Slot{n, v.Holders[n], uint64(term)})
+			}
 		}
 	}
 	write(w, http.StatusOK, out)
