@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	"github.com/lockstep-tx/lockstep/chaos/check"
 	"github.com/lockstep-tx/lockstep/chaos/proc"
 )
@@ -125,9 +123,4 @@ func (a *headless) Recovered(ctx context.Context) (Evidence, error) {
 		}
 		return Evidence{What: fmt.Sprintf("%s runs, and %d of %d members have the same", a.n.Name, same, len(all))}, same == len(all), nil
 	})
-}
-
-// member is a client of one member.
-func member(addr string) (*clientv3.Client, error) {
-	return clientv3.New(clientv3.Config{Endpoints: []string{addr}, DialTimeout: 5 * time.Second})
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -59,6 +60,9 @@ func (n *Node) PID() int {
 	}
 	return 0
 }
+
+// Log is the file with what it has written, of all its lives.
+func (n *Node) Log() string { return filepath.Join(n.spec.Dir, n.Name+".log") }
 
 // Kill sends SIGKILL and returns once the process is reaped.
 func (n *Node) Kill() {

@@ -81,15 +81,16 @@ func All() []Scenario {
 	return all
 }
 
-// Find gives the scenarios with the ids given, or all.
+// Find gives the scenarios with the ids given, of either set; without ids, the pull-request set.
 func Find(ids []string) ([]Scenario, error) {
 	if len(ids) == 0 {
 		return All(), nil
 	}
+	known := append(All(), Nightly()...)
 	var out []Scenario
 	for _, id := range ids {
 		n := len(out)
-		for _, s := range All() {
+		for _, s := range known {
 			if s.ID == id {
 				out = append(out, s)
 			}

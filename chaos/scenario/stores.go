@@ -106,8 +106,9 @@ func (r *running) begin(ctx context.Context) error {
 		base := "lockstep://wallet/wallet/pay"
 		_, err := c.Begin(ctx, client.Tx{Gid: fmt.Sprintf("{%s}open-%d-%d", account, r.o.Seed, n), Options: client.Options{Timeout: time.Hour}, Branches: []client.Branch{
 			{ID: "pay", Account: account, Confirm: base + "/confirm", Cancel: base + "/cancel", Payload: fmt.Appendf(nil, `{"account":%q,"amount":1}`, account)}}})
-		if err != nil {
-			return fmt.Errorf("begin a transaction at the end: %w", err)
+		if err != nil { // what is live is compared nevertheless; a coordinator that cannot begin any more differs in more than this
+			r.o.Say("%s: begin a transaction at the end: %v", r.s.ID, err)
+			return nil
 		}
 	}
 	return nil

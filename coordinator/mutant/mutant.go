@@ -20,6 +20,8 @@ const (
 	CancelAfterDecision = "timeout-cancels-after-decision"
 	// StaleRead shows a transaction as undecided for a while after its decision, as a replica that lags would.
 	StaleRead = "stale-replica-read"
+	// CacheIgnoresCompaction has a coordinator go on with a watch whose past was compacted as if it had missed nothing.
+	CacheIgnoresCompaction = "cache-ignores-watch-compaction"
 	// AckBeforeFsync has the embedded etcd answer before what it has written is on the disk.
 	AckBeforeFsync = "ack-before-fsync"
 )

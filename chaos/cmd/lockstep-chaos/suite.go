@@ -29,6 +29,8 @@ type runCmd struct {
 	Seed      uint64        `help:"What the load draws from. Defaults to one of the clock's."`
 	Budget    time.Duration `help:"No scenario is begun that would not end in time; what is not run makes the run inconclusive." default:"12m"`
 	Scenario  []string      `help:"Only these. See list." placeholder:"ID"`
+	Nightly   bool          `help:"The nightly set instead of the pull-request set."`
+	Without   []string      `help:"All but these: for hosts that cannot have them, where --strict is to be red for anything else." placeholder:"ID"`
 	Bin       string        `help:"Where lockstep and lockstep-participants are. Defaults to this program's directory." type:"path"`
 	DB        string        `help:"PostgreSQL, MySQL or MariaDB server for the wallets, instead of SQLite, of the scenarios that name no server." name:"db" placeholder:"postgres://…|mysql://…"`
 	Journal   string        `help:"PostgreSQL server for the journal of regions with two coordinators, and for the wallets of scenarios that name it; without it they are skipped." env:"LOCKSTEP_TEST_POSTGRES_URL" placeholder:"postgres://…"`
@@ -46,7 +48,7 @@ const scenarioEstimate = 75 * time.Second
 
 // Run runs the scenarios.
 func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
-	list, err := scenario.Find(c.Scenario)
+	list, err := c.list()
 	if err != nil {
 		return err
 	}
@@ -99,6 +101,21 @@ func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
+// list is what is to run.
+func (c *runCmd) list() ([]scenario.Scenario, error) {
+	list, err := scenario.Find(c.Scenario)
+	if c.Nightly && len(c.Scenario) == 0 {
+		list = scenario.Nightly()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := scenario.Find(c.Without); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(list, func(s scenario.Scenario) bool { return slices.Contains(c.Without, s.ID) }), nil
+}
+
 // bed says what the run is on.
 func (c *runCmd) bed(ctx context.Context) string {
 	v, err := exec.CommandContext(ctx, filepath.Join(c.Bin, "lockstep"), "version").Output()
@@ -118,17 +135,28 @@ type listCmd struct{}
 // Run lists the scenarios and the checkers that each arms.
 func (listCmd) Run(out io.Writer) error {
 	for _, s := range scenario.All() {
-		needs := ""
-		switch {
-		case s.Wallets == scenario.OnMariaDB:
-			needs = "; needs LOCKSTEP_TEST_MYSQL_URL"
-		case s.Pair || s.Wallets == scenario.OnPostgreSQL:
-			needs = "; needs LOCKSTEP_TEST_POSTGRES_URL"
-		}
-		fmt.Fprintf(out, "%-14s %s (%s; arms %s%s)\n", s.ID, s.Title, s.Fault.Name(), strings.Join(s.Arms, " "), needs)
+		describe(out, "", &s)
+	}
+	for _, s := range scenario.Nightly() {
+		describe(out, "nightly; ", &s)
 	}
 	_, err := fmt.Fprintf(out, "checkers: %s\n", strings.Join(check.IDs(), " "))
 	return err
+}
+
+// describe prints one scenario.
+func describe(out io.Writer, set string, s *scenario.Scenario) {
+	needs := ""
+	switch {
+	case s.Wallets == scenario.OnMariaDB:
+		needs = "; needs LOCKSTEP_TEST_MYSQL_URL"
+	case s.Pair || s.Wallets == scenario.OnPostgreSQL:
+		needs = "; needs LOCKSTEP_TEST_POSTGRES_URL"
+	}
+	if _, privileged := s.Fault.(interface{ Needs() error }); privileged {
+		needs += "; needs privileges, see doctor"
+	}
+	fmt.Fprintf(out, "%-14s %s (%s%s; arms %s%s)\n", s.ID, s.Title, set, s.Fault.Name(), strings.Join(s.Arms, " "), needs)
 }
 
 type checkCmd struct {

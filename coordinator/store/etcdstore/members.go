@@ -14,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/lockstep-tx/lockstep/coordinator/engine"
+	"github.com/lockstep-tx/lockstep/coordinator/mutant"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
@@ -148,7 +149,7 @@ func (w *watcher) run(ctx context.Context, rev int64) {
 		}
 		w.s.log.Warn("the watch of members and slots broke; reading them again", "err", err)
 		for {
-			if rev, err = w.list(ctx); err == nil || ctx.Err() != nil {
+			if rev, err = w.again(ctx); err == nil || ctx.Err() != nil {
 				break
 			}
 			select {
@@ -158,6 +159,18 @@ func (w *watcher) run(ctx context.Context, rev int64) {
 		}
 		dirty = true
 	}
+}
+
+// again is list, for a watch that has broken.
+func (w *watcher) again(ctx context.Context) (int64, error) {
+	if mutant.On(mutant.CacheIgnoresCompaction) {
+		got, err := w.s.cli.Get(ctx, Prefix)
+		if err != nil {
+			return 0, err
+		}
+		return got.Header.Revision, nil
+	}
+	return w.list(ctx)
 }
 
 func (w *watcher) follow(ctx context.Context, members, slots clientv3.WatchChan, dirty *bool) error {
