@@ -79,6 +79,7 @@ var checkers = []struct {
 	{"I10", "all regions have the same events", same},
 	{"I11", "an old epoch has no effect", fencing},
 	{"I12", "an etcd's members and its readers have the same", equal},
+	{"I13", "repairs touch what was altered, can be made twice, and leave the ambiguous", repairs},
 	{"I14", "each transaction is a linearizable register", linearizable},
 }
 

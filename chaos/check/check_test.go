@@ -38,6 +38,8 @@ func sound() *Evidence {
 	for i := range snapshotsNeeded {
 		e.Snapshots = append(e.Snapshots, Snapshot{"east", int64(i), slices.Clone(accounts)})
 	}
+	e.Plants = []Plant{{Region: "east", Class: "D06", Account: "a", At: 3}, {Region: "east", Class: "D10", Account: "b", Gid: "ghost", At: 3, Ambiguous: true, Quarantined: true, Stayed: true}}
+	e.Repairs = []tap.Repair{{Region: "east", Path: "/mend", At: 5, Status: 200, Account: "a"}, {Region: "east", Path: "/mend", At: 6, Status: 200, Account: "a"}, {Region: "east", Path: "/mend", At: 6, Status: 409, Account: "b"}}
 	e.Stores = Stores{
 		Members: []Member{{"arbiter", "a:1", 1, 1, 2, 9, 77, 3}, {"arbiter", "b:1", 2, 1, 2, 9, 77, 3}}, Elections: 1,
 		Slots: []Held{{7, "m1", 4}}, Live: []string{"l"}, Views: []View{{"c0", []Held{{7, "m1", 4}}, []string{"l"}}, {"c1", []Held{{7, "m1", 4}}, nil}},
@@ -130,6 +132,11 @@ func TestEachCheckerFindsWhatItIsFor(t *testing.T) {
 		{"I12", "a coordinator does not know of a slot", func(e *Evidence) { e.Stores.Views[1].Slots = nil }},
 		{"I12", "a live transaction is shown by nobody", func(e *Evidence) { e.Stores.Views[0].Live = nil }},
 		{"I12", "a transaction that has ended is shown", func(e *Evidence) { e.Stores.Views[1].Live = []string{"m"} }},
+		{"I13", "what was right is repaired", func(e *Evidence) { e.Repairs[2].Status = 200 }},
+		{"I13", "another region's is repaired", func(e *Evidence) { e.Repairs[0].Region = "west" }},
+		{"I13", "an ambiguous case is repaired", func(e *Evidence) { e.Plants[1].Stayed = false }},
+		{"I13", "an ambiguous case is not named", func(e *Evidence) { e.Plants[1].Quarantined = false }},
+		{"I13", "a repair was done twice", func(e *Evidence) { e.Books[0].Accounts[0].CreditsPosted += 7 }},
 		{"I14", "a decision is taken back", func(e *Evidence) {
 			e.Ops = append(e.Ops, history.Op{Client: 4, Kind: history.Read, Gid: "g", Start: 50, End: 60, Outcome: history.OK, Value: history.Open})
 		}},

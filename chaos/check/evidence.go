@@ -123,6 +123,9 @@ type Evidence struct {
 	Windows   []Window
 	// Lagged is by how many events the regions' journals differed at the healing.
 	Lagged int
+	// Plants is the drift that was planted, Repairs what participants were asked to repair.
+	Plants  []Plant
+	Repairs []tap.Repair
 	// Stores is the last look at the etcds.
 	Stores Stores
 }

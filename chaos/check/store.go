@@ -17,11 +17,14 @@ type rest struct {
 	Lagged  int      `json:"lagged"`
 	Books   []Book   `json:"books"`
 	Stores  Stores   `json:"stores"`
+
+	Plants  []Plant      `json:"plants,omitempty"`
+	Repairs []tap.Repair `json:"repairs,omitempty"`
 }
 
 // Save writes the evidence into a directory, from which Load and any other program can read it.
 func (e *Evidence) Save(dir string) error {
-	raw, err := json.Marshal(rest{e.Opened, e.Windows, e.Lagged, e.Books, e.Stores})
+	raw, err := json.Marshal(rest{e.Opened, e.Windows, e.Lagged, e.Books, e.Stores, e.Plants, e.Repairs})
 	if err != nil {
 		return err
 	}
@@ -46,7 +49,7 @@ func Load(dir string) (*Evidence, error) {
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return nil, err
 	}
-	e := &Evidence{Opened: r.Opened, Windows: r.Windows, Lagged: r.Lagged, Books: r.Books, Stores: r.Stores}
+	e := &Evidence{Opened: r.Opened, Windows: r.Windows, Lagged: r.Lagged, Books: r.Books, Stores: r.Stores, Plants: r.Plants, Repairs: r.Repairs}
 	var errs [6]error
 	e.Ops, errs[0] = history.Load[history.Op](filepath.Join(dir, "history.jsonl"))
 	e.Calls, errs[1] = history.Load[tap.Call](filepath.Join(dir, "calls.jsonl"))

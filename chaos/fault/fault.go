@@ -21,6 +21,8 @@ type Env struct {
 	Log        *history.Log
 	// Slow scales waits for this machine; at least 1.
 	Slow float64
+	// Seed is the run's.
+	Seed uint64
 }
 
 // wait is d on this machine.

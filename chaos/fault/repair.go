@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"time"
@@ -15,7 +16,8 @@ import (
 	"github.com/lockstep-tx/lockstep/chaos/tap"
 )
 
-// Repaired alters counters of wallets behind the product's back, under load; has the product find that and repair it; and
+// Repaired alters counters of wallets behind the product's back, under load, and plants a hold that nobody knows; has the product
+// find that and repair what has an authority; and
 // kills the reconciler when its first repair is done and it has not heard so, so that it is done once more (P9).
 type Repaired struct {
 	Accounts int
@@ -52,8 +54,14 @@ func (r Repaired) Inject(ctx context.Context, e Env) (a Active, err error) {
 			return m, err
 		}
 		m.planted[account] = alteredBy + int64(i)
+		m.plants = append(m.plants, check.Plant{Region: m.region.Name, Class: string(seed.D06), Account: account, At: e.Log.Now()})
 	}
-	return m, nil
+	// Another account gets a hold of a transaction that nobody knows: nothing says whether it is lost or was never there.
+	m.ghost, err = seed.Plant(ctx, db, d, seed.D10, seed.Target{Account: m.region.Accounts[r.Accounts], Schema: m.region.Barrier}, rand.New(rand.NewPCG(e.Seed, 9)))
+	if err == nil {
+		m.plants = append(m.plants, check.Plant{Region: m.region.Name, Class: string(seed.D10), Gid: m.ghost.Gid, At: e.Log.Now(), Ambiguous: true})
+	}
+	return m, err
 }
 
 type mended struct {
@@ -62,6 +70,27 @@ type mended struct {
 	planted map[string]int64
 	killed  bool // the reconciler, in the middle of a repair
 	others  int  // findings of what was not planted
+
+	ghost  seed.Planted // the hold of a transaction that nobody knows
+	plants []check.Plant
+}
+
+// Plants is what was planted and what became of it.
+func (m *mended) Plants() []check.Plant { return m.plants }
+
+// ghostly is the plant that is ambiguous.
+func (m *mended) ghostly() *check.Plant { return &m.plants[len(m.plants)-1] }
+
+// bury looks whether the hold that nobody knows is still there, as it was planted, and takes it away, as a person might who knows
+// where it came from.
+func (m *mended) bury(ctx context.Context) (err error) {
+	db, d, err := seed.Open(ctx, m.region.DB)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	m.ghostly().Stayed, err = seed.Bury(ctx, db, d, m.ghost, m.region.Barrier)
+	return err
 }
 
 // wrong gives by how much the credits of the accounts differ from their entries, as another connection reads both at once.
@@ -107,12 +136,14 @@ func (m *mended) found(ctx context.Context) (bool, string, error) {
 	named := map[string]bool{}
 	m.others = 0
 	for line := range strings.Lines(out) {
-		var f struct{ Class, Region, Account, Repair string }
+		var f struct{ Class, Region, Account, Gid, Repair string }
 		if !strings.HasPrefix(line, "{") || json.Unmarshal([]byte(line), &f) != nil {
 			continue // the summary
 		}
 		if _, ok := m.planted[f.Account]; ok && f.Class == "D06" && f.Region == m.region.Name && f.Repair != "" {
 			named[f.Account] = true
+		} else if f.Gid == m.ghost.Gid {
+			m.ghostly().Quarantined = f.Repair == ""
 		} else {
 			m.others++
 		}
@@ -126,9 +157,10 @@ func (m *mended) Recover(ctx context.Context) error {
 		return nil
 	}
 	end := time.Now().Add(m.e.wait(repairLimit))
+	named := time.Now().Add(m.e.wait(repairLimit) / 2)
 	for {
 		all, out, err := m.found(ctx)
-		if all && err == nil {
+		if all && err == nil && (m.ghostly().Quarantined || time.Now().After(named)) { // unnamed, it is for the checker
 			break
 		}
 		if time.Now().After(end) || ctx.Err() != nil {
@@ -139,7 +171,7 @@ func (m *mended) Recover(ctx context.Context) error {
 	for {
 		out, err := m.drift(ctx, "apply")
 		if err == nil {
-			return nil
+			return m.bury(ctx)
 		}
 		if time.Now().After(end) || ctx.Err() != nil {
 			return errors.Join(fmt.Errorf("the drift was not repaired: %s", out), err)
@@ -179,7 +211,8 @@ func (m *mended) Recovered(ctx context.Context) (Evidence, error) {
 				right++
 			}
 		}
-		return Evidence{What: fmt.Sprintf("of %d counters %d are what their entries say: %v; the reconciler was killed in the middle of a repair: %v; %d findings of what was not planted", len(m.planted), right, wrong, m.killed, m.others)},
+		return Evidence{What: fmt.Sprintf("of %d counters %d are what their entries say: %v; the reconciler was killed in the middle of a repair: %v; %d findings of what was not planted; a hold that nobody knows is in quarantine: %v, untouched: %v",
+				len(m.planted), right, wrong, m.killed, m.others, m.ghostly().Quarantined, m.ghostly().Stayed)},
 			right == len(m.planted), err
 	})
 	if err == nil && !m.killed {

@@ -96,7 +96,7 @@ func (r *running) level(ctx context.Context) bool {
 
 // read gathers what was left behind.
 func (r *running) read(ctx context.Context) (*check.Evidence, error) {
-	e := &check.Evidence{Opened: r.d.Opened, Ops: r.log.Ops(), Windows: append([]check.Window{r.win}, r.crashes...), Lagged: r.lagged, Snapshots: r.snaps, Reaches: r.reach}
+	e := &check.Evidence{Opened: r.d.Opened, Ops: r.log.Ops(), Windows: append([]check.Window{r.win}, r.crashes...), Lagged: r.lagged, Snapshots: r.snaps, Reaches: r.reach, Plants: r.plants}
 	r.res.Ops, r.res.Timeline, r.res.Windows = len(e.Ops), Timeline(e.Ops), e.Windows
 	for _, op := range e.Ops {
 		if op.Outcome == history.Unknown {
@@ -105,7 +105,7 @@ func (r *running) read(ctx context.Context) (*check.Evidence, error) {
 	}
 	var err error
 	for _, region := range r.d.Regions {
-		e.Calls = append(e.Calls, region.Tap.Calls()...)
+		e.Calls, e.Repairs = append(e.Calls, region.Tap.Calls()...), append(e.Repairs, region.Tap.Repairs()...)
 		b, rerr := check.ReadBook(ctx, region.Name, region.DB, region.Barrier)
 		e.Books, err = append(e.Books, b), errors.Join(err, rerr)
 	}

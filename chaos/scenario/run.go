@@ -51,6 +51,7 @@ type running struct {
 
 	before   map[string]uint64 // raft terms at the beginning, by cluster
 	relisted int
+	plants   []check.Plant
 }
 
 func (r *running) scaled(d time.Duration) time.Duration {
@@ -108,7 +109,7 @@ func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the deployment did not start: %w", err)
 	}
-	r.env = fault.Env{Deployment: r.d, Log: r.log, Slow: r.o.Slow}
+	r.env = fault.Env{Deployment: r.d, Log: r.log, Slow: r.o.Slow, Seed: r.o.Seed}
 	if err := r.s.Fault.Available(r.env); err != nil {
 		return nil, err
 	}
@@ -215,6 +216,9 @@ func (r *running) faulty(ctx context.Context, active fault.Active) (err error) {
 	}
 	if r.res.Recovered, err = active.Recovered(ctx); err != nil {
 		r.res.inconclusive("healing: %v", err)
+	}
+	if p, ok := active.(interface{ Plants() []check.Plant }); ok {
+		r.plants = p.Plants()
 	}
 	if c, ok := active.(interface{ Relisted() int }); ok {
 		r.relisted = c.Relisted()

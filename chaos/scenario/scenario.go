@@ -58,7 +58,7 @@ func All() []Scenario {
 		{ID: "M2", Title: "cancel before a try that never comes", Fault: fault.CancelFirst(false), Hold: 2 * time.Second, Arms: armed("I3"), TryLimit: 500 * time.Millisecond},
 		{ID: "N14", Title: "answers lost after the participant has applied", Fault: fault.LostAnswers(), Hold: 2 * time.Second, Arms: armed("I3", "I6")},
 		{ID: "P4", Title: "SIGSTOP for longer than the lease, then SIGCONT", Fault: fault.Pause{}, Hold: time.Second, Arms: armed("I3"), Pair: true},
-		{ID: "P9", Title: "the reconciler killed in the middle of a repair", Fault: fault.Repaired{Accounts: 3}, Arms: armed("I3"), Drift: true},
+		{ID: "P9", Title: "the reconciler killed in the middle of a repair", Fault: fault.Repaired{Accounts: 3}, Arms: armed("I3", "I13"), Drift: true},
 		{ID: "N8", Title: "the link between the regions cut and healed", Fault: fault.Between{}, Hold: 5 * time.Second, Arms: armed("I3", "I9", "I10")},
 		{ID: "N1", Title: "one coordinator isolated", Fault: fault.Isolate{}, Hold: 4 * time.Second, Arms: armed("I3"), Pair: true},
 		{ID: "N2", Title: "nothing comes to one coordinator", Fault: fault.IsolateOneWay{Slots: proc.Moving}, Hold: time.Second, Arms: armed("I3", "I11"), Pair: true},

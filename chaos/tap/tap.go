@@ -8,6 +8,7 @@ package tap
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -51,6 +52,17 @@ type Call struct {
 	Status       int    `json:"status"` // 0: nothing was answered
 }
 
+// Repair is a repair that a participant was asked for.
+type Repair struct {
+	Region  string `json:"region"`
+	Path    string `json:"path"`
+	At      int64  `json:"at"`
+	Status  int    `json:"status"`
+	Account string `json:"account,omitempty"`
+	Gid     string `json:"gid,omitempty"`
+	Branch  string `json:"branch,omitempty"`
+}
+
 // Key names the branch.
 func (c *Call) Key() string { return c.Gid + "/" + c.Branch }
 
@@ -86,6 +98,7 @@ type Tap struct {
 	lost  map[string]bool     // answers that were lost, by branch and op
 	held  map[string]*request // tries that were kept back, by branch; nil once it is too late or they were sent
 	kept  []*request
+	mends []Repair
 }
 
 // request is what is needed to send a call.
@@ -184,11 +197,31 @@ func (t *Tap) relay(w http.ResponseWriter, r *http.Request, req *request) {
 		drop(w)
 		return
 	}
+	if r.URL.Path == "/lockstep/mend" || r.URL.Path == "/lockstep/restore" {
+		t.repaired(r.URL.Path, req.body, resp.StatusCode)
+	}
 	if r.URL.Path == "/lockstep/mend" && !t.spring(r.Context(), Call{Region: t.Region, Kind: Plain, Op: Mend, Slot: -1, Status: resp.StatusCode}, true) {
 		drop(w)
 		return
 	}
 	answer(w, resp, raw)
+}
+
+// repaired writes a repair down: whom it was about, as far as its order says so.
+func (t *Tap) repaired(path string, order []byte, status int) {
+	r := Repair{Region: t.Region, Path: path, At: t.now(), Status: status}
+	_ = json.Unmarshal(order, &r) // an order that cannot be read names nobody, which is for the checker
+	r.Region, r.Path, r.Status = t.Region, path, status
+	t.mu.Lock()
+	t.mends = append(t.mends, r)
+	t.mu.Unlock()
+}
+
+// Repairs are those that the participant was asked for.
+func (t *Tap) Repairs() []Repair {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return append([]Repair(nil), t.mends...)
 }
 
 func answer(w http.ResponseWriter, resp *http.Response, raw []byte) {

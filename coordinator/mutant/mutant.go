@@ -22,6 +22,8 @@ const (
 	StaleRead = "stale-replica-read"
 	// CacheIgnoresCompaction has a coordinator go on with a watch whose past was compacted as if it had missed nothing.
 	CacheIgnoresCompaction = "cache-ignores-watch-compaction"
+	// QuarantineDropped forgets findings that are for a person.
+	QuarantineDropped = "quarantine-dropped"
 	// AckBeforeFsync has the embedded etcd answer before what it has written is on the disk.
 	AckBeforeFsync = "ack-before-fsync"
 )

@@ -128,6 +128,7 @@ const driftTable = "drift"
 // Save writes findings; those that are known keep the time at which they were found first, and one that was repaired and is
 // found again is open again.
 func Save(ctx context.Context, a *arbiter.Arbiter, found []Finding, at time.Time) ([]Finding, error) {
+	found = kept(found)
 	known, err := List(ctx, a)
 	if err != nil {
 		return nil, err
