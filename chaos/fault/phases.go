@@ -2,12 +2,14 @@ package fault
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/proc"
 	"github.com/lockstep-tx/lockstep/chaos/tap"
 )
 
@@ -44,15 +46,20 @@ const (
 	siblingLimit = time.Second      // until the other branch is answered
 )
 
-// Phases kills the first region's coordinator at one phase of a transaction after another, and starts it again each time
-// (P2).
+// Phases kills the first region's coordinator at one phase of a transaction after another, then it or the other region's at
+// those of its events' way there, and starts it again each time (P2).
 type Phases struct{ off bool }
 
 // Name is the fault's.
 func (Phases) Name() string { return "kill-at-each-phase" }
 
-// Available is always.
-func (Phases) Available(Env) error { return nil }
+// Available wants links to the brokers, and a journal in a file of the other region.
+func (Phases) Available(e Env) error {
+	if e.Deployment.Regions[0].BrokerLink == nil || !strings.HasPrefix(e.Deployment.Regions[1].Journal, "sqlite:") {
+		return errors.New("the way of events needs a link to the broker, and a journal in a file")
+	}
+	return nil
+}
 
 func (p Phases) disabled() Fault { p.off = true; return p }
 
@@ -63,15 +70,31 @@ func (p Phases) Inject(ctx context.Context, e Env) (Active, error) {
 		return a, nil
 	}
 	for _, ph := range phases {
-		hit, err := a.sweep(ctx, ph)
-		if err != nil {
-			return a, fmt.Errorf("phase %s: %w", ph.name, err)
+		if err := a.until(ctx, ph.name, func(limit time.Duration) (bool, error) { return a.sweep(ctx, ph, limit) }); err != nil {
+			return a, err
 		}
-		if !hit {
-			a.missed = append(a.missed, ph.name)
+	}
+	for _, ph := range eventPhases {
+		if err := a.until(ctx, ph.name, func(limit time.Duration) (bool, error) { return ph.kill(a, ctx, ph.name, limit) }); err != nil {
+			return a, err
 		}
 	}
 	return a, nil
+}
+
+// until tries to kill at a phase until it has, or its time is over.
+func (a *swept) until(ctx context.Context, name string, try func(limit time.Duration) (bool, error)) error {
+	for end := time.Now().Add(a.e.wait(phaseLimit)); time.Now().Before(end) && ctx.Err() == nil; {
+		hit, err := try(time.Until(end))
+		if err != nil {
+			return fmt.Errorf("phase %s: %w", name, err)
+		}
+		if hit {
+			return nil
+		}
+	}
+	a.missed = append(a.missed, name)
+	return ctx.Err()
 }
 
 // Crash is the end of a process and its return, on the history's clock.
@@ -84,24 +107,21 @@ type swept struct {
 	*killed
 	crashes []Crash
 	missed  []string
+	behind  int // events that were seen to lack in the other region's journal
 }
+
+// Behind is how many events were seen in one region's journal and not in the other's.
+func (a *swept) Behind() int { return a.behind }
 
 // Crashes are those that were made.
 func (a *swept) Crashes() []Crash { return a.crashes }
 
-// sweep kills at a phase; false where no transaction came to it in time.
-func (a *swept) sweep(ctx context.Context, ph phase) (hit bool, err error) {
-	for end := time.Now().Add(a.e.wait(phaseLimit)); time.Now().Before(end) && ctx.Err() == nil; {
-		if ph.name == asked {
-			hit, err = a.asked(ctx, time.Until(end))
-		} else {
-			hit, err = a.atCall(ctx, ph, time.Until(end))
-		}
-		if hit || err != nil {
-			return hit, err
-		}
+// sweep kills at a phase; false where no transaction came to it.
+func (a *swept) sweep(ctx context.Context, ph phase, limit time.Duration) (hit bool, err error) {
+	if ph.name == asked {
+		return a.asked(ctx, limit)
 	}
-	return false, ctx.Err()
+	return a.atCall(ctx, ph, limit)
 }
 
 // asked kills as soon as a client asks for a transaction; false where a branch had been called by then.
@@ -111,7 +131,7 @@ func (a *swept) asked(ctx context.Context, limit time.Duration) (bool, error) {
 	})
 	select {
 	case op := <-next:
-		dead, err := a.kill(ctx, asked)
+		dead, err := a.kill(ctx, a.n, asked)
 		at := a.crashes[len(a.crashes)-1].At
 		// By now what was under way is written down.
 		return dead && a.count(func(c *tap.Call) bool { return c.Gid == op.Gid && c.Start <= at }) == 0, err
@@ -138,7 +158,7 @@ func (a *swept) atCall(ctx context.Context, ph phase, limit time.Duration) (bool
 		if ph.heard {
 			trap.Let(true)
 		}
-		dead, err := a.kill(ctx, ph.name)
+		dead, err := a.kill(ctx, a.n, ph.name)
 		if !ph.heard {
 			trap.Let(false) // only now: the coordinator must not learn that its call was lost
 		}
@@ -174,14 +194,23 @@ func (a *swept) otherAnswered(ctx context.Context, c *tap.Call) bool {
 }
 
 // kill ends the process, says whether it is dead, and starts it again.
-func (a *swept) kill(ctx context.Context, name string) (dead bool, err error) {
-	a.n.Kill()
-	dead = !a.n.Alive() && a.n.Refuses()
-	c := Crash{Name: "kill at " + name, At: a.e.Log.Now()}
-	err = a.n.Start(ctx)
+func (a *swept) kill(ctx context.Context, n *proc.Node, name string) (dead bool, err error) {
+	dead, c := a.end(n, name)
+	return dead, a.again(ctx, n, c)
+}
+
+// end ends a process and says whether it is dead.
+func (a *swept) end(n *proc.Node, name string) (bool, Crash) {
+	n.Kill()
+	return !n.Alive() && n.Refuses(), Crash{Name: "kill at " + name, At: a.e.Log.Now()}
+}
+
+// again starts it, and notes when it was away.
+func (a *swept) again(ctx context.Context, n *proc.Node, c Crash) error {
+	err := n.Start(ctx)
 	c.Back = a.e.Log.Now()
 	a.crashes = append(a.crashes, c)
-	return dead, err
+	return err
 }
 
 // Effective wants every phase to have been hit.
@@ -190,9 +219,9 @@ func (a *swept) Effective(context.Context) (Evidence, error) {
 	for _, c := range a.crashes {
 		names = append(names, strings.TrimPrefix(c.Name, "kill at "))
 	}
-	ev := Evidence{fmt.Sprintf("%s was reaped, and its port refused, at %s", a.n.Name, strings.Join(names, ", ")), map[string]int64{"crashes": int64(len(a.crashes))}}
+	ev := Evidence{fmt.Sprintf("coordinators were reaped, and their ports refused, at %s", strings.Join(names, ", ")), map[string]int64{"crashes": int64(len(a.crashes))}}
 	if len(a.crashes) == 0 || len(a.missed) > 0 {
-		return ev, fmt.Errorf("%w: no transaction was caught at %v, of %d phases", ErrNoEffect, a.missed, len(phases))
+		return ev, fmt.Errorf("%w: no transaction was caught at %v, of %d phases", ErrNoEffect, a.missed, len(phases)+len(eventPhases))
 	}
 	return ev, nil
 }
@@ -200,5 +229,8 @@ func (a *swept) Effective(context.Context) (Evidence, error) {
 // Cleanup takes the traps away.
 func (a *swept) Cleanup() error {
 	a.arm(nil)
+	for _, k := range a.links() {
+		k.Heal()
+	}
 	return nil
 }

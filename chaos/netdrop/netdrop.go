@@ -125,6 +125,23 @@ func (t *Table) Dropped() (n uint64, err error) {
 	return n, nil
 }
 
+// Lose has a share of the packets from and to a port on loopback dropped, in percent, by chance.
+func (t *Table) Lose(port int, percent uint32) error {
+	for _, offset := range []uint32{sourcePort, destPort} {
+		e := match(port, offset)
+		chance := []expr.Any{
+			&expr.Numgen{Register: 1, Type: unix.NFT_NG_RANDOM, Modulus: 100},
+			&expr.Cmp{Op: expr.CmpOpLt, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, percent)},
+		}
+		n := len(e) - 2 // before the counter and the verdict
+		t.conn.AddRule(&nftables.Rule{Table: t.table, Chain: t.chain, Exprs: append(append(e[:n:n], chance...), e[n:]...)})
+	}
+	if err := t.conn.Flush(); err != nil {
+		return fmt.Errorf("nftables: lose %d %% of port %d: %w", percent, port, err)
+	}
+	return nil
+}
+
 // Close lets everything pass again. It may be called twice.
 func (t *Table) Close() error {
 	if t.table == nil {
@@ -137,6 +154,15 @@ func (t *Table) Close() error {
 	t.table = nil
 	return nil
 }
+
+// ProbeLoss says why packets cannot be lost by chance here; nil where they can. It tries once.
+var ProbeLoss = sync.OnceValue(func() error {
+	t, err := Open()
+	if err != nil {
+		return err
+	}
+	return errors.Join(t.Lose(1, 5), t.Close())
+})
 
 // Probe says why packets cannot be dropped here; nil where they can. It tries once.
 var Probe = sync.OnceValue(func() error {

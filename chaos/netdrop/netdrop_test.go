@@ -96,6 +96,30 @@ func tables(t *testing.T, k *Table) (names []string) {
 	return names
 }
 
+// TestAShareIsLost: of many packets some are, and TCP carries everything through nevertheless.
+func TestAShareIsLost(t *testing.T) {
+	if err := ProbeLoss(); err != nil {
+		t.Skipf("no numgen here: %v", err)
+	}
+	a, b, port := pipe(t)
+	k, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	if err := k.Lose(port, 20); err != nil {
+		t.Fatal(err)
+	}
+	for range 60 {
+		if !arrives(t, a, b, 20*time.Second) {
+			t.Fatal("a connection that loses a fifth of its packets carries nothing")
+		}
+	}
+	if n, err := k.Dropped(); err != nil || n == 0 || n > 100 {
+		t.Errorf("%d packets of about 120 were lost, %v", n, err)
+	}
+}
+
 // TestTablesOfTheDeadAreRemoved: a process that was killed has left its table; the next Open takes it away, and not those
 // of the living.
 func TestTablesOfTheDeadAreRemoved(t *testing.T) {

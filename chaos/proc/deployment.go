@@ -50,6 +50,8 @@ type Config struct {
 	// Wallets are the databases of the regions' wallets; empty: SQLite. Barriers are the schemas of their barriers, which must
 	// differ where both are on one MySQL or MariaDB server; empty: the default.
 	Wallets, Barriers [2]string
+	// Brokers puts a link between the coordinators of each region and its own broker.
+	Brokers bool
 	// Volumes names those of the first region's parts (Wallet, Coordinator, Broker) whose data are on volumes of their own, so
 	// that their power can be cut.
 	Volumes []string
@@ -73,6 +75,8 @@ type Region struct {
 	// the other.
 	EtcdLinks [][]*netproxy.Link
 	PeerLinks []*netproxy.Link
+	// BrokerLink is how the region's coordinators reach its broker, where Config asks for one.
+	BrokerLink *netproxy.Link
 	// Etcd are the members of the region's etcd, where it is no coordinator's own.
 	Etcd []*Node
 	// Disks are the volumes that Config asks for.
@@ -250,7 +254,13 @@ func (d *Deployment) files(brokers [2]string) error {
 		text := fmt.Sprintf("arbiter: %s\nregions:\n", list(arbiter))
 		for k, of := range d.Regions {
 			grpc, admin, broker := of.GRPC, of.Admin, brokers[k]
-			if i != k {
+			if i == k && d.cfg.Brokers {
+				var err error
+				if r.BrokerLink, err = d.link(r.Name+"/kafka", broker); err != nil {
+					return err
+				}
+				broker = r.BrokerLink.Addr()
+			} else if i != k {
 				far, err := d.far(r.Name+"-"+of.Name, []*[]string{&grpc, &admin}, broker)
 				if err != nil {
 					return err

@@ -88,7 +88,7 @@ func Run(ctx context.Context, s Scenario, o Options) (res Result) {
 
 // play makes the deployment, does everything to it, and reads what it left.
 func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
-	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Volumes: r.volumes(), Now: r.log.Now}
+	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Brokers: r.s.Brokers, Volumes: r.volumes(), Now: r.log.Now}
 	if cfg.Dir, err = os.MkdirTemp("", "lockstep-chaos-"); err != nil {
 		return nil, err
 	}
@@ -211,6 +211,9 @@ func (r *running) faulty(ctx context.Context, active fault.Active) (err error) {
 		return ctx.Err()
 	}
 	r.win.AtHeal, r.lagged = len(r.log.Flying()), r.lag(ctx)
+	if b, ok := active.(interface{ Behind() int }); ok {
+		r.lagged += b.Behind()
+	}
 	if err := active.Recover(ctx); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}

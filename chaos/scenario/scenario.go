@@ -27,6 +27,8 @@ type Scenario struct {
 	Arms []string
 	// Pair wants a region with two coordinators on one etcd, for which a journal server is needed.
 	Pair bool
+	// Brokers puts links before the regions' own brokers.
+	Brokers bool
 	// Three gives the arbiter, and the etcd of a Pair, three members each.
 	Three bool
 	// Wallets is the server that the wallets are on; the zero one is SQLite, or what the run says.
@@ -52,7 +54,7 @@ func All() []Scenario {
 		{ID: "P1", Title: "SIGKILL of the coordinator that owns transactions in flight", Fault: fault.Kill{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8"), Crash: true},
 		{ID: "P1-etcd", Title: "SIGKILL of the leader of a region's etcd of three", Fault: fault.KillMember{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8", "I12"), Pair: true, Three: true, Crash: true},
 		{ID: "P1-arbiter", Title: "SIGKILL of the leader of an arbiter of three", Fault: fault.KillMember{Arbiter: true}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8", "I12"), Three: true, Crash: true},
-		{ID: "P2", Title: "SIGKILL of the coordinator at each phase of a transaction", Fault: fault.Phases{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8")},
+		{ID: "P2", Title: "SIGKILL of the coordinator at each phase of a transaction", Fault: fault.Phases{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8", "I9"), Brokers: true},
 		{ID: "M1", Title: "confirms and cancels sent three times at once", Fault: fault.Duplicates(), Hold: 2 * time.Second, Arms: armed("I3", "I6")},
 		{ID: "M23", Title: "cancel before try, and the try after it", Fault: fault.CancelFirst(true), Hold: 2 * time.Second, Arms: armed("I3", "I5"), TryLimit: 500 * time.Millisecond},
 		{ID: "M2", Title: "cancel before a try that never comes", Fault: fault.CancelFirst(false), Hold: 2 * time.Second, Arms: armed("I3"), TryLimit: 500 * time.Millisecond},

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/chaos/check"
+	"github.com/lockstep-tx/lockstep/chaos/fault"
 	"github.com/lockstep-tx/lockstep/chaos/report"
 	"github.com/lockstep-tx/lockstep/chaos/scenario"
 )
@@ -195,7 +196,8 @@ func (c *checkCmd) Run(out io.Writer) error {
 }
 
 type doctorCmd struct {
-	Bin string `help:"Where lockstep and lockstep-participants are. Defaults to this program's directory." type:"path"`
+	Bin    string `help:"Where lockstep and lockstep-participants are. Defaults to this program's directory." type:"path"`
+	Strict bool   `help:"Exit with 3 where something is missing for which a scenario would be skipped."`
 }
 
 // Run says what the suite finds here.
@@ -242,6 +244,18 @@ func (c *doctorCmd) Run(out io.Writer) error {
 			err = errors.New(server.variable + " is not set")
 		}
 		line(server.name, err, server.without)
+	}
+	lacking := false
+	for _, k := range fault.Capabilities() {
+		err, without := k.Probe(), k.Absent
+		if k.Scenarios != "" {
+			without = k.Scenarios + " " + without
+		}
+		line(k.Name, err, without)
+		lacking = lacking || err != nil && k.Scenarios != ""
+	}
+	if c.Strict && (lacking || os.Getenv("LOCKSTEP_TEST_POSTGRES_URL") == "" || os.Getenv("LOCKSTEP_TEST_MYSQL_URL") == "") && bad == nil {
+		return exitError(report.ExitInconclusive)
 	}
 	return bad
 }

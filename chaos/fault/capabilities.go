@@ -1,0 +1,98 @@
+package fault
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/lockstep-tx/lockstep/chaos/netdrop"
+	"github.com/lockstep-tx/lockstep/chaos/volume"
+)
+
+// Capability is something that a host may lack.
+type Capability struct {
+	Name string
+	// Probe tries it: nil where it is there, else why not. Nothing is assumed from what is installed.
+	Probe func() error
+	// Absent is what happens where it is not; Scenarios are those that need it.
+	Absent    string
+	Scenarios string
+}
+
+// Capabilities are those that are looked for, those that scenarios need first.
+func Capabilities() []Capability {
+	return []Capability{
+		{"loop device, ext4 and its shutdown", volume.Probe, "skipped: nothing else shows a missing sync", "K1, K2, K3"},
+		{"CAP_NET_ADMIN and nf_tables", netdrop.Probe, "skipped: N1 does the same by a proxy", "N1k"},
+		{"numgen of nf_tables", netdrop.ProbeLoss, "skipped", "N20"},
+		{"loopback aliases", func() error { return listens("127.1.1.1:0") }, "ports tell links apart, which is what is done here", ""},
+		{"network namespace", func() error { return namespace(syscall.CLONE_NEWNET) }, "nftables on loopback, which is what is done here", ""},
+		{"network namespace of a user's own", func() error { return namespace(syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET) }, "privileges are needed for kernel faults", ""},
+		{"netem", func() error { return qdisc("netem", "delay", "1ms") }, "delays come from the proxy, which is what is done here", ""},
+		{"tbf", func() error { return qdisc("tbf", "rate", "1mbit", "burst", "10kb", "latency", "50ms") }, "bandwidth comes from the proxy, which is what is done here", ""},
+		{"device mapper", func() error { return exists("/dev/mapper/control") }, "not needed: the shutdown of ext4 covers its use", ""},
+		{"FUSE", func() error { return exists("/dev/fuse") }, "not needed: the shutdown of ext4 covers its use", ""},
+		{"cgroup freezer", freezer, "SIGSTOP, which is what is done here", ""},
+		{"libfaketime", faketime, "clocks are the coordinators' own debug clocks", ""},
+	}
+}
+
+func listens(address string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+// namespace runs a program in new namespaces.
+func namespace(flags uintptr) error { return run(flags, "true") }
+
+// qdisc puts a queueing discipline on the loopback of a namespace that ends with the program.
+func qdisc(args ...string) error {
+	return run(syscall.CLONE_NEWNET, "tc", append([]string{"qdisc", "add", "dev", "lo", "root"}, args...)...)
+}
+
+func run(flags uintptr, program string, args ...string) error {
+	cmd := exec.Command(program, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w %s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+func exists(file string) error {
+	_, err := os.Stat(file)
+	return err
+}
+
+// freezer makes a group in the first hierarchy that has a freezer, and removes it.
+func freezer() error {
+	if err := exists("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return group("/sys/fs/cgroup", "cgroup.freeze")
+	}
+	return group("/sys/fs/cgroup/freezer", "freezer.state")
+}
+
+func group(under, file string) error {
+	dir, err := os.MkdirTemp(under, "lockstep-chaos-")
+	if err != nil {
+		return err
+	}
+	return errors.Join(exists(filepath.Join(dir, file)), os.Remove(dir))
+}
+
+func faketime() error {
+	out, err := exec.Command("faketime", "-f", "@2020-01-01 00:00:00", "date", "+%Y").CombinedOutput()
+	if err == nil && strings.TrimSpace(string(out)) != "2020" {
+		err = fmt.Errorf("the clock is not changed: %s", bytes.TrimSpace(out))
+	}
+	return err
+}
