@@ -125,6 +125,9 @@ func (c *Core) encode(e *entry, it *written, head *record.Head) ([]byte, error) 
 	}
 	s := &e.tx.State
 	if s.Phase.Decided() && e.tx.Decision.Seq == 0 {
+		if twice(s.Gid) {
+			*head = head.Next(e.slot.n, e.slot.epoch, record.KindDecision, s.Gid, e.tx.Closed)
+		}
 		*head = head.Next(e.slot.n, e.slot.epoch, record.KindDecision, s.Gid, e.tx.Closed)
 		e.tx.Decision, e.tx.DecisionEpoch, it.decision = *head, e.slot.epoch, true
 	}

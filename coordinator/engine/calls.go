@@ -101,6 +101,7 @@ func (c *Core) Replied(at int64, r CallResult) {
 			Took: r.Took, Outcome: r.Outcome, Text: txn.Clip(r.Text),
 		})
 	}
+	r.Outcome = mutated(r.Call.Op, r.Outcome)
 	c.step(at, e, txn.Reply{
 		At: at, Epoch: hs.epoch, Branch: r.Call.Branch, Op: r.Call.Op, Attempt: r.Call.Attempt, Outcome: r.Outcome,
 		Text: r.Text, Result: r.Result, RetryAfterMillis: r.RetryAfter.Milliseconds(),

@@ -54,7 +54,7 @@ func (c *Core) Hold(at int64, claim Claim, loaded []*record.Tx) {
 		case e.tx.State.Phase.Decided():
 			c.out.Rows = append(c.out.Rows, rowOf(e))
 		}
-		if !e.tx.State.Phase.Finished() {
+		if !e.tx.State.Phase.Finished() && !forgotten(e.tx.State.Phase) {
 			e.tx.Timeline.Takeovers = append(e.tx.Timeline.Takeovers, record.Takeover{At: at, Holder: c.holder})
 			c.timers.set(e, txn.NextWake(&e.tx.State))
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/bits-and-blooms/bloom/v3"
 
+	"github.com/lockstep-tx/lockstep/coordinator/mutant"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -116,6 +117,10 @@ func (r *Runner) journalLoop(ctx context.Context) {
 			}
 			continue
 		}
+		if mutant.On(mutant.EventOnlyInMemory) {
+			r.journaled(rows)
+			time.Sleep(mutant.JournalDelay)
+		}
 		start := time.Now()
 		actx, cancel := context.WithTimeout(ctx, 30*time.Second)
 		err := r.journal.Append(actx, rows)
@@ -130,16 +135,21 @@ func (r *Runner) journalLoop(ctx context.Context) {
 			}
 			continue
 		}
-		var finished []txn.Gid
-		for _, row := range rows {
-			if row.Finish.Seq != 0 {
-				r.known.Add(row.Gid)
-				finished = append(finished, row.Gid)
-			}
+		r.journaled(rows)
+	}
+}
+
+// journaled tells the core whose finish the journal has.
+func (r *Runner) journaled(rows []Row) {
+	var finished []txn.Gid
+	for _, row := range rows {
+		if row.Finish.Seq != 0 {
+			r.known.Add(row.Gid)
+			finished = append(finished, row.Gid)
 		}
-		if len(finished) > 0 {
-			r.inbox.put(do(func(c *Core, at int64) { c.Journaled(at, finished) }))
-		}
+	}
+	if len(finished) > 0 {
+		r.inbox.put(do(func(c *Core, at int64) { c.Journaled(at, finished) }))
 	}
 }
 

@@ -19,3 +19,23 @@ func (c *Call) mutate(s *txn.State, branch int) {
 		c.URL, c.OpWord = s.Branches[branch].Cancel, txn.OpCancel.String()
 	}
 }
+
+// mutated is what the mutant makes of a confirm's outcome (package mutant): what was not heard of is done.
+func mutated(op txn.Op, o txn.Outcome) txn.Outcome {
+	if mutant.On(mutant.SkipConfirmRetry) && op == txn.OpConfirm && o == txn.Unknown {
+		return txn.Done
+	}
+	return o
+}
+
+// forgotten says that the mutant does not drive a transaction on after a restart (package mutant).
+func forgotten(p txn.Phase) bool {
+	return mutant.On(mutant.RecoverForgetsConfirming) && p == txn.PhaseCommitting
+}
+
+// twice says that the mutant gives an event a second number (package mutant).
+func twice(gid txn.Gid) bool {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(gid)) // it never fails
+	return mutant.On(mutant.DoubleOutbox) && h.Sum32()%20 == 0
+}

@@ -24,15 +24,31 @@ const (
 	CacheIgnoresCompaction = "cache-ignores-watch-compaction"
 	// QuarantineDropped forgets findings that are for a person.
 	QuarantineDropped = "quarantine-dropped"
+	// SkipConfirmRetry takes a confirm that failed for one that was done.
+	SkipConfirmRetry = "skip-confirm-retry"
+	// RecoverForgetsConfirming drives transactions on after a restart, but for those that are being confirmed.
+	RecoverForgetsConfirming = "recover-forgets-confirming"
+	// EventOnlyInMemory takes a transaction's record out of the store while its events are on their way to the journal.
+	EventOnlyInMemory = "event-after-ack-only-in-memory"
+	// DoubleOutbox gives some events two numbers.
+	DoubleOutbox = "double-outbox"
+	// DedupeTooSmall takes a repeat of an event for a new one, but where it is the last that was applied.
+	DedupeTooSmall = "dedupe-window-too-small"
+	// OffsetBeforeApply notes that events are applied, and applies them later.
+	OffsetBeforeApply = "offset-commit-before-apply"
+	// LostLastOfBatch leaves the last of several transactions out of what is applied at once.
+	LostLastOfBatch = "lost-last-batch-item"
 	// AckBeforeFsync has the embedded etcd answer before what it has written is on the disk.
 	AckBeforeFsync = "ack-before-fsync"
 )
 
 // StoreDelay is how late AckBeforeStore stores: as a busy disk would, so that a crash hits what was answered. ApplyDelay is
 // how late WatermarkTooEarly applies: longer than it takes to be noted, as behind a slow participant. ReadDelay is by how much
-// StaleRead lags.
+// StaleRead lags. JournalDelay is how long EventOnlyInMemory has events in memory alone, and OffsetBeforeApply applies them later.
 const (
 	StoreDelay = 300 * time.Millisecond
 	ApplyDelay = 600 * time.Millisecond
 	ReadDelay  = 3 * time.Second
+
+	JournalDelay = 1500 * time.Millisecond
 )

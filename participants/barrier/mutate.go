@@ -12,6 +12,8 @@ func (b *Barrier) mutate(ctx context.Context, tx *sql.Tx, call *Call, m *member,
 	switch {
 	case mutant.On(mutant.NoBarrierOnConfirm) && call.Op == OpConfirm && (outcome == Done || outcome == Repeated):
 		return Done, b.forget(ctx, tx, m, own)
+	case mutant.On(mutant.CancelWithoutBarrier) && call.Op == OpCancel && (outcome == Done || outcome == Repeated):
+		return Done, b.forget(ctx, tx, m, own)
 	case mutant.On(mutant.NoEmptyCancelRow) && outcome == Empty:
 		return Empty, b.forget(ctx, tx, m, own)
 	}

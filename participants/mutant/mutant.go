@@ -18,6 +18,10 @@ const (
 	WrongSign = "wrong-sign"
 	// FloatRounding posts amounts to the counters in whole pairs of the minor unit.
 	FloatRounding = "float-rounding"
+	// CancelWithoutBarrier runs cancels without their barrier's row.
+	CancelWithoutBarrier = "cancel-without-barrier"
+	// NoSuspensionCheck takes a try that comes after its cancel.
+	NoSuspensionCheck = "no-suspension-check"
 	// AckBeforeFsync answers before what it has written to SQLite is on the disk.
 	AckBeforeFsync = "ack-before-fsync"
 )

@@ -346,7 +346,7 @@ func (w *applying) chain(ctx context.Context, tx *sql.Tx, n int) error {
 			w.res.Dropped += len(list) - i
 			break
 		}
-		if e.Head.Seq <= m.Head.Seq {
+		if m.repeats(e) {
 			w.res.Duplicates++
 			behind = append(behind, e)
 			continue
@@ -431,8 +431,8 @@ func (w *applying) stop(m *Mark, seq uint64, reason string, event []byte) {
 // write takes everything to the database.
 func (w *applying) write(ctx context.Context, tx *sql.Tx) error {
 	j := w.a.j
-	if len(w.changed) > 0 {
-		if err := j.d.insertIn(ctx, j, tx, w.changed); err != nil {
+	if rows := w.rowsNow(); len(rows) > 0 {
+		if err := j.d.insertIn(ctx, j, tx, rows); err != nil {
 			return err
 		}
 	}

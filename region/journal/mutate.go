@@ -1,8 +1,13 @@
 package journal
 
 import (
+	"context"
+	"errors"
 	"hash/fnv"
+	"log/slog"
+	"time"
 
+	"github.com/lockstep-tx/lockstep/coordinator/engine"
 	"github.com/lockstep-tx/lockstep/coordinator/mutant"
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 )
@@ -34,5 +39,40 @@ func misordered(m *Mark, list []*record.Event) []*record.Event {
 	return out
 }
 
-// inOrder says that the order of numbers and of the chain is looked at: always, but by the mutant.
-func inOrder() bool { return !mutant.On(mutant.ApplyOutOfOrder) }
+// inOrder says that the order of numbers and of the chain is looked at: always, but by mutants.
+func inOrder() bool { return !mutant.On(mutant.ApplyOutOfOrder) && !mutant.On(mutant.DedupeTooSmall) }
+
+// repeats says that an event was applied before: the mutant knows that of the last one alone.
+func (m *Mark) repeats(e *record.Event) bool {
+	if mutant.On(mutant.DedupeTooSmall) {
+		return e.Head.Seq == m.Head.Seq
+	}
+	return e.Head.Seq <= m.Head.Seq
+}
+
+// rows are those that are written with the watermarks: all of them, but by mutants.
+func (w *applying) rowsNow() []*engine.Row {
+	switch rows := w.changed; {
+	case mutant.On(mutant.LostLastOfBatch) && len(rows) > 1:
+		return rows[:len(rows)-1]
+	case mutant.On(mutant.OffsetBeforeApply):
+		go w.rowsLater(rows)
+		return nil
+	default:
+		return rows
+	}
+}
+
+// rowsLater writes rows whose watermark has been written.
+func (w *applying) rowsLater(rows []*engine.Row) {
+	time.Sleep(mutant.JournalDelay)
+	j := w.a.j
+	ctx := context.Background()
+	tx, err := j.write.BeginTx(ctx, nil)
+	if err == nil {
+		err = errors.Join(j.d.insertIn(ctx, j, tx, rows), tx.Commit())
+	}
+	if err != nil {
+		slog.Error("the mutant writes nothing", "err", err)
+	}
+}
