@@ -126,6 +126,11 @@ type Evidence struct {
 	// Plants is the drift that was planted, Repairs what participants were asked to repair.
 	Plants  []Plant
 	Repairs []tap.Repair
+	// Foreign says that the accounts are in somebody else's tables: books are empty, and Balances are what each participant said at the
+	// end of the accounts that have their home there, opened with Deposit each.
+	Foreign  bool
+	Balances map[string]int64
+	Deposit  int64
 	// Stores is the last look at the etcds.
 	Stores Stores
 }

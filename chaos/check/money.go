@@ -15,6 +15,10 @@ const snapshotsNeeded = 20
 // nothing passes any more, and the wallets of all regions are alike. Snapshots
 // of a time in which drift was planted on purpose are not judged.
 func conservation(v *view, r *Result) {
+	if v.Foreign {
+		v.balances(r)
+		return
+	}
 	judged := 0
 	for _, s := range v.Snapshots {
 		if slices.ContainsFunc(v.Windows, func(w Window) bool { return w.Drift && s.At >= w.Injected && s.At <= w.Healed }) {

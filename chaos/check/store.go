@@ -20,11 +20,15 @@ type rest struct {
 
 	Plants  []Plant      `json:"plants,omitempty"`
 	Repairs []tap.Repair `json:"repairs,omitempty"`
+
+	Foreign  bool             `json:"foreign,omitempty"`
+	Balances map[string]int64 `json:"balances,omitempty"`
+	Deposit  int64            `json:"deposit,omitempty"`
 }
 
 // Save writes the evidence into a directory, from which Load and any other program can read it.
 func (e *Evidence) Save(dir string) error {
-	raw, err := json.Marshal(rest{e.Opened, e.Windows, e.Lagged, e.Books, e.Stores, e.Plants, e.Repairs})
+	raw, err := json.Marshal(rest{e.Opened, e.Windows, e.Lagged, e.Books, e.Stores, e.Plants, e.Repairs, e.Foreign, e.Balances, e.Deposit})
 	if err != nil {
 		return err
 	}
@@ -49,7 +53,7 @@ func Load(dir string) (*Evidence, error) {
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return nil, err
 	}
-	e := &Evidence{Opened: r.Opened, Windows: r.Windows, Lagged: r.Lagged, Books: r.Books, Stores: r.Stores, Plants: r.Plants, Repairs: r.Repairs}
+	e := &Evidence{Opened: r.Opened, Windows: r.Windows, Lagged: r.Lagged, Books: r.Books, Stores: r.Stores, Plants: r.Plants, Repairs: r.Repairs, Foreign: r.Foreign, Balances: r.Balances, Deposit: r.Deposit}
 	var errs [6]error
 	e.Ops, errs[0] = history.Load[history.Op](filepath.Join(dir, "history.jsonl"))
 	e.Calls, errs[1] = history.Load[tap.Call](filepath.Join(dir, "calls.jsonl"))

@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -55,6 +56,8 @@ type Config struct {
 	// Volumes names those of the first region's parts (Wallet, Coordinator, Broker) whose data are on volumes of their own, so
 	// that their power can be cut.
 	Volumes []string
+	// Participant is started in place of our wallets; nil: ours.
+	Participant *Participant
 	// Now is the run's clock.
 	Now func() int64
 }
@@ -96,6 +99,9 @@ type Deployment struct {
 	// Links between the regions, by name: east-west/grpc is how east reaches west.
 	Links  []*netproxy.Link
 	Opened int64 // money that there is
+	// Participant is what keeps the accounts. Foreign says that it is not our wallet: nobody knows its tables.
+	Participant *Participant
+	Foreign     bool
 
 	cfg   Config
 	mu    sync.Mutex
@@ -105,7 +111,10 @@ type Deployment struct {
 
 // New starts a deployment. The caller closes it, also after an error.
 func New(ctx context.Context, cfg Config) (*Deployment, error) {
-	d := &Deployment{cfg: cfg}
+	d := &Deployment{cfg: cfg, Participant: &ours}
+	if cfg.Participant != nil {
+		d.Participant, d.Foreign = cfg.Participant, true
+	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return d, err
 	}
@@ -133,7 +142,11 @@ func (d *Deployment) defers(f func() error) {
 
 // node starts a program.
 func (d *Deployment) node(ctx context.Context, name, addr, ready, program string, args ...string) (*Node, error) {
-	n := &Node{Name: name, Addr: addr, ready: ready, spec: proc.Spec{Name: name, Path: filepath.Join(d.cfg.Bin, program), Args: args, Dir: d.cfg.Dir, Env: d.cfg.Env}}
+	path := program // a user's own
+	if !strings.Contains(program, "/") {
+		path = filepath.Join(d.cfg.Bin, program)
+	}
+	n := &Node{Name: name, Addr: addr, ready: ready, spec: proc.Spec{Name: name, Path: path, Args: args, Dir: d.cfg.Dir, Env: d.cfg.Env}}
 	d.nodes = append(d.nodes, n)
 	d.defers(n.stop)
 	return n, n.Start(ctx)
@@ -191,7 +204,7 @@ func (d *Deployment) open(ctx context.Context) error {
 		}
 	}
 	at := "east=" + d.Regions[0].Tap.URL() + ",west=" + d.Regions[1].Tap.URL()
-	if err := d.persist(ctx, "participant", "set", "wallet", "--context", d.Regions[0].File, "--endpoint", at, "--account-field", "account"); err != nil {
+	if err := d.persist(ctx, "participant", "set", "wallet", "--context", d.Regions[0].File, "--endpoint", at, "--account-field", d.Participant.Account); err != nil {
 		return err
 	}
 	if err := d.accounts(ctx); err != nil {
@@ -233,7 +246,16 @@ func (d *Deployment) wallet(ctx context.Context, i int, r *Region, addr string) 
 	if r.Barrier != "" {
 		args = append(args, "--barrier-schema", r.Barrier)
 	}
-	if r.Wallet, err = d.node(ctx, "wallet-"+r.Name, addr, "http://"+addr+"/healthz", "lockstep-participants", args...); err != nil {
+	program := "lockstep-participants"
+	if d.Foreign {
+		dir := filepath.Join(d.cfg.Dir, "participant-"+r.Name)
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		args = d.Participant.args(addr, r.DB, dir)
+		program, args = args[0], args[1:]
+	}
+	if r.Wallet, err = d.node(ctx, "wallet-"+r.Name, addr, "http://"+addr+d.Participant.Ready, program, args...); err != nil {
 		return err
 	}
 	on(r.Wallet)
@@ -425,7 +447,7 @@ func (d *Deployment) accounts(ctx context.Context) error {
 		*into = append(*into, id)
 		d.Opened += Deposit
 		for _, r := range d.Regions {
-			if err := openAccount(ctx, r, id); err != nil {
+			if err := d.openAccount(ctx, r, id); err != nil {
 				return err
 			}
 		}
@@ -434,8 +456,8 @@ func (d *Deployment) accounts(ctx context.Context) error {
 	return nil
 }
 
-func openAccount(ctx context.Context, r *Region, id string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Tap.URL()+"/accounts", strings.NewReader(fmt.Sprintf(`{"id":%q,"balance":%d}`, id, Deposit)))
+func (d *Deployment) openAccount(ctx context.Context, r *Region, id string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Tap.URL()+d.Participant.OpenPath, bytes.NewReader(fill(d.Participant.Open, id, Deposit)))
 	if err != nil {
 		return err
 	}
@@ -444,7 +466,7 @@ func openAccount(ctx context.Context, r *Region, id string) error {
 		return err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
+	if resp.StatusCode/100 != 2 {
 		return fmt.Errorf("open %s in %s: %s", id, r.Name, resp.Status)
 	}
 	return nil

@@ -39,6 +39,8 @@ func (r *running) wallets() string {
 // lacks is why the scenario is skipped, or nothing.
 func (r *running) lacks() string {
 	switch {
+	case r.o.Participant != nil && (r.s.Drift || len(r.s.Volumes) > 0):
+		return "it alters or cuts off tables of our wallets, and another participant runs"
 	case r.s.Pair && r.o.Journal == "":
 		return "two coordinators share a journal on PostgreSQL: set LOCKSTEP_TEST_POSTGRES_URL"
 	case r.s.Wallets == OnPostgreSQL && r.o.Journal == "":

@@ -7,6 +7,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/chaos/check"
 	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/proc"
 )
 
 // journals reads both.
@@ -60,6 +61,9 @@ func (r *running) quiet(ctx context.Context) {
 }
 
 func (r *running) level(ctx context.Context) bool {
+	if r.d.Foreign {
+		return r.still(ctx)
+	}
 	var first map[string]int64
 	for _, region := range r.d.Regions {
 		s, err := check.ReadSnapshot(ctx, region.Name, region.DB, r.log.Now)
@@ -82,6 +86,22 @@ func (r *running) level(ctx context.Context) bool {
 			}
 		}
 	}
+	return r.settled(ctx)
+}
+
+// still says that the journals are settled and have had the same for so long that nothing can be open any more that will be
+// decided by its timeout: what a foreign participant holds cannot be looked at.
+func (r *running) still(ctx context.Context) bool {
+	_, events, err := r.journals(ctx)
+	if err != nil || !r.settled(ctx) || len(events) != r.events {
+		r.events, r.since = len(events), time.Now()
+		return false
+	}
+	return time.Since(r.since) > transactionLimit+2*time.Second
+}
+
+// settled says that both journals have the same, and that everything in them is finished.
+func (r *running) settled(ctx context.Context) bool {
 	if r.lag(ctx) > 0 {
 		return false
 	}
@@ -106,11 +126,21 @@ func (r *running) read(ctx context.Context) (*check.Evidence, error) {
 	var err error
 	for _, region := range r.d.Regions {
 		e.Calls, e.Repairs = append(e.Calls, region.Tap.Calls()...), append(e.Repairs, region.Tap.Repairs()...)
+		if r.d.Foreign {
+			e.Books = append(e.Books, check.Book{Region: region.Name})
+			continue
+		}
 		b, rerr := check.ReadBook(ctx, region.Name, region.DB, region.Barrier)
 		e.Books, err = append(e.Books, b), errors.Join(err, rerr)
 	}
 	var jerr error
 	e.Decided, e.Events, jerr = r.journals(ctx)
+	if r.d.Foreign {
+		var berr error
+		e.Foreign, e.Deposit = true, proc.Deposit
+		e.Balances, berr = r.d.Balances(ctx)
+		err = errors.Join(err, berr)
+	}
 	var serr error
 	e.Stores, serr = r.stores(ctx) // last: it begins transactions
 	return e, errors.Join(err, jerr, serr)

@@ -30,6 +30,7 @@ const (
 	afterMin         = 2 * time.Second
 	snapshotEvery    = 250 * time.Millisecond
 	reachEvery       = time.Second
+	transactionLimit = 3 * time.Second // what is not decided by then is aborted
 )
 
 // running is one scenario under way.
@@ -52,6 +53,10 @@ type running struct {
 	before   map[string]uint64 // raft terms at the beginning, by cluster
 	relisted int
 	plants   []check.Plant
+
+	// How many events the journals had at the last look, and since when: see still.
+	events int
+	since  time.Time
 }
 
 func (r *running) scaled(d time.Duration) time.Duration {
@@ -88,7 +93,7 @@ func Run(ctx context.Context, s Scenario, o Options) (res Result) {
 
 // play makes the deployment, does everything to it, and reads what it left.
 func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
-	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Brokers: r.s.Brokers, Volumes: r.volumes(), Now: r.log.Now}
+	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Brokers: r.s.Brokers, Volumes: r.volumes(), Participant: r.o.Participant, Now: r.log.Now}
 	if cfg.Dir, err = os.MkdirTemp("", "lockstep-chaos-"); err != nil {
 		return nil, err
 	}
@@ -136,7 +141,7 @@ func keepLogs(from, to string) error {
 
 // underLoad runs the load and, in it, the fault.
 func (r *running) underLoad(ctx context.Context) error {
-	o := workload.Options{Seed: r.o.Seed, Lanes: r.o.Lanes, TryLimit: r.s.TryLimit, Timeout: 3 * time.Second, RetryLimit: 2}
+	o := workload.Options{Seed: r.o.Seed, Lanes: r.o.Lanes, TryLimit: r.s.TryLimit, Timeout: transactionLimit, RetryLimit: 2}
 	if o.TryLimit == 0 {
 		o.TryLimit = time.Second
 	}

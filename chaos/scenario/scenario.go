@@ -117,6 +117,8 @@ type Options struct {
 	// Journal is a PostgreSQL server, for a journal that coordinators share and wallets that are to be there, MySQL one of
 	// MySQL or MariaDB; DB is the server for all other wallets. "" where there is none.
 	Journal, MySQL, DB string
+	// Participant is started in place of our wallets; nil: ours.
+	Participant *proc.Participant
 	// Quiet is how long is waited for nothing to be open any more, before it is scaled; 0 is the usual.
 	Quiet time.Duration
 	// Brief ends the load soon after the healing, whether or not it is back and has done what arms all checkers: enough to
@@ -186,7 +188,7 @@ func (r *Result) settle() {
 			if r.Verdict == check.Passed {
 				r.Verdict = check.Inconclusive
 			}
-		case check.Passed, check.Skipped:
+		case check.Passed, check.Skipped: // a checker that was skipped says so
 		}
 	}
 }

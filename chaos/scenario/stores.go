@@ -103,9 +103,10 @@ func (r *running) begin(ctx context.Context) error {
 	defer c.Close()
 	for n := range openAtEnd {
 		account := region.Accounts[n%len(region.Accounts)]
-		base := "lockstep://wallet/wallet/pay"
+		const at = "lockstep://wallet"
+		pay := r.d.Participant.Pay
 		_, err := c.Begin(ctx, client.Tx{Gid: fmt.Sprintf("{%s}open-%d-%d", account, r.o.Seed, n), Options: client.Options{Timeout: time.Hour}, Branches: []client.Branch{
-			{ID: "pay", Account: account, Confirm: base + "/confirm", Cancel: base + "/cancel", Payload: fmt.Appendf(nil, `{"account":%q,"amount":1}`, account)}}})
+			{ID: "pay", Account: account, Confirm: at + pay.Confirm, Cancel: at + pay.Cancel, Payload: r.d.Participant.Body(account, 1)}}})
 		if err != nil { // what is live is compared nevertheless; a coordinator that cannot begin any more differs in more than this
 			r.o.Say("%s: begin a transaction at the end: %v", r.s.ID, err)
 			return nil

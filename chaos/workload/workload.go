@@ -159,19 +159,16 @@ func (s *lane) plan(k int) plan {
 	}
 	gid := fmt.Sprintf("{%s}%d-%d-%d", home, s.o.Seed, s.n, k)
 	p.Op = history.Op{Client: s.id, Kind: p.kind, Gid: gid, Region: s.d.Regions[s.at].Name, From: from, To: to, Amount: amount, Over: amount == overdraft}
-	p.tx = client.Tx{Gid: gid, Branches: []client.Branch{branch("pay", from, amount), branch("receive", to, amount)}, Options: client.Options{
+	p.tx = client.Tx{Gid: gid, Branches: []client.Branch{s.branch("pay", from, amount), s.branch("receive", to, amount)}, Options: client.Options{
 		Timeout: s.o.Timeout, RequestTimeout: s.o.TryLimit, RetryInterval: 100 * time.Millisecond, RetryLimit: s.o.RetryLimit,
 	}}
 	return p
 }
 
-func payload(account string, amount int64) []byte {
-	return fmt.Appendf(nil, `{"account":%q,"amount":%d}`, account, amount)
-}
-
-func branch(op, account string, amount int64) client.Branch {
-	b := "lockstep://wallet/wallet/" + op
-	return client.Branch{ID: op, Account: account, Try: b + "/try", Confirm: b + "/confirm", Cancel: b + "/cancel", Payload: payload(account, amount)}
+func (l *Load) branch(op, account string, amount int64) client.Branch {
+	const at = "lockstep://wallet"
+	p := l.d.Participant.Of(op)
+	return client.Branch{ID: op, Account: account, Try: at + p.Try, Confirm: at + p.Confirm, Cancel: at + p.Cancel, Payload: l.d.Participant.Body(account, amount)}
 }
 
 func (s *lane) client(p plan) *client.Client {
@@ -271,7 +268,7 @@ func (s *lane) try(ctx context.Context, p plan, branch, account string) bool {
 	q := url.Values{"gid": {p.Gid}, "trans_type": {"tcc"}, "branch_id": {branch}, "op": {"try"}}
 	for i := range s.d.Regions {
 		r := s.d.Regions[(s.home(account)+i)%2]
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Tap.URL()+"/wallet/"+branch+"/try?"+q.Encode(), bytes.NewReader(payload(account, p.Amount)))
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Tap.URL()+s.d.Participant.Of(branch).Try+"?"+q.Encode(), bytes.NewReader(s.d.Participant.Body(account, p.Amount)))
 		if err != nil {
 			return false
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/chaos/check"
 	"github.com/lockstep-tx/lockstep/chaos/fault"
+	"github.com/lockstep-tx/lockstep/chaos/proc"
 	"github.com/lockstep-tx/lockstep/chaos/report"
 	"github.com/lockstep-tx/lockstep/chaos/scenario"
 )
@@ -36,6 +37,7 @@ type runCmd struct {
 	DB        string        `help:"PostgreSQL, MySQL or MariaDB server for the wallets, instead of SQLite, of the scenarios that name no server." name:"db" placeholder:"postgres://…|mysql://…"`
 	Journal   string        `help:"PostgreSQL server for the journal of regions with two coordinators, and for the wallets of scenarios that name it; without it they are skipped." env:"LOCKSTEP_TEST_POSTGRES_URL" placeholder:"postgres://…"`
 	MySQL     string        `help:"MySQL or MariaDB server for the wallets of scenarios that name it; without it they are skipped." name:"mysql" env:"LOCKSTEP_TEST_MYSQL_URL" placeholder:"mysql://…"`
+	Topology  string        `help:"YAML file that names a participant of your own, which is started in place of our wallets. See docs/chaos.md." type:"existingfile" placeholder:"FILE"`
 	Lanes     int           `help:"Clients at once." default:"24"`
 	Quiet     time.Duration `help:"How long to wait after the load for nothing to be open any more, on the reference machine." default:"30s"`
 	Brief     bool          `help:"End each load soon after the healing: enough to look for violations, too little to arm all checkers."`
@@ -66,6 +68,12 @@ func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
 	if err := os.MkdirAll(c.Out, 0o755); err != nil {
 		return err
 	}
+	var own *proc.Participant
+	if c.Topology != "" {
+		if own, err = proc.Load(c.Topology); err != nil {
+			return err
+		}
+	}
 	slow, err := scenario.Calibrate(c.Out)
 	if err != nil {
 		return err
@@ -80,7 +88,7 @@ func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
 		}
 		sctx, cancel := context.WithDeadline(ctx, end)
 		res := scenario.Run(sctx, s, scenario.Options{Dir: filepath.Join(c.Out, s.ID), Bin: c.Bin, Seed: c.Seed, Lanes: c.Lanes, Slow: slow, Disabled: c.NoFault, Quiet: c.Quiet, Brief: c.Brief, Env: c.Env,
-			Journal: c.Journal, MySQL: c.MySQL, DB: c.DB, Say: func(f string, args ...any) { fmt.Fprintf(out, f+"\n", args...) }})
+			Journal: c.Journal, MySQL: c.MySQL, DB: c.DB, Participant: own, Say: func(f string, args ...any) { fmt.Fprintf(out, f+"\n", args...) }})
 		cancel()
 		report.One(out, &res)
 		run.Scenarios = append(run.Scenarios, res)
