@@ -69,6 +69,7 @@ type Region struct {
 	GRPC         []string // of the coordinators, as clients reach them
 	Admin        []string
 	Wallet       *Node
+	Broker       *Node
 	DB, Barrier  string // address of the wallets' database, and the schema of its barrier
 	Journal      string // address of the journal's database
 	Tap          *tap.Tap
@@ -187,6 +188,7 @@ func (d *Deployment) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		r.Broker = n
 		on(n)
 		if err := d.wallet(ctx, i, r, next()); err != nil {
 			return err

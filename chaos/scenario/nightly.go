@@ -10,6 +10,16 @@ import (
 // Nightly are the scenarios that take too long for each pull request, in the order in which they run.
 func Nightly() []Scenario {
 	return []Scenario{
+		{ID: "P3", Title: "everything of a region killed at once", Fault: fault.Region(), Hold: time.Second, Arms: armed("I3", "I8"), Crash: true},
+		{ID: "P5", Title: "a participant killed between its commit and its reply", Fault: fault.Participant(), Hold: time.Second, Arms: armed("I3", "I8"), Crash: true},
+		{ID: "P8", Title: "the broker killed", Fault: fault.Broker(false), Hold: 3 * time.Second, Arms: armed("I3", "I9", "I10")},
+		{ID: "P8-pause", Title: "the broker paused", Fault: fault.Broker(true), Hold: 3 * time.Second, Arms: armed("I3", "I9", "I10")},
+		{ID: "S1", Title: "no majority of a region's etcd", Fault: fault.NoQuorum(false), Hold: 2 * time.Second, Arms: armed("I3", "I8", "I12"), Pair: true, Three: true, Crash: true},
+		{ID: "S2", Title: "no majority of the arbiter: owners go on", Fault: fault.NoQuorum(true), Hold: 2 * time.Second, Arms: armed("I3", "I12"), Three: true},
+		{ID: "N9", Title: "one region does not hear the other", Fault: fault.Weather{Title: "one-way-between-regions", OneWay: true}, Hold: 4 * time.Second, Arms: armed("I3", "I9", "I10")},
+		{ID: "N10", Title: "the link between the regions flaps", Fault: fault.Weather{Title: "flapping-between-regions", Flap: true}, Hold: 2 * time.Second, Arms: armed("I3")},
+		{ID: "N13", Title: "connections between the regions reset again and again", Fault: fault.Weather{Title: "reset-storm", Flap: true, Refuse: true}, Hold: 3 * time.Second, Arms: armed("I3")},
+		{ID: "N20", Title: "a fifth of the packets between the regions lost", Fault: fault.Weather{Title: "packet-loss", Loss: 20}, Hold: 4 * time.Second, Arms: armed("I3")},
 		{ID: "S3", Title: "etcd's history compacted under a coordinator's watch", Fault: fault.Compacted{}, Hold: time.Second, Arms: armed("I3", "I12"), Pair: true},
 		{ID: "N3", Title: "nothing of one coordinator goes out", Fault: fault.IsolateOneWay{Slots: proc.Moving, Outbound: true}, Hold: time.Second, Arms: armed("I3", "I11"), Pair: true},
 		{ID: "K2", Title: "the power of a region's volumes cut, all at once", Fault: fault.PowerCut{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8"), Crash: true,

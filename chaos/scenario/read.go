@@ -62,7 +62,7 @@ func (r *running) quiet(ctx context.Context) {
 
 func (r *running) level(ctx context.Context) bool {
 	if r.d.Foreign {
-		return r.still(ctx)
+		return r.settled(ctx)
 	}
 	var first map[string]int64
 	for _, region := range r.d.Regions {
@@ -89,18 +89,7 @@ func (r *running) level(ctx context.Context) bool {
 	return r.settled(ctx)
 }
 
-// still says that the journals are settled and have had the same for so long that nothing can be open any more that will be
-// decided by its timeout: what a foreign participant holds cannot be looked at.
-func (r *running) still(ctx context.Context) bool {
-	_, events, err := r.journals(ctx)
-	if err != nil || !r.settled(ctx) || len(events) != r.events {
-		r.events, r.since = len(events), time.Now()
-		return false
-	}
-	return time.Since(r.since) > transactionLimit+2*time.Second
-}
-
-// settled says that both journals have the same, and that everything in them is finished.
+// settled says that both journals have the same, that everything in them is finished, and that nothing is driven any more.
 func (r *running) settled(ctx context.Context) bool {
 	if r.lag(ctx) > 0 {
 		return false
@@ -111,7 +100,20 @@ func (r *running) settled(ctx context.Context) bool {
 			return false
 		}
 	}
-	return err == nil
+	return err == nil && !r.driving(ctx)
+}
+
+// driving says that a coordinator still drives something. What has no hold yet, and is not decided, shows itself nowhere else until
+// its time is over; the wait alone goes by it, no checker.
+func (r *running) driving(ctx context.Context) bool {
+	for _, region := range r.d.Regions {
+		for i, c := range region.Coordinators {
+			if v, err := check.ReadView(ctx, c.Name, region.Admin[i]); err != nil || len(v.Live) > 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // read gathers what was left behind.

@@ -53,10 +53,6 @@ type running struct {
 	before   map[string]uint64 // raft terms at the beginning, by cluster
 	relisted int
 	plants   []check.Plant
-
-	// How many events the journals had at the last look, and since when: see still.
-	events int
-	since  time.Time
 }
 
 func (r *running) scaled(d time.Duration) time.Duration {

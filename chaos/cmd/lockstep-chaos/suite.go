@@ -162,8 +162,8 @@ func describe(out io.Writer, set string, s *scenario.Scenario) {
 	case s.Pair || s.Wallets == scenario.OnPostgreSQL:
 		needs = "; needs LOCKSTEP_TEST_POSTGRES_URL"
 	}
-	if _, privileged := s.Fault.(interface{ Needs() error }); privileged {
-		needs += "; needs privileges, see doctor"
+	if f, ok := s.Fault.(interface{ Needs() error }); ok && f.Needs() != nil {
+		needs += "; cannot be had here, see doctor"
 	}
 	fmt.Fprintf(out, "%-14s %s (%s%s; arms %s%s)\n", s.ID, s.Title, set, s.Fault.Name(), strings.Join(s.Arms, " "), needs)
 }

@@ -133,7 +133,7 @@ var furtherMutants = []mutation{
 	{"float-rounding", "M2", []string{"I6"}, nil},
 	{"timeout-cancels-after-decision", "M2", []string{"I4"}, nil},
 	{"stale-replica-read", "M2", []string{"I14"}, nil},
-	{"skip-confirm-retry", "N7", []string{"I3", "I4"}, nil},
+	{"skip-confirm-retry", "P5", []string{"I3"}, nil},
 	{"recover-forgets-confirming", "P1", []string{"I3"}, nil},
 	{"cancel-without-barrier", "M2", []string{"I5"}, nil},
 	{"no-suspension-check", "M23", []string{"I5"}, nil},
