@@ -108,9 +108,13 @@ CHAOS_ARGS ?=
 chaos: devctl build lockstep-chaos ## the chaos suite's pull-request set on real processes, at most 12 minutes; reports in CHAOS_OUT (docs/chaos.md)
 	@bin/devctl run -- bin/lockstep-chaos run --out $(CHAOS_OUT) --budget 11m --strict $(CHAOS_ARGS)
 
+.PHONY: chaos-nightly
+chaos-nightly: devctl build lockstep-chaos ## the chaos suite's nightly set, beyond the pull-request set; reports in CHAOS_OUT
+	@bin/devctl run -- bin/lockstep-chaos run --nightly --out $(CHAOS_OUT) --budget 45m --strict $(CHAOS_ARGS)
+
 .PHONY: chaos-mutants
 chaos-mutants: ## the product broken on purpose: each mutant must go red under its checker, correct code green, a disabled fault inconclusive
-	LOCKSTEP_FURTHER_MUTANTS=1 $(GO) test -tags servers -count 1 -timeout 15m -run 'TestTheSuite|TestFurtherMutants' -v ./chaos/cmd/lockstep-chaos
+	LOCKSTEP_FURTHER_MUTANTS=1 $(GO) test -tags servers -count 1 -timeout 25m -run 'TestTheSuite|TestFurtherMutants|TestAUsersOwnParticipant' -v ./chaos/cmd/lockstep-chaos
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (20s)

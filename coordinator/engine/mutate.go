@@ -20,9 +20,9 @@ func (c *Call) mutate(s *txn.State, branch int) {
 	}
 }
 
-// mutated is what the mutant makes of a confirm's outcome (package mutant): what was not heard of is done.
+// mutated is what the mutant makes of a confirm's outcome (package mutant): it is done, whatever the participant said, or did not say.
 func mutated(op txn.Op, o txn.Outcome) txn.Outcome {
-	if mutant.On(mutant.SkipConfirmRetry) && op == txn.OpConfirm && o == txn.Unknown {
+	if mutant.On(mutant.SkipConfirmRetry) && op == txn.OpConfirm && o != txn.Stale {
 		return txn.Done
 	}
 	return o

@@ -24,7 +24,7 @@ const (
 	CacheIgnoresCompaction = "cache-ignores-watch-compaction"
 	// QuarantineDropped forgets findings that are for a person.
 	QuarantineDropped = "quarantine-dropped"
-	// SkipConfirmRetry takes a confirm that failed for one that was done.
+	// SkipConfirmRetry takes a confirm for done whatever came of it.
 	SkipConfirmRetry = "skip-confirm-retry"
 	// RecoverForgetsConfirming drives transactions on after a restart, but for those that are being confirmed.
 	RecoverForgetsConfirming = "recover-forgets-confirming"

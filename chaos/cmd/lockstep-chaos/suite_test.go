@@ -5,10 +5,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -94,6 +98,7 @@ func TestFurtherMutants(t *testing.T) {
 	if os.Getenv("LOCKSTEP_FURTHER_MUTANTS") == "" {
 		t.Skip("make chaos-mutants runs them")
 	}
+	t.Cleanup(func() { matrix.print(t) }) // when all of them, which run side by side, have ended
 	broken := programs(t, "chaos")
 	for _, m := range furtherMutants {
 		t.Run(m.name, func(t *testing.T) { found(t, broken, m) })
@@ -133,7 +138,7 @@ var furtherMutants = []mutation{
 	{"float-rounding", "M2", []string{"I6"}, nil},
 	{"timeout-cancels-after-decision", "M2", []string{"I4"}, nil},
 	{"stale-replica-read", "M2", []string{"I14"}, nil},
-	{"skip-confirm-retry", "P5", []string{"I3"}, nil},
+	{"skip-confirm-retry", "N7", []string{"I3"}, nil},
 	{"recover-forgets-confirming", "P1", []string{"I3"}, nil},
 	{"cancel-without-barrier", "M2", []string{"I5"}, nil},
 	{"no-suspension-check", "M23", []string{"I5"}, nil},
@@ -150,6 +155,48 @@ var furtherMutants = []mutation{
 	{"ack-before-fsync", "K1", []string{"I8"}, []string{"--seed", "3"}},
 }
 
+// killers is which checkers found each mutant, for the table that make chaos-mutants prints.
+type killers struct {
+	mu  sync.Mutex
+	row map[string][]string
+}
+
+var matrix = killers{row: map[string][]string{}}
+
+func (k *killers) note(m mutation, by []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	key := m.name + " (" + strings.Join(append([]string{m.scenario}, m.args...), " ") + ")"
+	k.row[key] = append(k.row[key], by...)
+}
+
+// print writes mutant by checker; a checker that found none stands at the end.
+func (k *killers) print(t *testing.T) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	text, dead := "", map[string]bool{}
+	for _, id := range check.IDs() {
+		text, dead[id] = text+fmt.Sprintf("%5s", id), true
+	}
+	text = fmt.Sprintf("%-48s%s", "", text)
+	for _, name := range slices.Sorted(maps.Keys(k.row)) {
+		text += fmt.Sprintf("\n%-48s", name)
+		for _, id := range check.IDs() {
+			mark := "."
+			if slices.Contains(k.row[name], id) {
+				mark, dead[id] = "x", false
+			}
+			text += fmt.Sprintf("%5s", mark)
+		}
+	}
+	for _, id := range check.IDs() {
+		if dead[id] {
+			text += "\nno mutant of these was found by " + id
+		}
+	}
+	t.Log("\n" + text)
+}
+
 // found runs a mutant's scenario, and wants it red under each of its checkers.
 func found(t *testing.T, broken string, m mutation) {
 	t.Parallel() // they only have to go red: that they slow each other down matters little
@@ -158,6 +205,7 @@ func found(t *testing.T, broken string, m mutation) {
 		t.Skip(r.Scenarios[0].Reasons)
 	}
 	by := failed(r)
+	matrix.note(m, by)
 	for _, checker := range m.checkers {
 		if code != report.ExitViolation || !slices.Contains(by, checker) {
 			t.Errorf("exit %d, found by %v, want %s among them", code, by, checker)
