@@ -97,6 +97,8 @@ func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
 	if err := os.MkdirAll(r.o.Dir, 0o755); err != nil {
 		return nil, err
 	}
+	// Coordinators of a chaos build write their transitions there, for conform; others do not know the variable.
+	cfg.Env = append(append([]string(nil), cfg.Env...), "LOCKSTEP_TRACE="+r.o.Dir)
 	drop, err := r.databases(ctx, &cfg)
 	if err != nil {
 		return nil, err

@@ -368,7 +368,10 @@ func (c *Core) admit(mode txn.Mode, ev txn.Event) error {
 // step runs one event through the transaction and books what follows. p is nil for events that nobody waits for.
 func (c *Core) step(at int64, e *entry, ev txn.Event, p *pending) {
 	before := e.tx.State.Phase
+	t := trace(&e.tx.State, ev)
 	next, effects, err := txn.Step(e.tx.State, ev)
+	bent(&next)
+	t.end(&next, effects, err)
 	if err != nil {
 		c.refuse(e, p, err)
 		return

@@ -39,3 +39,10 @@ func twice(gid txn.Gid) bool {
 	_, _ = h.Write([]byte(gid)) // it never fails
 	return mutant.On(mutant.DoubleOutbox) && h.Sum32()%20 == 0
 }
+
+// bent is what the mutant makes of a state that Step has given (package mutant): another reason of an abort.
+func bent(s *txn.State) {
+	if mutant.On(mutant.TransitionOutsideStep) && s.Reason != "" {
+		s.Reason = "because"
+	}
+}

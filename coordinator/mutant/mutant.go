@@ -38,6 +38,8 @@ const (
 	OffsetBeforeApply = "offset-commit-before-apply"
 	// LostLastOfBatch leaves the last of several transactions out of what is applied at once.
 	LostLastOfBatch = "lost-last-batch-item"
+	// TransitionOutsideStep changes a state after the core has given it.
+	TransitionOutsideStep = "transition-outside-step"
 	// AckBeforeFsync has the embedded etcd answer before what it has written is on the disk.
 	AckBeforeFsync = "ack-before-fsync"
 )

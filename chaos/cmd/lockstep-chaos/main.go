@@ -32,16 +32,17 @@ func main() {
 }
 
 type cli struct {
-	Run       runCmd    `cmd:"" help:"Run the suite: faults under load on real processes, then the checkers. Exits 1 on a violation, 4 on an error of its own, 3 where nothing is proven."`
-	List      listCmd   `cmd:"" help:"List the scenarios and the checkers that each arms."`
-	Check     checkCmd  `cmd:"" help:"Run the checkers again on what a run has stored."`
-	Doctor    doctorCmd `cmd:"" help:"Say what this machine has of what the suite wants."`
-	Proxy     proxyCmd  `cmd:"" help:"Carry connections over links that can be cut."`
-	Cut       cutCmd    `cmd:"" help:"Cut links of a running proxy."`
-	Heal      healCmd   `cmd:"" help:"Heal links of a running proxy."`
-	Status    linksCmd  `cmd:"" help:"Show the links of a running proxy and what they carried and refused."`
-	SeedDrift seedCmd   `cmd:"" help:"Plant drift in a participant's database behind the product's back."`
-	Poke      pokeCmd   `cmd:"" help:"Run one SQL statement on a participant's database."`
+	Run       runCmd     `cmd:"" help:"Run the suite: faults under load on real processes, then the checkers. Exits 1 on a violation, 4 on an error of its own, 3 where nothing is proven."`
+	List      listCmd    `cmd:"" help:"List the scenarios and the checkers that each arms."`
+	Check     checkCmd   `cmd:"" help:"Run the checkers again on what a run has stored."`
+	Conform   conformCmd `cmd:"" help:"Replay the transitions that coordinators of a chaos build have made in a run against the core. Exits 1 at the first that differs."`
+	Doctor    doctorCmd  `cmd:"" help:"Say what this machine has of what the suite wants."`
+	Proxy     proxyCmd   `cmd:"" help:"Carry connections over links that can be cut."`
+	Cut       cutCmd     `cmd:"" help:"Cut links of a running proxy."`
+	Heal      healCmd    `cmd:"" help:"Heal links of a running proxy."`
+	Status    linksCmd   `cmd:"" help:"Show the links of a running proxy and what they carried and refused."`
+	SeedDrift seedCmd    `cmd:"" help:"Plant drift in a participant's database behind the product's back."`
+	Poke      pokeCmd    `cmd:"" help:"Run one SQL statement on a participant's database."`
 	simCommands
 }
 

@@ -54,6 +54,18 @@ func suite(t *testing.T, args ...string) (int, *report.Run) {
 	return code, r
 }
 
+// conforms runs a scenario on programs that write their transitions down, and replays those.
+func conforms(t *testing.T, bin string, args ...string) (int, string) {
+	t.Helper()
+	dir := t.TempDir()
+	var out bytes.Buffer
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	run(ctx, append([]string{"run", "--out", dir, "--bin", bin, "--scenario", "M2", "--brief", "--quiet", "1s"}, args...), &out, &out) // its verdict is not looked at
+	out.Reset()
+	return run(ctx, []string{"conform", dir}, &out, &out), out.String()
+}
+
 func failed(r *report.Run) (ids []string) {
 	for _, s := range r.Scenarios {
 		for i := range s.Checks {
@@ -88,6 +100,11 @@ func TestTheSuite(t *testing.T) {
 		}
 	})
 	broken := programs(t, "chaos")
+	t.Run("transitions are the core's", func(t *testing.T) {
+		if code, said := conforms(t, broken); code != report.ExitHeld {
+			t.Errorf("exit %d: %s", code, said)
+		}
+	})
 	for _, m := range mutants {
 		t.Run(m.name, func(t *testing.T) { found(t, broken, m) })
 	}
@@ -103,6 +120,11 @@ func TestFurtherMutants(t *testing.T) {
 	for _, m := range furtherMutants {
 		t.Run(m.name, func(t *testing.T) { found(t, broken, m) })
 	}
+	t.Run("transition-outside-step", func(t *testing.T) {
+		if code, said := conforms(t, broken, "--env", "LOCKSTEP_MUTANT=transition-outside-step"); code != report.ExitViolation {
+			t.Errorf("exit %d: %s", code, said)
+		}
+	})
 	// The page cache outlives a killed process: that is why there is K1.
 	t.Run("SIGKILL does not find ack-before-fsync", func(t *testing.T) {
 		if _, r := suite(t, "--bin", broken, "--env", "LOCKSTEP_MUTANT=ack-before-fsync", "--scenario", "P1"); len(failed(r)) > 0 {
