@@ -95,6 +95,17 @@ func same(v *view, r *Result) {
 			r.bad("origin %d slot %d has %d events in %s and %d in %s", k.origin, k.slot, len(seqs), v.Books[0].Region, len(b[k]), v.Books[1].Region)
 		}
 	}
+	bodies := map[string]string{}
+	for _, d := range v.Decided {
+		if d.Body == "" {
+			continue
+		}
+		r.Examined++
+		if was, ok := bodies[d.Gid]; ok && was != d.Body {
+			r.bad("%s has another body in %s than elsewhere, under the same events", d.Gid, d.Region)
+		}
+		bodies[d.Gid] = d.Body
+	}
 	r.arm(v.Lagged, 1, "events that a region lacked at the healing")
 }
 

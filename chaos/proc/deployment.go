@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,8 @@ type Config struct {
 	// Wallets are the databases of the regions' wallets; empty: SQLite. Barriers are the schemas of their barriers, which must
 	// differ where both are on one MySQL or MariaDB server; empty: the default.
 	Wallets, Barriers [2]string
+	// Accounts have their home in each region; 0 means AccountsPer.
+	Accounts int
 	// Now is the run's clock.
 	Now func() int64
 }
@@ -302,14 +305,15 @@ func (d *Deployment) coordinators(ctx context.Context, i int, r *Region, next fu
 // accounts opens accounts with their homes in both regions, alike in both; half of east's are of slots below Moving.
 func (d *Deployment) accounts(ctx context.Context) error {
 	var moving, staying, west []string
-	for i := 0; len(moving) < AccountsPer/2 || len(staying) < AccountsPer/2 || len(west) < AccountsPer; i++ {
+	per := cmp.Or(d.cfg.Accounts, AccountsPer)
+	for i := 0; len(moving) < per/2 || len(staying) < per/2 || len(west) < per; i++ {
 		id := fmt.Sprintf("acct%d", i)
-		into, most := &west, AccountsPer
+		into, most := &west, per
 		switch n := slot.Of(id); {
 		case n%2 == 0 && n < Moving:
-			into, most = &moving, AccountsPer/2
+			into, most = &moving, per/2
 		case n%2 == 0:
-			into, most = &staying, AccountsPer/2
+			into, most = &staying, per/2
 		}
 		if len(*into) == most {
 			continue
