@@ -135,6 +135,9 @@ func TestEachCheckerFindsWhatItIsFor(t *testing.T) {
 			b.Entries = append(b.Entries, Entry{"g", "pay", "credit", "a", 4, "CNY", "r"}, Entry{"g", "pay", "debit", "house:passage:CNY", 4, "CNY", "r"})
 			b.Accounts[0].CreditsPosted, b.Accounts[2].DebitsPosted = 104, 9
 		}},
+		{"I10", "a chain that the first region lacks whole", func(e *Evidence) {
+			e.Events = slices.DeleteFunc(e.Events, func(x Event) bool { return x.Region == "east" })
+		}},
 		{"I10", "another body under the same events", func(e *Evidence) { e.Decided[2].Body = "22" }},
 		{"I3", "a decision that is never finished", func(e *Evidence) { e.Decided[0].Finished = false }},
 		{"I3", "a hold that stays", func(e *Evidence) { e.Books[0].Transfers[0].State = "pending" }},

@@ -91,8 +91,10 @@ func same(v *view, r *Result) {
 				r.bad("origin %d slot %d event %d is %.8s in %s and %.8s in %s", k.origin, k.slot, s, link, v.Books[0].Region, other, v.Books[1].Region)
 			}
 		}
-		if len(b[k]) > len(seqs) {
-			r.bad("origin %d slot %d has %d events in %s and %d in %s", k.origin, k.slot, len(seqs), v.Books[0].Region, len(b[k]), v.Books[1].Region)
+	}
+	for k, seqs := range b {
+		if len(seqs) > len(a[k]) {
+			r.bad("origin %d slot %d has %d events in %s and %d in %s", k.origin, k.slot, len(a[k]), v.Books[0].Region, len(seqs), v.Books[1].Region)
 		}
 	}
 	bodies := map[string]string{}

@@ -131,3 +131,24 @@ func (j inJournal) swap(a, b string) error {
 	away.decision, away.finish = one.decision+1_000_000_000, one.finish+1_000_000_000
 	return all(func() error { return j.write(a, away) }, func() error { return j.write(b, one) }, func() error { return j.write(a, two) })
 }
+
+// Freeze stops the chain of an origin's slot in another region's journal (D19), as a poisoned event would, and gives the number
+// at which it stands.
+func Freeze(ctx context.Context, db *sql.DB, d sqldb.Dialect, origin, slot int) (seq int64, err error) {
+	err = sqldb.InTx(ctx, db, func(tx *sql.Tx) error {
+		ok, err := d.Change(ctx, tx, "UPDATE lockstep_watermark SET stopped = ? WHERE origin = ? AND slot = ? AND stopped = ''", "planted", origin, slot)
+		if err == nil && !ok {
+			err = fmt.Errorf("the journal has no chain of origin %d in slot %d that goes on", origin, slot)
+		}
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	var stopped string
+	err = db.QueryRowContext(ctx, d.Q("SELECT seq, stopped FROM lockstep_watermark WHERE origin = ? AND slot = ?"), origin, slot).Scan(&seq, &stopped)
+	if err == nil && stopped == "" {
+		err = errors.New("it is not there: the chain goes on")
+	}
+	return seq, err
+}

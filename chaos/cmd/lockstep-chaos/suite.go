@@ -17,6 +17,7 @@ import (
 	"github.com/lockstep-tx/lockstep/chaos/check"
 	"github.com/lockstep-tx/lockstep/chaos/report"
 	"github.com/lockstep-tx/lockstep/chaos/scenario"
+	"github.com/lockstep-tx/lockstep/chaos/sweep"
 )
 
 // exitError ends the program with a code of its own and says nothing more: the report has said it.
@@ -40,15 +41,23 @@ type runCmd struct {
 	Env       []string      `help:"Added to the environment of the programs." placeholder:"NAME=VALUE" hidden:""`
 	Strict    bool          `help:"A scenario that is skipped makes the run inconclusive."`
 	KeepGoing bool          `help:"Run the rest after a violation too." default:"true" negatable:""`
+	Verbose   bool          `help:"Tell each seed of the drift sweep, and each look for it."`
+	sweepFlags
 }
 
 const scenarioEstimate = 75 * time.Second
 
 // Run runs the scenarios.
 func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
-	list, err := scenario.Find(c.Scenario)
+	ids, classes, sweeps, err := parted(c.Scenario)
 	if err != nil {
 		return err
+	}
+	var list []scenario.Scenario
+	if len(c.Scenario) == 0 || len(ids) > 0 {
+		if list, err = scenario.Find(ids); err != nil {
+			return err
+		}
 	}
 	if c.Bin == "" {
 		exe, err := os.Executable()
@@ -83,6 +92,13 @@ func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
 		run.Scenarios = append(run.Scenarios, res)
 		if res.Verdict == check.Failed && !c.KeepGoing {
 			break
+		}
+	}
+	if sweeps && (c.KeepGoing || run.Exit() != report.ExitViolation) {
+		sctx, cancel := context.WithDeadline(ctx, end)
+		err := c.sweep(sctx, out, run, classes, slow)
+		if cancel(); err != nil {
+			return err
 		}
 	}
 	if err := run.Write(c.Out); err != nil {
@@ -143,8 +159,8 @@ func (c *checkCmd) Run(out io.Writer) error {
 	}
 	for i := range run.Scenarios {
 		s := &run.Scenarios[i]
-		if len(s.Checks) == 0 {
-			continue
+		if len(s.Checks) == 0 || slices.Contains(sweep.IDs(), s.ID) {
+			continue // what the sweep has measured is not judged again
 		}
 		e, err := check.Load(filepath.Join(c.Dir, s.ID))
 		if err != nil {
