@@ -138,6 +138,9 @@ func TestEachCheckerFindsWhatItIsFor(t *testing.T) {
 		{"I10", "a chain that the first region lacks whole", func(e *Evidence) {
 			e.Events = slices.DeleteFunc(e.Events, func(x Event) bool { return x.Region == "east" })
 		}},
+		{"I10", "other numbers of a transaction's events", func(e *Evidence) {
+			e.Decided[0].DecisionSeq, e.Decided[0].FinishSeq, e.Decided[2].DecisionSeq, e.Decided[2].FinishSeq = 1, 2, 3, 4
+		}},
 		{"I10", "another body under the same events", func(e *Evidence) { e.Decided[2].Body = "22" }},
 		{"I3", "a decision that is never finished", func(e *Evidence) { e.Decided[0].Finished = false }},
 		{"I3", "a hold that stays", func(e *Evidence) { e.Books[0].Transfers[0].State = "pending" }},

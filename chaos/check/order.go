@@ -97,8 +97,15 @@ func same(v *view, r *Result) {
 			r.bad("origin %d slot %d has %d events in %s and %d in %s", k.origin, k.slot, len(a[k]), v.Books[0].Region, len(seqs), v.Books[1].Region)
 		}
 	}
-	bodies := map[string]string{}
+	bodies, numbers := map[string]string{}, map[string]Decided{}
 	for _, d := range v.Decided {
+		if d.FinishSeq > 0 {
+			r.Examined++
+			if was, ok := numbers[d.Gid]; ok && (was.DecisionSeq != d.DecisionSeq || was.FinishSeq != d.FinishSeq) {
+				r.bad("%s has the events %d and %d in %s, and %d and %d in %s", d.Gid, d.DecisionSeq, d.FinishSeq, d.Region, was.DecisionSeq, was.FinishSeq, was.Region)
+			}
+			numbers[d.Gid] = d
+		}
 		if d.Body == "" {
 			continue
 		}

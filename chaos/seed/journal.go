@@ -82,7 +82,7 @@ func (j inJournal) one(stmt string, args ...any) error {
 // flip gives a record the status of one that was decided otherwise.
 func (j inJournal) flip(gid string) error {
 	var phase int64
-	if err := j.tx.QueryRowContext(j.ctx, j.d.Q("SELECT min(o.phase) FROM lockstep_journal o, lockstep_journal r WHERE r.gid = ? AND o.phase <> r.phase"), []byte(gid)).Scan(&phase); err != nil {
+	if err := j.tx.QueryRowContext(j.ctx, j.d.Q("SELECT min(o.phase) FROM lockstep_journal o, lockstep_journal r WHERE r.gid = ? AND o.phase <> r.phase AND o.finish_seq IS NOT NULL"), []byte(gid)).Scan(&phase); err != nil {
 		return err
 	}
 	return j.one("UPDATE lockstep_journal SET phase = ? WHERE gid = ?", phase, []byte(gid))

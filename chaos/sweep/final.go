@@ -49,7 +49,7 @@ func (w *world) level(r *reading) bool {
 				continue
 			}
 			posted := 0
-			for _, t := range r.books3[i].transfers[gid] {
+			for _, t := range r.by[i].transfers[gid] {
 				if t.State == "posted" {
 					posted++
 				}

@@ -15,9 +15,9 @@ import (
 
 // reading is one look at both regions' books and journals, each of one moment.
 type reading struct {
-	at     time.Time
-	books  [2]check.Book
-	books3 [2]index
+	at    time.Time
+	books [2]check.Book
+	by    [2]index
 	// rows are the journals' rows by gid, nil where one has none.
 	rows   map[string]*[2]*check.Decided
 	events []check.Event
@@ -51,7 +51,7 @@ func (w *world) read(ctx context.Context) (*reading, error) {
 		if r.books[i], err = check.ReadBook(ctx, region.Name, region.DB, region.Barrier); err != nil {
 			return nil, err
 		}
-		r.books3[i] = indexOf(&r.books[i])
+		r.by[i] = indexOf(&r.books[i])
 	}
 	return r, nil
 }
@@ -82,7 +82,7 @@ func indexOf(b *check.Book) index {
 // row is left out: a repair may do what a call did.
 func (r *reading) image(region int, gid string) string {
 	var lines []string
-	x := &r.books3[region]
+	x := &r.by[region]
 	for _, t := range x.transfers[gid] {
 		lines = append(lines, fmt.Sprint("transfer ", t))
 	}
@@ -103,6 +103,15 @@ func (r *reading) image(region int, gid string) string {
 	return strings.Join(lines, "\n")
 }
 
+// image is what stays as it is while nobody changes it on purpose, at a seed's place: its transaction's rows, or, of an account,
+// the entries that are of no transaction. Counters move with the load.
+func (w *world) image(r *reading, s *Seed) string {
+	if s.class.account {
+		return fmt.Sprint(r.by[w.index(s.Region)].loose[s.Account])
+	}
+	return r.image(w.index(s.Region), s.Gid)
+}
+
 // settled says whether nothing of a transaction changes any more in a region: both journals have it finished, some time ago,
 // and its book has what was decided.
 func (r *reading) settled(region int, gid string) bool {
@@ -111,7 +120,7 @@ func (r *reading) settled(region int, gid string) bool {
 		return false
 	}
 	posted := 0
-	for _, t := range r.books3[region].transfers[gid] {
+	for _, t := range r.by[region].transfers[gid] {
 		switch t.State {
 		case "pending":
 			return false
@@ -169,7 +178,7 @@ func (w *world) witness(r *reading, s *Seed) (by []string, said []string) {
 		only = map[string]bool{"I6": true}
 		region := w.index(s.Region)
 		b := check.Book{Region: s.Region}
-		x := &r.books3[region]
+		x := &r.by[region]
 		for _, account := range s.accounts() {
 			b.Accounts = append(b.Accounts, x.accounts[account])
 			b.Entries = append(b.Entries, x.loose[account]...)
@@ -190,7 +199,7 @@ func (w *world) witness(r *reading, s *Seed) (by []string, said []string) {
 		e.Books, ops = []check.Book{b}, nil // of pairs of entries only one side is here
 	} else {
 		for i := range r.books {
-			x, b := &r.books3[i], check.Book{Region: r.books[i].Region}
+			x, b := &r.by[i], check.Book{Region: r.books[i].Region}
 			for _, g := range sorted(gids) {
 				b.Transfers, b.Entries, b.Rows = append(b.Transfers, x.transfers[g]...), append(b.Entries, x.entries[g]...), append(b.Rows, x.barrier[g]...)
 			}

@@ -85,7 +85,8 @@ type candidate struct {
 	age  time.Duration
 }
 
-// candidates are the transactions in which a class can be planted: ended in both regions, of a known request.
+// candidates are the transactions in which a class can be planted: ended in both regions, of a known request. Not of one that
+// asked for more than there is: what stays for a person of it would let others spend that much.
 func (w *world) candidates(r *reading, c *class) (out []candidate) {
 	for gid, rows := range r.rows {
 		if !r.settled(0, gid) || !r.settled(1, gid) || w.takenGids[gid] {
@@ -94,7 +95,7 @@ func (w *world) candidates(r *reading, c *class) (out []candidate) {
 		op, ok := w.ops[gid]
 		age := r.at.Sub(time.UnixMilli(rows[0].At))
 		commit := rows[0].Phase == committed
-		if !ok || age > ageMax || commit && !c.commits || !commit && !c.aborts {
+		if !ok || op.Over || age > ageMax || commit && !c.commits || !commit && !c.aborts {
 			continue
 		}
 		out = append(out, candidate{gid, op, rows, age})
@@ -121,7 +122,7 @@ func (w *world) plant(ctx context.Context, r *reading, c *class) (*Seed, error) 
 		if by, _ := w.witness(r, s); len(by) > 0 && c.id != d19 {
 			continue // something is wrong there already
 		}
-		s.before = r.image(w.index(s.Region), s.Gid)
+		s.before = w.image(r, s)
 		if err := w.put(ctx, s, &list[i]); err != nil {
 			w.o.Say("%s cannot be planted in %s of %s: %v", c.id, s.Gid, s.Region, err)
 			continue
@@ -161,9 +162,12 @@ func (w *world) place(r *reading, c *class, t *candidate) *Seed {
 			}
 		}
 		if c.id == seed.D04 {
+			if !r.held(at, s, t.op.Amount) {
+				return nil
+			}
 			s.taken = append(s.taken, s.Region+" passage")
 		}
-		if c.aborts && row.Phase == aborted && !slices.ContainsFunc(r.books3[at].transfers[s.Gid], func(t check.Transfer) bool { return t.Branch == s.Branch && t.State == "voided" }) {
+		if c.aborts && row.Phase == aborted && !slices.ContainsFunc(r.by[at].transfers[s.Gid], func(t check.Transfer) bool { return t.Branch == s.Branch && t.State == "voided" }) {
 			return nil
 		}
 	}
@@ -176,6 +180,15 @@ func (w *world) place(r *reading, c *class, t *candidate) *Seed {
 		}
 	}
 	return s
+}
+
+// held says whether so much more is held on both sides of a branch that it can be let go once more.
+func (r *reading) held(region int, s *Seed, amount int64) bool {
+	customer, passage := r.by[region].accounts[s.Account], r.by[region].accounts["house:passage:CNY"]
+	if s.Branch == "pay" {
+		return customer.DebitsPending >= amount && passage.CreditsPending >= amount
+	}
+	return customer.CreditsPending >= amount && passage.DebitsPending >= amount
 }
 
 // free is an account that nothing is planted in, of a region's book.

@@ -371,7 +371,7 @@ func (w *world) seen(ctx context.Context) error {
 			}
 		}
 		if s.after == "" {
-			s.after = r.image(w.index(s.Region), s.Gid)
+			s.after = w.image(r, s)
 		}
 	}
 	return nil
@@ -394,7 +394,7 @@ func (w *world) judge(r *reading) {
 		if !s.applied || !s.Clean.IsZero() {
 			continue
 		}
-		is := r.image(w.index(s.Region), s.Gid)
+		is := w.image(r, s)
 		if s.class.person && !s.decided {
 			if is != s.after && s.Wrong == "" {
 				s.Wrong = "it is a person's, and it was changed"
