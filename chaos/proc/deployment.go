@@ -53,6 +53,7 @@ type Region struct {
 	Admin        []string
 	Wallet       *Node
 	DB, Barrier  string // address of the wallets' database, and the schema of its barrier
+	Broker       string // its address, without a link before it
 	Journal      string // address of the journal's database
 	Tap          *tap.Tap
 	Accounts     []string // with their home here; the first ones are of slots that a handover moves
@@ -139,6 +140,7 @@ func (d *Deployment) open(ctx context.Context) error {
 			r.GRPC, r.Admin = append(r.GRPC, next()), append(r.Admin, next())
 		}
 		d.Regions[i], brokers[i] = r, next()
+		r.Broker = brokers[i]
 		if _, err := d.node(ctx, "broker-"+name, brokers[i], "", "lockstep", "broker", "--data-dir", filepath.Join(d.cfg.Dir, "broker-"+name), "--listen", brokers[i]); err != nil {
 			return err
 		}

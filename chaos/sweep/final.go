@@ -2,7 +2,6 @@ package sweep
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -70,7 +69,9 @@ func (w *world) final(ctx context.Context) error {
 		return err
 	}
 	w.remember()
-	w.judge(r)
+	if err := w.judge(ctx, r); err != nil {
+		return err
+	}
 	if err := w.look(ctx); err != nil {
 		return err
 	}
@@ -78,6 +79,11 @@ func (w *world) final(ctx context.Context) error {
 	names := map[string]bool{}
 	standing := false
 	for _, s := range w.seeds {
+		if s.Decided > 0 { // the rows of its tries are lost for good
+			for gid := range s.gids {
+				names[gid] = true
+			}
+		}
 		if s.Clean.IsZero() {
 			standing = true
 			for _, name := range append(s.accounts(), s.Gid, s.OtherGid, s.Planted.Gid) {
@@ -113,9 +119,4 @@ func (w *world) explained(text string, names map[string]bool, standing bool) boo
 		return true
 	}
 	return slices.ContainsFunc(words.FindAllString(text, -1), func(word string) bool { return names[word] })
-}
-
-// alone plants a seed that wants the deployment for itself.
-func (w *world) alone(ctx context.Context, c *class, _ any) error {
-	return fmt.Errorf("nothing plants %s", c.id)
 }

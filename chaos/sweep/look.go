@@ -173,6 +173,12 @@ func (w *world) witness(r *reading, s *Seed) (by []string, said []string) {
 			gids[g] = true
 		}
 	}
+	for g := range s.gids {
+		gids[g] = true
+	}
+	if s.Decided > 0 { // a person has confirmed what was lost: that it was tried once, no row says any more
+		delete(only, "I5")
+	}
 	ops := w.ops
 	if s.class.account {
 		only = map[string]bool{"I6": true}

@@ -47,6 +47,9 @@ type Seed struct {
 	// Unreachable is for how much of the time from the injection to the finding the regions were cut off.
 	Unreachable time.Duration `json:"unreachable_ns,omitempty"`
 
+	// Decided is how many of its findings a person has decided.
+	Decided int `json:"decided,omitempty"`
+
 	class      *class
 	before     string // image, before it was planted
 	after      string // image, as it was planted
@@ -54,7 +57,7 @@ type Seed struct {
 	partition  int
 	gids       map[string]bool // all that it touches, where that is more than Gid
 	applied    bool            // apply has run since it was found
-	decided    bool            // a person has decided
+	keys       []string        // events of a topic, by their keys
 	taken      []string        // places that nothing else may be planted in meanwhile
 }
 

@@ -92,17 +92,18 @@ type world struct {
 	ops      map[string]history.Op
 	seenOps  int
 
-	seeds     []*Seed
-	taken     map[string]bool
-	takenGids map[string]bool
-	last      *reading
-	false     map[string]string // by finding
-	spoiled   map[string]bool   // rows that changed and are of no seed
-	judged    int               // transactions in the last look
-	looks     int
-	found     map[*Seed][]finding // of the last look
-	cut       []span              // when the regions were cut from each other
-	problems  []string
+	seeds      []*Seed
+	taken      map[string]bool
+	takenGids  map[string]bool
+	last       *reading
+	false      map[string]string // by finding
+	spoiled    map[string]bool   // rows that changed and are of no seed
+	generation int               // of the load
+	judged     int               // transactions in the last look
+	looks      int
+	found      map[*Seed][]finding // of the last look
+	cut        []span              // when the regions were cut from each other
+	problems   []string
 }
 
 type span struct{ from, to time.Time }
@@ -159,6 +160,7 @@ func (w *world) run(ctx context.Context, each int, quiet bool, res *Result) (err
 			return err
 		}
 	}
+	w.generation++
 	load, err := w.load(ctx, lanes, think)
 	defer func() { load.Stop() }()
 	if err != nil {
@@ -168,7 +170,7 @@ func (w *world) run(ctx context.Context, each int, quiet bool, res *Result) (err
 }
 
 func (w *world) load(ctx context.Context, lanes int, think time.Duration) (*workload.Load, error) {
-	return workload.Start(ctx, w.d, w.log, workload.Options{Seed: w.o.Seed + uint64(w.looks)*1000, Lanes: lanes, TryLimit: time.Second, Timeout: 3 * time.Second, RetryLimit: 2, Think: think})
+	return workload.Start(ctx, w.d, w.log, workload.Options{Seed: w.o.Seed + uint64(w.generation)*1_000_000, Lanes: lanes, TryLimit: time.Second, Timeout: 3 * time.Second, RetryLimit: 2, Think: think})
 }
 
 func (w *world) open(ctx context.Context) (err error) {
@@ -220,7 +222,8 @@ func (w *world) engine(region int, journal bool) string {
 // sweep plants, looks and repairs in rounds until every seed is over or its time is; then those that want the deployment for
 // themselves; then everything is counted at rest.
 func (w *world) sweep(ctx context.Context, each int, load **workload.Load) error {
-	var queue, apart []*class
+	var queue []*class
+	apart := map[seed.Class]int{}
 	for i := range classes {
 		c := &classes[i]
 		if len(w.o.Classes) > 0 && !slices.Contains(w.o.Classes, string(c.id)) {
@@ -228,7 +231,7 @@ func (w *world) sweep(ctx context.Context, each int, load **workload.Load) error
 		}
 		for range each {
 			if c.apart {
-				apart = append(apart, c)
+				apart[c.id]++
 			} else {
 				queue = append(queue, c)
 			}
@@ -253,10 +256,11 @@ func (w *world) sweep(ctx context.Context, each int, load **workload.Load) error
 			return err
 		}
 	}
-	for _, c := range apart {
-		if err := w.alone(ctx, c, load); err != nil {
-			return err
-		}
+	if err := w.truncations(ctx, apart[d22]); err != nil {
+		return err
+	}
+	if err := w.rewinds(ctx, apart[d21], load); err != nil {
+		return err
 	}
 	(*load).Stop()
 	return w.final(ctx)
@@ -319,7 +323,9 @@ func (w *world) round(ctx context.Context, queue []*class, cut bool) ([]*class, 
 		return queue, err
 	}
 	w.remember()
-	w.judge(r)
+	if err := w.judge(ctx, r); err != nil {
+		return queue, err
+	}
 	if cut {
 		if err := w.cutRegions(cutFor); err != nil {
 			return queue, err
@@ -348,7 +354,10 @@ func (w *world) round(ctx context.Context, queue []*class, cut bool) ([]*class, 
 	if err := w.look(ctx); err != nil {
 		return queue, err
 	}
-	return left, w.repair(ctx)
+	if err := w.repair(ctx); err != nil {
+		return left, err
+	}
+	return left, w.decide(ctx)
 }
 
 // seen has the suite's own checkers look at what was planted and is not found yet.
@@ -359,6 +368,16 @@ func (w *world) seen(ctx context.Context) error {
 	}
 	for _, s := range w.seeds {
 		if s.applied || !s.Clean.IsZero() {
+			continue
+		}
+		if s.class.id == d22 {
+			n, err := w.lacking(ctx, s)
+			if err != nil {
+				return err
+			}
+			if n > 0 && !s.armed() {
+				s.SeenBy = []string{"topic"}
+			}
 			continue
 		}
 		if s.class.id == d19 {
@@ -389,13 +408,13 @@ func (r *reading) head(region int, origin int64, slot int, age time.Duration) (s
 
 // judge takes note of which seeds are repaired, whether those that are a person's were left alone, and whether anything else was
 // changed.
-func (w *world) judge(r *reading) {
+func (w *world) judge(ctx context.Context, r *reading) error {
 	for _, s := range w.seeds {
 		if !s.applied || !s.Clean.IsZero() {
 			continue
 		}
 		is := w.image(r, s)
-		if s.class.person && !s.decided {
+		if s.class.person {
 			if is != s.after && s.Wrong == "" {
 				s.Wrong = "it is a person's, and it was changed"
 			}
@@ -404,8 +423,13 @@ func (w *world) judge(r *reading) {
 		if by, _ := w.witness(r, s); len(by) > 0 || w.stillFound(s) {
 			continue
 		}
+		if s.class.id == d22 {
+			if n, err := w.lacking(ctx, s); err != nil || n > 0 {
+				return err
+			}
+		}
 		s.Clean = r.at
-		if is != s.before && !s.class.adds && !s.class.account && s.class.id != d19 && len(s.gids) == 0 {
+		if is != s.before && !s.class.adds && !s.class.account && s.class.id != d19 && !s.class.apart {
 			s.Wrong = "the repair left other rows than there were"
 		}
 		w.give(s)
@@ -416,6 +440,7 @@ func (w *world) judge(r *reading) {
 		}
 	}
 	w.last = r
+	return nil
 }
 
 // ours says whether a transaction's rows are a seed's to change.

@@ -28,6 +28,7 @@ func (r *Reconciler) tier3(ctx context.Context, rep *Report, region string, from
 		return
 	}
 	seen, begin, horizon := map[string]bool{}, from, to
+	rep.branches = nil
 	for from < to {
 		var page FinishedAnswer
 		if err := r.get(ctx, rep, region, fmt.Sprintf("/v1/drift/finished?from=%d&to=%d", from, to), &page); err != nil {
@@ -40,6 +41,7 @@ func (r *Reconciler) tier3(ctx context.Context, rep *Report, region string, from
 		}
 		from = page.Next
 	}
+	r.setBack(rep, region)
 	for name, endpoint := range parts {
 		if err := r.check(ctx, rep, region, name, endpoint); err != nil {
 			rep.skip("books of %s in %s: %v", name, region, err)
@@ -116,9 +118,11 @@ func (r *Reconciler) inspect(ctx context.Context, rep *Report, region, name, end
 	}
 	for i := range part {
 		rep.Branches++
-		if f := r.judge(region, name, &part[i], &got[i], &effects[i]); f != nil {
+		f := r.judge(region, name, &part[i], &got[i], &effects[i])
+		if f != nil {
 			rep.Findings = append(rep.Findings, *f)
 		}
+		rep.seen(name, &part[i], &got[i], f != nil)
 	}
 	return nil
 }

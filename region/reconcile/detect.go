@@ -49,6 +49,8 @@ type Report struct {
 	Transactions uint64 `json:"transactions"`
 	Branches     int    `json:"branches"`
 	Books        int    `json:"books"`
+	// Published events were looked for in their region's topic.
+	Published int `json:"published"`
 	// Open are records and effects that are on their way, and were not judged.
 	Open int `json:"open"`
 	// Bytes exchanged between the reconciler and the regions.
@@ -56,7 +58,8 @@ type Report struct {
 	// Skipped says what could not be looked at, and why.
 	Skipped []string `json:"skipped,omitempty"`
 
-	horizon int64
+	horizon  int64
+	branches map[string][]branchSeen // of one region, by participant
 }
 
 // Detect looks for drift among transactions that finished in [from, to) (unix ms). What is not reachable is skipped and
@@ -67,6 +70,7 @@ func (r *Reconciler) Detect(ctx context.Context, from, to int64) (*Report, error
 	if err := r.tier2(ctx, rep, heads, from, to); err != nil {
 		return rep, err
 	}
+	r.outboxes(ctx, rep, from, to)
 	for _, region := range r.Regions {
 		r.tier3(ctx, rep, region, from, to)
 	}

@@ -18,7 +18,7 @@ import (
 // order of repairs: records first, for decisions are read from them; then barriers, then books, then effects.
 // Rows of the barrier come before effects: nothing may be done again meanwhile.
 var order = []Class{EventMissing, TxMissing, Overwritten, StatusFlipped, RecordAltered, RowMissing, ConfirmTwice, AppliedTwice, UnitSwapped, WrongAccount, LegAltered,
-	CancelTwice, AmountAltered, Compensating, EffectMissing, LostConfirm, LostCancel, Stale}
+	CancelTwice, AmountAltered, Compensating, EffectMissing, LostConfirm, LostCancel, SetBack, Unpublished, Stale}
 
 // Plan sorts the findings that have a repair into the order in which they are repaired.
 func Plan(all []Finding) []Finding {
@@ -62,8 +62,11 @@ func (r *Reconciler) repair(ctx context.Context, f *Finding) (string, error) {
 		return r.atParticipant(ctx, f, "/lockstep/restore")
 	case RowMissing:
 		return r.atParticipant(ctx, f, "/lockstep/restore")
-	case LostConfirm, LostCancel:
+	case LostConfirm, LostCancel, SetBack:
 		return r.resend(ctx, f)
+	case Unpublished:
+		raw, err := r.Ask.Post(ctx, f.Region, "/v1/drift/publish", f.Evidence)
+		return strings.TrimSpace(string(raw)), err
 	case Stale:
 		var e resume
 		if err := json.Unmarshal(f.Evidence, &e); err != nil {
