@@ -202,8 +202,8 @@ func (res *Result) Scenarios() (out []scenario.Result) {
 	c := check.Result{ID: "E0", Title: "nothing is found and nothing is changed but what was planted", Required: true, Armed: true}
 	if res.Control != nil {
 		q := res.Control
-		c.Examined, c.Armed = q.Reconciled, q.Reconciled >= q.Wanted && q.Cuts > 0
-		c.Arming = fmt.Sprintf("%d transactions reconciled under lag (%d wanted), %d cuts; false findings at most %.1e of transactions", q.Reconciled, q.Wanted, q.Cuts, q.Bound())
+		c.Examined, c.Armed = q.Reconciled, q.Reconciled >= q.Wanted && q.Cuts > 0 && q.Lagging > 0
+		c.Arming = fmt.Sprintf("%d transactions reconciled (%d wanted), %d cuts, %d looks at a region that lagged (1 of each wanted); without a finding, false ones are at most %.1e of transactions", q.Reconciled, q.Wanted, q.Cuts, q.Lagging, q.Bound())
 		c.Violations = append(c.Violations, q.Findings...)
 		whole.Effective.What = fmt.Sprintf("%d cuts between the regions, %d looks of which %d found events on their way", q.Cuts, q.Looks, q.Lagging)
 	} else {

@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/chaos/history"
@@ -42,6 +43,8 @@ type Options struct {
 	Beds []Bed
 	// Quiet is how many transactions the quiet control is to reconcile; 0: there is none.
 	Quiet int
+	// Limit is how long a seed may stay unfound, and how long it may stay unrepaired after that, before it is scaled.
+	Limit time.Duration
 	// Slow scales waits, at least 1.
 	Slow float64
 	Say  func(format string, args ...any)
@@ -63,9 +66,6 @@ const (
 	lanes    = 6
 	think    = 250 * time.Millisecond
 	perRound = 12
-	// findLimit is how long a seed may stay unfound, repairLimit how long it may stay unrepaired after that.
-	findLimit   = 40 * time.Second
-	repairLimit = 40 * time.Second
 	// staleAfter is how long an event may be on its way in the product's eyes; cutFor is shorter.
 	staleAfter = 8 * time.Second
 	cutFor     = 3 * time.Second
@@ -279,9 +279,9 @@ func (w *world) awaited() bool {
 // given says that a seed's time is over: it is missed, or not repaired.
 func (w *world) given(s *Seed) bool {
 	if s.Found.IsZero() {
-		return time.Since(s.Injected)-w.unreachable(s.Injected, time.Now()) > w.scaled(findLimit)
+		return time.Since(s.Injected)-w.unreachable(s.Injected, time.Now()) > w.scaled(w.o.Limit)
 	}
-	return time.Since(s.Found) > w.scaled(repairLimit)
+	return time.Since(s.Found) > w.scaled(w.o.Limit)
 }
 
 // unreachable is for how much of a time the regions were cut from each other.
@@ -327,7 +327,7 @@ func (w *world) round(ctx context.Context, queue []*class, cut bool) ([]*class, 
 		return queue, err
 	}
 	if cut {
-		if err := w.cutRegions(cutFor); err != nil {
+		if err := w.cutRegions(cutFor, ""); err != nil {
 			return queue, err
 		}
 	}
@@ -448,18 +448,25 @@ func (w *world) ours(region int, gid string) bool {
 	return slices.ContainsFunc(w.seeds, func(s *Seed) bool { return s.scope(region, gid) })
 }
 
-// cutRegions cuts the regions from each other for a while from now on; what is under way goes on meanwhile.
-func (w *world) cutRegions(d time.Duration) error {
+// cutRegions cuts the links between the regions whose names end so, for a while from now on; what is under way goes on meanwhile.
+func (w *world) cutRegions(d time.Duration, ending string) error {
 	d = w.scaled(d)
+	var links []*netproxy.Link
 	for _, k := range w.d.Links {
+		if strings.HasSuffix(k.Counters().Route, ending) {
+			links = append(links, k)
+		}
+	}
+	for _, k := range links {
 		if err := k.Cut(netproxy.Drop); err != nil {
 			return err
 		}
 	}
-	now := time.Now()
-	w.cut = append(w.cut, span{now, now.Add(d)})
+	if now := time.Now(); ending == "" {
+		w.cut = append(w.cut, span{now, now.Add(d)})
+	}
 	time.AfterFunc(d, func() {
-		for _, k := range w.d.Links {
+		for _, k := range links {
 			k.Heal()
 		}
 	})

@@ -20,6 +20,12 @@ const (
 	CancelAfterDecision = "timeout-cancels-after-decision"
 	// StaleRead shows a transaction as undecided for a while after its decision, as a replica that lags would.
 	StaleRead = "stale-replica-read"
+	// SkipsLastPage leaves the last page of what a region has decided out of a look for drift.
+	SkipsLastPage = "skips-last-page"
+	// WatermarkTooLate judges what is on its way to another region as if it had to be there.
+	WatermarkTooLate = "watermark-too-late"
+	// GuessesAmbiguous ends holds of transactions that nobody knows, as if that were a repair.
+	GuessesAmbiguous = "repair-guesses-ambiguous"
 )
 
 // StoreDelay is how late AckBeforeStore stores: as a busy disk would, so that a crash hits what was answered. ApplyDelay is

@@ -35,7 +35,9 @@ func (r *Reconciler) tier3(ctx context.Context, rep *Report, region string, from
 			rep.skip("decisions of %s: %v", region, err)
 			return
 		}
-		r.decisions(ctx, rep, region, parts, page.List, seen)
+		if !last(&page) {
+			r.decisions(ctx, rep, region, parts, page.List, seen)
+		}
 		if page.Next == 0 {
 			break
 		}
@@ -64,7 +66,7 @@ func (r *Reconciler) decisions(ctx context.Context, rep *Report, region string, 
 			continue
 		}
 		seen[tx.Gid] = true
-		if !tx.Applied {
+		if !tx.Applied && !arrived() {
 			r.notApplied(rep, region, tx)
 			continue
 		}

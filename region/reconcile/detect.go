@@ -239,7 +239,7 @@ func (r *Reconciler) differ(ctx context.Context, rep *Report, heads map[string]m
 			continue
 		}
 		origin := slot.Epoch(other.Row.FinishEpoch).Region()
-		if h := heads[region][chainKey{origin, other.Row.Slot}]; h.Seq < other.Row.Finish.Seq {
+		if h := heads[region][chainKey{origin, other.Row.Slot}]; h.Seq < other.Row.Finish.Seq && !arrived() {
 			return r.onItsWay(rep, region, origin, other.Row, h.Seq), nil
 		}
 		f := &Finding{Class: EventMissing, Region: region, Gid: gid, Slot: other.Row.Slot,

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lockstep-tx/lockstep/coordinator/mutant"
 	"github.com/lockstep-tx/lockstep/region/arbiter"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -74,7 +75,11 @@ func (r *Reconciler) repair(ctx context.Context, f *Finding) (string, error) {
 		}
 		raw, err := r.Ask.Post(ctx, f.Region, fmt.Sprintf("/v1/region/unstop?origin=%s&slot=%d", escape(e.Origin), e.Slot), nil)
 		return strings.TrimSpace(string(raw)), err
-	case BothApplied, PhantomEntry, PhantomHold, NeverTried, ChainsDiffer:
+	case PhantomHold:
+		if mutant.On(mutant.GuessesAmbiguous) {
+			return r.end(ctx, f, Cancel)
+		}
+	case BothApplied, PhantomEntry, NeverTried, ChainsDiffer:
 	}
 	return "", fmt.Errorf("a finding of class %s has no repair; a person must decide", f.Class)
 }

@@ -121,12 +121,18 @@ var mutants = []mutation{
 	{"repair-not-idempotent", "P9", []string{"I1", "I6"}, nil},
 }
 
+// sweepArgs make the drift sweep short.
+var sweepArgs = []string{"--drift-seeds", "2", "--quiet-control", "0", "--drift-limit", "10s"}
+
 var furtherMutants = []mutation{
 	{"skip-balance-check", "M2", []string{"I2"}, nil},
 	{"wrong-sign", "M2", []string{"I1"}, nil},
 	{"float-rounding", "M2", []string{"I6"}, nil},
 	{"timeout-cancels-after-decision", "M2", []string{"I4"}, nil},
 	{"stale-replica-read", "M2", []string{"I14"}, nil},
+	{"skips-last-page", "R01", []string{"E1"}, sweepArgs},
+	{"watermark-too-late", "E0", []string{"E0"}, []string{"--quiet-control", "600"}},
+	{"repair-guesses-ambiguous", "R10", []string{"E1"}, sweepArgs},
 }
 
 // found runs a mutant's scenario, and wants it red under each of its checkers.

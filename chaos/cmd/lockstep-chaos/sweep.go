@@ -16,9 +16,10 @@ import (
 
 // sweepFlags are those of the drift sweep, the scenarios R01 to R24 and E0.
 type sweepFlags struct {
-	DriftSeeds   int  `help:"Seeds of each class of drift in the sweep." default:"5"`
-	QuietControl int  `help:"Transactions that the sweep's quiet control is to reconcile; 0: there is none." default:"5000"`
-	SQLiteAlone  bool `help:"The sweep's deployments are on SQLite, also where servers are given." name:"sqlite-alone"`
+	DriftSeeds   int           `help:"Seeds of each class of drift in the sweep." default:"5"`
+	QuietControl int           `help:"Transactions that the sweep's quiet control is to reconcile; 0: there is none." default:"5000"`
+	DriftLimit   time.Duration `help:"How long a seed may stay unfound, or unrepaired once it was found, on the reference machine." default:"40s"`
+	SQLiteAlone  bool          `help:"The sweep's deployments are on SQLite, also where servers are given." name:"sqlite-alone"`
 }
 
 // Sweep stands for all of R01 to R24 and E0.
@@ -52,7 +53,7 @@ func parted(ids []string) (rest, classes []string, wanted bool, err error) {
 
 // sweep runs the drift sweep and adds it to the report.
 func (c *runCmd) sweep(ctx context.Context, out io.Writer, run *report.Run, classes []string, slow float64) (err error) {
-	o := sweep.Options{Dir: c.Out, Bin: c.Bin, Env: c.Env, Seed: c.Seed, Each: c.DriftSeeds, Classes: classes, Quiet: c.QuietControl, Slow: slow,
+	o := sweep.Options{Dir: c.Out, Bin: c.Bin, Env: c.Env, Seed: c.Seed, Each: c.DriftSeeds, Classes: classes, Quiet: c.QuietControl, Limit: c.DriftLimit, Slow: slow,
 		Say: func(string, ...any) {}}
 	if c.Verbose {
 		o.Say = func(f string, args ...any) {
