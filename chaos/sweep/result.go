@@ -23,6 +23,9 @@ type Times struct {
 	Max float64 `json:"max"`
 }
 
+// String gives the three.
+func (t Times) String() string { return fmt.Sprintf("%.1f, %.1f, %.1f", t.P50, t.P95, t.Max) }
+
 // Row is what was measured of a class, or of all together.
 type Row struct {
 	Class string `json:"class"`

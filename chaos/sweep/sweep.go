@@ -62,9 +62,9 @@ type Bed struct {
 const (
 	// accountsPer are the accounts of each region: two books of all of them are what seeds have room in.
 	accountsPer = 24
-	// So many clients, that rest so long at most between two requests: some thirty transactions a second.
+	// So many clients, that rest so long at most between two requests: some twenty-five transactions a second.
 	lanes    = 6
-	think    = 250 * time.Millisecond
+	think    = 400 * time.Millisecond
 	perRound = 12
 	// staleAfter is how long an event may be on its way in the product's eyes; cutFor is shorter.
 	staleAfter = 8 * time.Second
