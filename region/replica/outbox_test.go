@@ -99,5 +99,10 @@ func TestWhatIsNotedAsPublishedAndIsNotInTheTopic(t *testing.T) {
 			t.Errorf("%d events are not there after they were published again", unsent)
 		}
 		published(0)
+		// What is not asked for stands between.
+		ask(http.MethodGet, fmt.Sprintf("/v1/drift/outbox?from=%d&to=%d", rows[20].FinishedAt, begin+1_000_000), nil, &a)
+		if a.Checked == 0 || a.Checked >= 100 || len(a.Unsent) != 0 {
+			t.Errorf("of a part of the time: %+v", a)
+		}
 	})
 }
