@@ -1,8 +1,10 @@
 package drift
 
 import (
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/chaos/seed"
 	"github.com/lockstep-tx/lockstep/region/arbiter/arbitertest"
@@ -112,5 +114,49 @@ func TestAFewThatWereNeverTriedAreNoBackup(t *testing.T) {
 		if f.Class != reconcile.NeverTried {
 			t.Errorf("%s", text(f))
 		}
+	}
+}
+
+// TestAJournalThatWasSetBackIsNamed (D21): another region has what the journal of the chain's own region does not have any more.
+// That is said of each slot and is a person's; the records are had again from the other region, in the order of their chain.
+func TestAJournalThatWasSetBackIsNamed(t *testing.T) {
+	a, _ := arbitertest.Start(t)
+	for kind := range databases {
+		t.Run(kind, func(t *testing.T) {
+			p := newPair(t, kind, 60)
+			p.apply(p.rows)
+			if found := p.look(); len(found) != 0 {
+				t.Fatalf("before: %s", text(found))
+			}
+			lost, err := seed.RewindJournal(t.Context(), p.db["east"], p.d, 20)
+			p.must(err)
+			found, err := reconcile.Save(t.Context(), a, p.look(), time.UnixMilli(begin))
+			p.must(err)
+			slots, records := map[int]bool{}, 0
+			for i := range found {
+				f := &found[i]
+				switch {
+				case f.Region != "east" || len(f.Evidence) == 0:
+					t.Fatalf("%s", text(f))
+				case f.Class == reconcile.SetBack && f.Status == reconcile.Quarantined && strings.Contains(f.Text, "set back") && len(f.Options()) == 1:
+					slots[f.Slot] = true
+				case f.Class == reconcile.TxMissing && f.Repair != "" && slices.Contains(lost, f.Gid):
+					records++
+				default:
+					t.Fatalf("%s", text(f))
+				}
+			}
+			if len(slots) != 5 || records != len(lost) {
+				t.Fatalf("%d slots, %d records: %s", len(slots), records, text(found))
+			}
+			for _, f := range reconcile.Plan(found) {
+				for range 2 {
+					p.must(p.rec.Apply(t.Context(), a, &f, time.UnixMilli(begin)))
+				}
+			}
+			if again := p.look(); len(again) != 0 {
+				t.Fatalf("after the records were had again: %s", text(again))
+			}
+		})
 	}
 }

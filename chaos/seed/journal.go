@@ -152,3 +152,65 @@ func Freeze(ctx context.Context, db *sql.DB, d sqldb.Dialect, origin, slot int) 
 	}
 	return seq, err
 }
+
+// RewindJournal sets a region's journal back by its last n rows (D21), with the note of what it has published: it gives the
+// transactions that it does not know any more.
+func RewindJournal(ctx context.Context, db *sql.DB, d sqldb.Dialect, n int) (gids []string, err error) {
+	err = sqldb.InTx(ctx, db, func(tx *sql.Tx) error {
+		gids = nil
+		rows, err := tx.QueryContext(ctx, d.Q("SELECT gid, slot FROM lockstep_journal ORDER BY id DESC LIMIT ?"), n)
+		if err != nil {
+			return err
+		}
+		slots := map[int]bool{}
+		for rows.Next() {
+			var gid []byte
+			var slot int
+			if err := rows.Scan(&gid, &slot); err != nil {
+				return errors.Join(err, rows.Close())
+			}
+			gids, slots[slot] = append(gids, string(gid)), true
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			return err
+		}
+		j := inJournal{ctx: ctx, tx: tx, d: d}
+		for _, gid := range gids {
+			if err := j.one("DELETE FROM lockstep_journal WHERE gid = ?", []byte(gid)); err != nil {
+				return err
+			}
+		}
+		for slot := range slots {
+			if err := j.note(slot); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil && len(gids) != n {
+		err = fmt.Errorf("the journal has %d rows, not %d", len(gids), n)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, gid := range gids {
+		if is, err := recordImage(ctx, db, d, gid); err != nil || is != "" {
+			return nil, errors.Join(fmt.Errorf("%s still stands in the journal", gid), err)
+		}
+	}
+	return gids, nil
+}
+
+// note sets the note of what is published of a slot back to the last event that is there.
+func (j inJournal) note(slot int) error {
+	var seq int64
+	var chain []byte
+	err := j.tx.QueryRowContext(j.ctx, j.d.Q("SELECT finish_seq, finish_chain FROM lockstep_journal WHERE slot = ? AND finish_seq IS NOT NULL ORDER BY finish_seq DESC LIMIT 1"), slot).Scan(&seq, &chain)
+	if errors.Is(err, sql.ErrNoRows) {
+		return j.one("DELETE FROM lockstep_published WHERE slot = ?", slot)
+	}
+	if err != nil {
+		return err
+	}
+	return j.one("UPDATE lockstep_published SET seq = ?, chain = ? WHERE slot = ?", seq, chain, slot)
+}

@@ -37,7 +37,7 @@ func (f *Finding) Options() []string {
 	switch {
 	case f.wasPosted():
 		return []string{Accept} // what it moved is evened out by a payment
-	case f.Class == NeverTried, f.Class == SetBack:
+	case f.Class == NeverTried, f.Class == SetBack && f.Branch != "":
 		return []string{Accept, Confirm}
 	case f.Class == PhantomHold:
 		return []string{Accept, Cancel} // no barrier knows its try: a confirm would post what nobody has checked

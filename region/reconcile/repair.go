@@ -25,10 +25,15 @@ var order = []Class{EventMissing, TxMissing, Overwritten, StatusFlipped, RecordA
 func Plan(all []Finding) []Finding {
 	var out []Finding
 	for _, c := range order {
+		from := len(out)
 		for _, f := range all {
 			if f.Class == c && f.Status == Open && f.Repair != "" {
 				out = append(out, f)
 			}
+		}
+		switch c {
+		case EventMissing, TxMissing, Overwritten, StatusFlipped, RecordAltered:
+			inChain(out[from:])
 		}
 	}
 	return out

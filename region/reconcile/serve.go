@@ -146,10 +146,11 @@ func (s *Served) keeps(since string) error {
 }
 
 // Mount adds the handlers: GET /v1/drift/sums, /prints, /row, /heads, /finished, /outbox, and POST /v1/drift/known,
-// /restore, /publish. Who may ask is
+// /restore, /publish, /lost. Who may ask is
 // the caller's business.
 func (s *Served) Mount(mux *http.ServeMux) {
 	s.mountOutbox(mux)
+	s.mountLost(mux)
 	mux.HandleFunc("GET /v1/drift/sums", func(w http.ResponseWriter, r *http.Request) {
 		from, to, err := window(r)
 		if err != nil {
