@@ -71,11 +71,13 @@ type Result struct {
 	PrecLower float64  `json:"precision_lower"`
 	// Collateral are rows that changed, or that a checker complains of, and that are of no seed.
 	Collateral []string `json:"collateral,omitempty"`
-	Looks      int      `json:"looks"`
-	Control    *Control `json:"control,omitempty"`
-	Problems   []string `json:"problems,omitempty"`
-	Harness    string   `json:"harness,omitempty"`
-	Seconds    float64  `json:"seconds"`
+	// Lagged are findings of a lag (D19) that the suite saw too, and that no seed had made.
+	Lagged   int      `json:"lagged,omitempty"`
+	Looks    int      `json:"looks"`
+	Control  *Control `json:"control,omitempty"`
+	Problems []string `json:"problems,omitempty"`
+	Harness  string   `json:"harness,omitempty"`
+	Seconds  float64  `json:"seconds"`
 
 	began time.Time
 	seeds []*Seed
@@ -92,6 +94,7 @@ func (res *Result) add(w *world) {
 	}
 	res.Collateral = append(res.Collateral, sorted(w.spoiled)...)
 	res.Looks += w.looks
+	res.Lagged += len(w.lagged)
 	res.Problems = append(res.Problems, w.problems...)
 }
 
@@ -245,7 +248,7 @@ func (res *Result) Table(w io.Writer) {
 		fmt.Fprintf(w, "  %-4s %-44s %5d %5d %6d %6d %8d %5d %5.1f%%  %6.1f /%6.1f   %6.1f /%6.1f   %6.1f /%6.1f\n", row.Class, row.Title, row.Seeds, row.Found, row.Missed, row.Misclassified, row.Repaired, row.Left,
 			row.Lower*100, row.Detect.P50, row.Detect.Max, row.Reached.P50, row.Reached.Max, row.Repair.P50, row.Repair.Max)
 	}
-	fmt.Fprintf(w, "  precision %.1f %% (at least %.1f %% at 95 %%), %d false findings, %d collateral changes\n", res.Precision*100, res.PrecLower*100, len(res.False), len(res.Collateral))
+	fmt.Fprintf(w, "  precision %.1f %% (at least %.1f %% at 95 %%), %d false findings, %d of lag that was there without a seed, %d collateral changes\n", res.Precision*100, res.PrecLower*100, len(res.False), res.Lagged, len(res.Collateral))
 	if q := res.Control; q != nil {
 		fmt.Fprintf(w, "  quiet control: %d findings in %d reconciled transactions (%d wanted) with %d cuts, %.0f s: at most %.1e of transactions at 95 %%\n", len(q.Findings), q.Reconciled, q.Wanted, q.Cuts, q.Seconds, q.Bound())
 	}

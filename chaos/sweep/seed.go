@@ -3,6 +3,7 @@ package sweep
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -58,6 +59,7 @@ type Seed struct {
 	gids       map[string]bool // all that it touches, where that is more than Gid
 	applied    bool            // apply has run since it was found
 	keys       []string        // events of a topic, by their keys
+	end        func() error    // of what the suite holds for it; nil: nothing
 	taken      []string        // places that nothing else may be planted in meanwhile
 }
 
@@ -67,6 +69,16 @@ func (s *Seed) accounts() []string {
 		out = append(out, s.Other)
 	}
 	return out
+}
+
+// ended ends what the suite held for a seed.
+func (s *Seed) ended() error {
+	if s.end == nil {
+		return nil
+	}
+	end := s.end
+	s.end = nil
+	return end()
 }
 
 // armed says that an independent checker has seen it.
@@ -165,9 +177,6 @@ func (w *world) place(r *reading, c *class, t *candidate) *Seed {
 			}
 		}
 		if c.id == seed.D04 {
-			if !r.held(at, s, t.op.Amount) {
-				return nil
-			}
 			s.taken = append(s.taken, s.Region+" passage")
 		}
 		if c.aborts && row.Phase == aborted && !slices.ContainsFunc(r.by[at].transfers[s.Gid], func(t check.Transfer) bool { return t.Branch == s.Branch && t.State == "voided" }) {
@@ -183,15 +192,6 @@ func (w *world) place(r *reading, c *class, t *candidate) *Seed {
 		}
 	}
 	return s
-}
-
-// held says whether so much more is held on both sides of a branch that it can be let go once more.
-func (r *reading) held(region int, s *Seed, amount int64) bool {
-	customer, passage := r.by[region].accounts[s.Account], r.by[region].accounts["house:passage:CNY"]
-	if s.Branch == "pay" {
-		return customer.DebitsPending >= amount && passage.CreditsPending >= amount
-	}
-	return customer.CreditsPending >= amount && passage.DebitsPending >= amount
 }
 
 // free is an account that nothing is planted in, of a region's book.
@@ -230,11 +230,16 @@ func (w *world) put(ctx context.Context, s *Seed, t *candidate) (err error) {
 	case c.journal:
 		s.Planted, err = seed.Record(ctx, w.journals[at].db, w.journals[at].d, as, s.Gid, s.OtherGid, w.rnd)
 	default:
+		if c.id == seed.D04 {
+			if s.end, err = w.hold(ctx, at, s.Account, s.Other, s.Branch); err != nil {
+				return errors.Join(err, s.ended())
+			}
+		}
 		target := seed.Target{Gid: s.Gid, Branch: s.Branch, Account: s.Account, Other: s.Other, Commit: t.rows[0].Phase == committed, Schema: w.d.Regions[at].Barrier}
 		s.Planted, err = seed.Plant(ctx, w.wallets[at].db, w.wallets[at].d, as, target, w.rnd)
 	}
 	if err != nil {
-		return err
+		return errors.Join(err, s.ended())
 	}
 	s.Injected, s.Variant, s.Fault = time.Now(), s.Planted.Variant, w.faulty()
 	switch c.id {

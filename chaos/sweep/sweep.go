@@ -67,7 +67,7 @@ const (
 	think    = 400 * time.Millisecond
 	perRound = 12
 	// staleAfter is how long an event may be on its way in the product's eyes; cutFor is shorter.
-	staleAfter = 8 * time.Second
+	staleAfter = 12 * time.Second
 	cutFor     = 3 * time.Second
 	lookBack   = 60 * time.Second
 )
@@ -99,7 +99,10 @@ type world struct {
 	false      map[string]string // by finding
 	spoiled    map[string]bool   // rows that changed and are of no seed
 	generation int               // of the load
-	judged     int               // transactions in the last look
+	latest     *reading          // before the last look
+	lagged     map[string]bool   // findings of a lag that was there
+	holds      int
+	judged     int // transactions in the last look
 	looks      int
 	found      map[*Seed][]finding // of the last look
 	cut        []span              // when the regions were cut from each other
@@ -121,7 +124,7 @@ func Run(ctx context.Context, o Options) *Result {
 			break
 		}
 		w := &world{o: o, bed: o.Beds[n%len(o.Beds)], dir: filepath.Join(o.Dir, fmt.Sprintf("sweep-%d", n+1)), log: history.New(), rnd: rand.New(rand.NewPCG(o.Seed, uint64(n))),
-			home: map[string]int{}, ops: map[string]history.Op{}, taken: map[string]bool{}, takenGids: map[string]bool{}, false: map[string]string{}, spoiled: map[string]bool{}}
+			home: map[string]int{}, ops: map[string]history.Op{}, taken: map[string]bool{}, takenGids: map[string]bool{}, false: map[string]string{}, lagged: map[string]bool{}, spoiled: map[string]bool{}}
 		err := w.run(ctx, each, n == 0 && o.Quiet > 0, res)
 		res.add(w)
 		if err != nil {
@@ -263,6 +266,11 @@ func (w *world) sweep(ctx context.Context, each int, load **workload.Load) error
 		return err
 	}
 	(*load).Stop()
+	for _, s := range w.seeds {
+		if err := s.ended(); err != nil {
+			return err
+		}
+	}
 	return w.final(ctx)
 }
 
@@ -366,6 +374,7 @@ func (w *world) seen(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	w.latest = r
 	for _, s := range w.seeds {
 		if s.applied || !s.Clean.IsZero() {
 			continue

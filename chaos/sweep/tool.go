@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/lockstep-tx/lockstep/chaos/check"
 )
 
 // finding is what the product's command prints of one, as far as it is of interest here.
@@ -60,6 +62,10 @@ func (w *world) look(ctx context.Context) error {
 	w.found = map[*Seed][]finding{}
 	for _, f := range found {
 		s := w.match(&f)
+		if s == nil && w.lags(&f) {
+			w.lagged[f.ID] = true
+			continue
+		}
 		if s == nil {
 			raw, _ := json.Marshal(f) // texts and a number
 			w.false[f.ID] = string(raw)
@@ -110,6 +116,61 @@ func (s *Seed) is(f *finding) bool {
 		return f.Gid == "" && slices.Contains(s.accounts(), f.Account)
 	}
 	return f.Gid != "" && f.Gid == s.Gid && (f.Branch == "" || f.Branch == s.Branch)
+}
+
+// lags says whether a finding of a lag (D19) is of one that was there: the suite's own look, before the product's, has the events
+// or effects missing too, for about as long. On a machine that is too busy there is such a lag without a seed.
+func (w *world) lags(f *finding) bool {
+	r := w.latest
+	if f.Class != "D19" || r == nil {
+		return false
+	}
+	at := w.index(f.Region)
+	late := func(rows *[2]*check.Decided) bool {
+		for _, d := range rows {
+			if d != nil && d.Finished && r.at.Sub(time.UnixMilli(d.At)) > w.scaled(staleAfter)/2 {
+				return true
+			}
+		}
+		return false
+	}
+	for gid, rows := range r.rows {
+		switch {
+		case f.Gid == "" && rows[at] == nil && rows[1-at] != nil && rows[1-at].Slot == f.Slot && late(rows):
+			return true
+		case f.Gid == gid && late(rows):
+			posted := 0
+			for _, t := range r.by[at].transfers[gid] {
+				if t.State == "posted" {
+					posted++
+				}
+			}
+			applied := rows[at] != nil && posted == 2 && w.allApplied(r, at, rows[at])
+			return !applied
+		}
+	}
+	return false
+}
+
+// allApplied says whether nothing of a transaction's slot that finished before it is missing in a region's book: how far effects are
+// applied goes by the slot.
+func (w *world) allApplied(r *reading, at int, d *check.Decided) bool {
+	for gid, rows := range r.rows {
+		o := rows[at]
+		if o == nil || o.Phase != committed || o.Slot != d.Slot || o.Origin != d.Origin || o.FinishSeq > d.FinishSeq {
+			continue
+		}
+		posted := 0
+		for _, t := range r.by[at].transfers[gid] {
+			if t.State == "posted" {
+				posted++
+			}
+		}
+		if posted < 2 {
+			return false
+		}
+	}
+	return true
 }
 
 // stillFound says whether the last look still has a finding of a seed.
