@@ -121,7 +121,7 @@ func (w *world) candidates(r *reading, c *class) (out []candidate) {
 }
 
 // ageMax is how old a transaction is at most in which something is planted.
-const ageMax = 25 * time.Second
+const ageMax = 15 * time.Second
 
 // tries is how many candidates are tried for one seed in one round.
 const tries = 40

@@ -69,7 +69,8 @@ const (
 	// staleAfter is how long an event may be on its way in the product's eyes; cutFor is shorter.
 	staleAfter = 12 * time.Second
 	cutFor     = 3 * time.Second
-	lookBack   = 60 * time.Second
+	// lookBack is how far back a look goes at least: longer than a seed's transaction is old when the seed is found.
+	lookBack = 40 * time.Second
 )
 
 // db is a database and how it is spoken to.

@@ -44,7 +44,7 @@ func (w *world) drift(ctx context.Context, what string, more ...string) (found [
 // look has the product look, and holds what it finds against what was planted.
 func (w *world) look(ctx context.Context) error {
 	began := time.Now()
-	found, said, err := w.drift(ctx, "run", "--since", lookBack.String(), "--stale-after", w.scaled(staleAfter).String())
+	found, said, err := w.drift(ctx, "run", "--since", max(lookBack, w.scaled(5*staleAfter/2)).String(), "--stale-after", w.scaled(staleAfter).String())
 	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()

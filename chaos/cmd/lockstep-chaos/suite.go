@@ -149,6 +149,7 @@ func (listCmd) Run(out io.Writer) error {
 		}
 		fmt.Fprintf(out, "%-14s %s (%s; arms %s%s)\n", s.ID, s.Title, s.Fault.Name(), strings.Join(s.Arms, " "), needs)
 	}
+	fmt.Fprintf(out, "%-14s drift of each class, seeded and measured: %s\n", sweepID, strings.Join(sweep.IDs(), " "))
 	_, err := fmt.Fprintf(out, "checkers: %s\n", strings.Join(check.IDs(), " "))
 	return err
 }
