@@ -49,7 +49,7 @@ func (w *world) truncate(ctx context.Context, region, part int) error {
 	s.Injected = time.Now()
 	s.Planted = seed.Planted{Class: d22, Was: fmt.Sprintf("%d events", len(gone)), Is: "0 events"}
 	for _, m := range gone {
-		if s.Injected.Sub(m.At) < w.scaled(ageMax) {
+		if s.Injected.Sub(m.At) < ageMax {
 			s.keys = append(s.keys, m.Key)
 		}
 	}
