@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/chaos/check"
+	"github.com/lockstep-tx/lockstep/chaos/seed"
 )
 
 // finding is what the product's command prints of one, as far as it is of interest here.
@@ -114,6 +115,10 @@ func (s *Seed) is(f *finding) bool {
 		return f.Gid != "" && (f.Gid == s.Gid || f.Gid == s.OtherGid) && f.Branch == ""
 	case s.class.account:
 		return f.Gid == "" && slices.Contains(s.accounts(), f.Account)
+	case f.Gid == "" && strings.HasPrefix(f.Account, "house:passage:"):
+		// Of two such seeds in one book it may not be known whose counters were moved too: what is left when their rows are right
+		// shows itself on the account that both have in common.
+		return s.class.id == seed.D04 || s.class.id == seed.D07 || s.class.id == seed.D24
 	}
 	return f.Gid != "" && f.Gid == s.Gid && (f.Branch == "" || f.Branch == s.Branch)
 }
