@@ -2,6 +2,7 @@ package sweep
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -22,8 +23,16 @@ var words = regexp.MustCompile(`[^\s,:;"()]+`)
 func (w *world) rest(ctx context.Context) (*reading, error) {
 	for end := time.Now().Add(w.scaled(restLimit)); ; {
 		r, err := w.read(ctx)
-		if err != nil || w.level(r) || time.Now().After(end) {
+		if err != nil {
 			return r, err
+		}
+		open := w.level(r)
+		if open == "" {
+			return r, nil
+		}
+		if time.Now().After(end) { // it is for the checkers
+			w.o.Say("not at rest: %s", open)
+			return r, nil
 		}
 		if !sleep(ctx, 300*time.Millisecond) {
 			return nil, ctx.Err()
@@ -31,16 +40,17 @@ func (w *world) rest(ctx context.Context) (*reading, error) {
 	}
 }
 
-func (w *world) level(r *reading) bool {
+// level says what is still open or on its way; "": nothing.
+func (w *world) level(r *reading) string {
 	for gid, rows := range r.rows {
 		if (rows[0] == nil || rows[1] == nil || !rows[0].Finished || !rows[1].Finished) && !w.ours(0, gid) && !w.ours(1, gid) {
-			return false
+			return gid + " is not finished in both journals"
 		}
 	}
 	for i := range r.books {
 		for _, t := range r.books[i].Transfers {
 			if t.State == "pending" && !w.ours(i, t.Gid) {
-				return false
+				return fmt.Sprintf("%s of %s is held in %s", t.Branch, t.Gid, r.books[i].Region)
 			}
 		}
 		for gid, rows := range r.rows {
@@ -54,11 +64,11 @@ func (w *world) level(r *reading) bool {
 				}
 			}
 			if posted < 2 {
-				return false
+				return fmt.Sprintf("%s has %d branches posted in %s", gid, posted, r.books[i].Region)
 			}
 		}
 	}
-	return true
+	return ""
 }
 
 // final counts at rest: the product has nothing more to find than what is a person's, and the suite's own checkers see nothing

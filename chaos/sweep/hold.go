@@ -46,7 +46,7 @@ func (w *world) hold(ctx context.Context, region int, account, other, branch str
 	w.remember()
 	end = func() error {
 		defer c.Close()
-		_, err := c.Abort(context.WithoutCancel(ctx), op.Gid, "the suite needs it no more", client.Decided)
+		_, err := c.Abort(context.WithoutCancel(ctx), op.Gid, "the suite needs it no more", client.Finished)
 		return err
 	}
 	q := url.Values{"gid": {op.Gid}, "trans_type": {"tcc"}, "branch_id": {branch}, "op": {"try"}}

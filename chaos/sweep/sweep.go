@@ -443,6 +443,9 @@ func (w *world) judge(ctx context.Context, r *reading) error {
 			s.Wrong = "the repair left other rows than there were"
 		}
 		w.give(s)
+		if err := s.ended(); err != nil {
+			w.o.Say("%s: what was held for it is left to its timeout: %v", s.ID, err)
+		}
 	}
 	if w.last != nil {
 		for _, what := range r.changed(w.last, w.ours) {
