@@ -127,6 +127,13 @@ func Run(ctx context.Context, o Options) *Result {
 		w := &world{o: o, bed: o.Beds[n%len(o.Beds)], dir: filepath.Join(o.Dir, fmt.Sprintf("sweep-%d", n+1)), log: history.New(), rnd: rand.New(rand.NewPCG(o.Seed, uint64(n))),
 			home: map[string]int{}, ops: map[string]history.Op{}, taken: map[string]bool{}, takenGids: map[string]bool{}, false: map[string]string{}, lagged: map[string]bool{}, spoiled: map[string]bool{}}
 		err := w.run(ctx, each, n == 0 && o.Quiet > 0, res)
+		if err != nil { // it was broken off: what still had time is neither found nor missed
+			for _, s := range w.seeds {
+				if !s.over() && !w.given(s) {
+					s.SeenBy = nil
+				}
+			}
+		}
 		res.add(w)
 		if err != nil {
 			res.Harness = err.Error()
