@@ -112,6 +112,10 @@ chaos: devctl build lockstep-chaos ## the chaos suite's pull-request set on real
 chaos-nightly: devctl build lockstep-chaos ## the chaos suite's nightly set, beyond the pull-request set; reports in CHAOS_OUT
 	@bin/devctl run -- bin/lockstep-chaos run --nightly --out $(CHAOS_OUT) --budget 45m --strict $(CHAOS_ARGS)
 
+.PHONY: chaos-recall
+chaos-recall: devctl build lockstep-chaos ## the drift sweep with sixty seeds of each class, and its control of 100,000 transactions (hours); reports in CHAOS_OUT
+	@bin/devctl run -- bin/lockstep-chaos run --scenario R --drift-seeds 60 --quiet-control 100000 --out $(CHAOS_OUT) --budget 4h --strict $(CHAOS_ARGS)
+
 .PHONY: chaos-mutants
 chaos-mutants: ## the product broken on purpose: each mutant must go red under its checker, correct code green, a disabled fault inconclusive
 	LOCKSTEP_FURTHER_MUTANTS=1 $(GO) test -tags servers -count 1 -timeout 25m -run 'TestTheSuite|TestFurtherMutants|TestAUsersOwnParticipant' -v ./chaos/cmd/lockstep-chaos

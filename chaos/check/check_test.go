@@ -18,11 +18,11 @@ func sound() *Evidence {
 	}
 	for i, region := range []string{"east", "west"} {
 		b := Book{Region: region, Accounts: slices.Clone(accounts)}
-		b.Transfers = []Transfer{{"g", "pay", "hold", "posted", "a", "house:passage:CNY", 5}, {"g", "receive", "hold", "posted", "house:passage:CNY", "b", 5}}
+		b.Transfers = []Transfer{{Gid: "g", Branch: "pay", Kind: "hold", State: "posted", Debit: "a", Credit: "house:passage:CNY", Amount: 5, Currency: "CNY", ID: "g:pay"}, {Gid: "g", Branch: "receive", Kind: "hold", State: "posted", Debit: "house:passage:CNY", Credit: "b", Amount: 5, Currency: "CNY", ID: "g:receive"}}
 		b.Entries = []Entry{
-			{"", "", "credit", "a", 100}, {"", "", "credit", "b", 100},
-			{"g", "pay", "debit", "a", 5}, {"g", "pay", "credit", "house:passage:CNY", 5},
-			{"g", "receive", "debit", "house:passage:CNY", 5}, {"g", "receive", "credit", "b", 5},
+			{Direction: "credit", Account: "a", Amount: 100}, {Direction: "credit", Account: "b", Amount: 100},
+			{"g", "pay", "debit", "a", 5, "CNY", "g:pay"}, {"g", "pay", "credit", "house:passage:CNY", 5, "CNY", "g:pay"},
+			{"g", "receive", "debit", "house:passage:CNY", 5, "CNY", "g:receive"}, {"g", "receive", "credit", "b", 5, "CNY", "g:receive"},
 		}
 		for _, branch := range []string{"pay", "receive"} {
 			if i == 0 {
@@ -31,7 +31,7 @@ func sound() *Evidence {
 			b.Rows = append(b.Rows, Row{"g", branch, "confirm", "confirm"})
 		}
 		e.Books = append(e.Books, b)
-		e.Decided = append(e.Decided, Decided{region, "g", 5, true}, Decided{region, "x", 6, true})
+		e.Decided = append(e.Decided, Decided{Region: region, Gid: "g", Phase: 5, Finished: true, Body: "11"}, Decided{Region: region, Gid: "x", Phase: 6, Finished: true})
 		e.Events = append(e.Events, Event{region, 1, 7, 1, "aa"}, Event{region, 1, 7, 2, "bb"})
 	}
 	e.Reaches = []Reach{{"west", 5, 1, 7, 0, 0, 0, 0}, {"west", 6, 1, 7, 1, 1, 1, 1}, {"west", 7, 1, 7, 2, 1, 2, 2}}
@@ -45,7 +45,7 @@ func sound() *Evidence {
 		Slots: []Held{{7, "m1", 4}}, Live: []string{"l"}, Views: []View{{"c0", []Held{{7, "m1", 4}}, []string{"l"}}, {"c1", []Held{{7, "m1", 4}}, nil}},
 	}
 	e.Ops = []history.Op{
-		{Client: 1, Kind: history.Execute, Gid: "g", Start: 10, End: 20, Outcome: history.OK, Value: history.Committed},
+		{Client: 1, Kind: history.Execute, Gid: "g", From: "a", To: "b", Amount: 5, Start: 10, End: 20, Outcome: history.OK, Value: history.Committed},
 		{Client: 2, Kind: history.Abort, Gid: "x", Start: 10, End: 20, Outcome: history.OK, Value: history.Aborted},
 		{Client: 3, Kind: history.Read, Gid: "g", Start: 30, End: 40, Outcome: history.OK, Value: history.Committed},
 	}
@@ -76,6 +76,29 @@ func TestCorrectEvidenceHasNoViolation(t *testing.T) {
 	}
 }
 
+// TestWhatWasTakenBackIsNotThere: an effect that was there twice and was reversed is there once; the counters still have all.
+func TestWhatWasTakenBackIsNotThere(t *testing.T) {
+	e := sound()
+	b := &e.Books[0]
+	second := b.Transfers[0]
+	second.ID = "g:pay~1"
+	b.Transfers = append(b.Transfers, second, Transfer{Gid: "g", Branch: "pay", Kind: "reversal", State: "posted", Debit: second.Credit, Credit: second.Debit, Amount: 5, Currency: "CNY", ID: "mend", Of: second.ID})
+	for _, x := range []Entry{{"g", "pay", "debit", "a", 5, "CNY", second.ID}, {"g", "pay", "credit", "house:passage:CNY", 5, "CNY", second.ID},
+		{"g", "pay", "credit", "a", 5, "CNY", "mend"}, {"g", "pay", "debit", "house:passage:CNY", 5, "CNY", "mend"}} {
+		b.Entries = append(b.Entries, x)
+	}
+	b.Accounts[0].DebitsPosted, b.Accounts[0].CreditsPosted, b.Accounts[2].DebitsPosted, b.Accounts[2].CreditsPosted = 10, 105, 10, 10
+	for _, r := range All(e, nil) {
+		if r.Count != 0 {
+			t.Errorf("%s: %v", r.ID, r.Violations)
+		}
+	}
+	b.Transfers = b.Transfers[:len(b.Transfers)-1]
+	if r := find(t, All(e, nil), "I6"); r.Count == 0 {
+		t.Error("twice without its reversal is not seen")
+	}
+}
+
 // TestNothingProvesNothing: without evidence no required checker passes.
 func TestNothingProvesNothing(t *testing.T) {
 	for _, r := range All(&Evidence{}, IDs()) {
@@ -97,6 +120,34 @@ func TestEachCheckerFindsWhatItIsFor(t *testing.T) {
 			e.Books[1].Accounts[1].CreditsPosted -= 5
 		}},
 		{"I2", "more is frozen than there is", func(e *Evidence) { e.Snapshots[0].Accounts[0].DebitsPending = 96 }},
+		{"I6", "another amount in all rows", func(e *Evidence) {
+			b := &e.Books[1]
+			b.Transfers[0].Amount, b.Entries[2].Amount, b.Entries[3].Amount = 6, 6, 6
+			b.Accounts[0].DebitsPosted, b.Accounts[2].CreditsPosted = 6, 6
+		}},
+		{"I6", "another account in all rows", func(e *Evidence) {
+			b := &e.Books[1]
+			b.Transfers[1].Credit, b.Entries[5].Account = "a", "a"
+			b.Accounts[0].CreditsPosted, b.Accounts[1].CreditsPosted = 105, 100
+		}},
+		{"I6", "another currency", func(e *Evidence) { e.Books[0].Transfers[0].Currency = "USD" }},
+		{"I6", "an entry of no transfer", func(e *Evidence) {
+			e.Books[0].Entries = append(e.Books[0].Entries, Entry{Direction: "credit", Account: "a", Amount: 1, Currency: "CNY", Transfer: "phantom"})
+			e.Books[0].Accounts[0].CreditsPosted++
+		}},
+		{"I6", "a reversal of something else", func(e *Evidence) {
+			b := &e.Books[0]
+			b.Transfers = append(b.Transfers, Transfer{Gid: "g", Branch: "pay", Kind: "reversal", State: "posted", Debit: "house:passage:CNY", Credit: "a", Amount: 4, Currency: "CNY", ID: "r", Of: "g:pay"})
+			b.Entries = append(b.Entries, Entry{"g", "pay", "credit", "a", 4, "CNY", "r"}, Entry{"g", "pay", "debit", "house:passage:CNY", 4, "CNY", "r"})
+			b.Accounts[0].CreditsPosted, b.Accounts[2].DebitsPosted = 104, 9
+		}},
+		{"I10", "a chain that the first region lacks whole", func(e *Evidence) {
+			e.Events = slices.DeleteFunc(e.Events, func(x Event) bool { return x.Region == "east" })
+		}},
+		{"I10", "other numbers of a transaction's events", func(e *Evidence) {
+			e.Decided[0].DecisionSeq, e.Decided[0].FinishSeq, e.Decided[2].DecisionSeq, e.Decided[2].FinishSeq = 1, 2, 3, 4
+		}},
+		{"I10", "another body under the same events", func(e *Evidence) { e.Decided[2].Body = "22" }},
 		{"I3", "a decision that is never finished", func(e *Evidence) { e.Decided[0].Finished = false }},
 		{"I3", "a hold that stays", func(e *Evidence) { e.Books[0].Transfers[0].State = "pending" }},
 		{"I4", "one branch is taken back", func(e *Evidence) { e.Books[0].Transfers[1].State = "voided" }},
@@ -105,7 +156,7 @@ func TestEachCheckerFindsWhatItIsFor(t *testing.T) {
 			e.Books[0].Rows = slices.DeleteFunc(e.Books[0].Rows, func(r Row) bool { return r.Op == "confirm" })
 		}},
 		{"I5", "a late try after an empty cancel", func(e *Evidence) {
-			e.Books[0].Transfers = append(e.Books[0].Transfers, Transfer{"x", "pay", "hold", "pending", "a", "house:passage:CNY", 5})
+			e.Books[0].Transfers = append(e.Books[0].Transfers, Transfer{Gid: "x", Branch: "pay", Kind: "hold", State: "pending", Debit: "a", Credit: "house:passage:CNY", Amount: 5, ID: "x:pay"})
 		}},
 		{"I5", "confirm and cancel", func(e *Evidence) { e.Books[0].Rows = append(e.Books[0].Rows, Row{"g", "pay", "cancel", "cancel"}) }},
 		{"I6", "an entry twice", func(e *Evidence) { e.Books[0].Entries = append(e.Books[0].Entries, e.Books[0].Entries[2]) }},

@@ -8,6 +8,7 @@ package check
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -47,6 +48,10 @@ type Transfer struct {
 	Debit  string `json:"debit"`
 	Credit string `json:"credit"`
 	Amount int64  `json:"amount"`
+	// Currency, with what a server pads it with taken away.
+	Currency string `json:"currency,omitempty"`
+	ID       string `json:"id,omitempty"`
+	Of       string `json:"of,omitempty"` // the transfer that a reversal takes back; "mended": it was there twice, and is not counted
 }
 
 // Entry is one posting.
@@ -56,6 +61,8 @@ type Entry struct {
 	Direction string `json:"direction"`
 	Account   string `json:"account"`
 	Amount    int64  `json:"amount"`
+	Currency  string `json:"currency,omitempty"`
+	Transfer  string `json:"transfer,omitempty"` // that made it
 }
 
 // Row is one row of a barrier: reason is the operation that wrote it.
@@ -99,6 +106,14 @@ type Decided struct {
 	Gid      string `json:"gid"`
 	Phase    int    `json:"phase"` // as journals number them
 	Finished bool   `json:"finished"`
+	// Slot, Origin and the numbers of its two events; FinishSeq 0 and At 0 where it is not finished. At is unix ms.
+	Slot        int   `json:"slot,omitempty"`
+	Origin      int64 `json:"origin,omitempty"` // of the finish, or of the decision
+	DecisionSeq int64 `json:"decision_seq,omitempty"`
+	FinishSeq   int64 `json:"finish_seq,omitempty"`
+	At          int64 `json:"at,omitempty"`
+	// Body is a digest of what is kept of it beside numbers and chains; "" where that was trimmed.
+	Body string `json:"body,omitempty"`
 }
 
 // Event is one event in a journal: of a decision, a finish, or of the slot.
@@ -218,13 +233,17 @@ func ReadBook(ctx context.Context, region, address, schema string) (Book, error)
 		if b.Accounts, err = accounts(tx); err != nil {
 			return err
 		}
-		if b.Transfers, err = all(tx, "SELECT gid, branch, kind, state, debit, credit, amount FROM ledger_transfer", func(r *sql.Rows, t *Transfer) error {
-			return r.Scan(&t.Gid, &t.Branch, &t.Kind, &t.State, &t.Debit, &t.Credit, &t.Amount)
+		if b.Transfers, err = all(tx, "SELECT gid, branch, kind, state, debit, credit, amount, currency, id, of_id FROM ledger_transfer", func(r *sql.Rows, t *Transfer) error {
+			err := r.Scan(&t.Gid, &t.Branch, &t.Kind, &t.State, &t.Debit, &t.Credit, &t.Amount, &t.Currency, &t.ID, &t.Of)
+			t.Currency = strings.TrimSpace(t.Currency)
+			return err
 		}); err != nil {
 			return err
 		}
-		if b.Entries, err = all(tx, "SELECT gid, branch, direction, account, amount FROM ledger_entry", func(r *sql.Rows, e *Entry) error {
-			return r.Scan(&e.Gid, &e.Branch, &e.Direction, &e.Account, &e.Amount)
+		if b.Entries, err = all(tx, "SELECT gid, branch, direction, account, amount, currency, transfer_id FROM ledger_entry", func(r *sql.Rows, e *Entry) error {
+			err := r.Scan(&e.Gid, &e.Branch, &e.Direction, &e.Account, &e.Amount, &e.Currency, &e.Transfer)
+			e.Currency = strings.TrimSpace(e.Currency)
+			return err
 		}); err != nil {
 			return err
 		}
@@ -248,15 +267,24 @@ func ReadSnapshot(ctx context.Context, region, address string, now func() int64)
 // ReadJournal reads a region's journal.
 func ReadJournal(ctx context.Context, region, address string) (decided []Decided, events []Event, err error) {
 	err = reading(ctx, address, func(tx *sql.Tx, _ string) error {
-		_, err := all(tx, "SELECT gid, slot, phase, decision_seq, decision_epoch, decision_chain, finish_seq, finish_epoch, finish_chain FROM lockstep_journal", func(r *sql.Rows, _ *struct{}) error {
-			var gid, chain, fchain []byte
-			var slot, phase int
+		_, err := all(tx, "SELECT gid, slot, phase, decision_seq, decision_epoch, decision_chain, finish_seq, finish_epoch, finish_chain, finished_at, body, closed, progress FROM lockstep_journal", func(r *sql.Rows, _ *struct{}) error {
+			var gid, chain, fchain, closed, progress []byte
+			var slot, phase, body int
 			var seq, epoch int64
-			var fseq, fepoch sql.NullInt64
-			if err := r.Scan(&gid, &slot, &phase, &seq, &epoch, &chain, &fseq, &fepoch, &fchain); err != nil {
+			var fseq, fepoch, at sql.NullInt64
+			if err := r.Scan(&gid, &slot, &phase, &seq, &epoch, &chain, &fseq, &fepoch, &fchain, &at, &body, &closed, &progress); err != nil {
 				return err
 			}
-			decided = append(decided, Decided{region, string(gid), phase, fseq.Valid})
+			d := Decided{Region: region, Gid: string(gid), Phase: phase, Finished: fseq.Valid, Slot: slot, Origin: epoch % 100, DecisionSeq: seq, FinishSeq: fseq.Int64, At: at.Int64}
+			if fseq.Valid {
+				d.Origin = fepoch.Int64 % 100
+			}
+			if body != 0 {
+				h := sha256.New()
+				fmt.Fprintf(h, "%d:%s%d:%s", len(closed), closed, len(progress), progress)
+				d.Body = fmt.Sprintf("%x", h.Sum(nil)[:8])
+			}
+			decided = append(decided, d)
 			events = append(events, Event{region, epoch % 100, slot, seq, fmt.Sprintf("%x", chain)})
 			if fseq.Valid {
 				events = append(events, Event{region, fepoch.Int64 % 100, slot, fseq.Int64, fmt.Sprintf("%x", fchain)})

@@ -101,7 +101,8 @@ func nonNegative(v *view, r *Result) {
 	}), 1, "overdrafts refused")
 }
 
-// exactlyOnce (I6): a branch has at most one pair of entries, and counters are what the entries add up to.
+// exactlyOnce (I6): a branch has at most one pair of entries, counters are what the entries add up to, and what was moved is
+// what a client has asked for: so much, of that account, in the currency of what it passes over.
 func exactlyOnce(v *view, r *Result) {
 	for i, b := range v.Books {
 		debits, credits := map[string]int64{}, map[string]int64{}
@@ -130,6 +131,7 @@ func exactlyOnce(v *view, r *Result) {
 				r.bad("%s: %s of %s has %d entries", b.Region, k.branch, k.gid, len(es))
 			}
 		}
+		v.asAsked(&b, r)
 	}
 	seen, twice := map[string]bool{}, 0
 	for _, c := range v.Calls {
@@ -143,6 +145,50 @@ func exactlyOnce(v *view, r *Result) {
 		seen[key] = true
 	}
 	r.arm(twice, 1, "duplicates delivered")
+}
+
+// asAsked compares a book's transfers and entries with the clients' requests.
+func (v *view) asAsked(b *Book, r *Result) {
+	ops := map[string]*history.Op{}
+	for i := range v.Ops {
+		if op := &v.Ops[i]; op.Kind != history.Read {
+			ops[op.Gid] = op
+		}
+	}
+	one := func(what, gid, branch, currency string, amount int64, debit, credit string) {
+		op := ops[gid]
+		if op == nil || op.From == "" {
+			return
+		}
+		r.Examined++
+		customer, passage, want := debit, credit, op.From
+		if branch == "receive" {
+			customer, passage, want = credit, debit, op.To
+		}
+		if amount != op.Amount || customer != "" && customer != want || passage != "" && !strings.HasSuffix(passage, ":"+currency) {
+			r.bad("%s: the %s %s of %s moves %d %s from %q to %q: asked for were %d from %s to %s", b.Region, what, branch, gid, amount, currency, debit, credit, op.Amount, op.From, op.To)
+		}
+	}
+	there, netted := map[string]bool{}, b.netted()
+	for _, t := range b.Transfers {
+		if there[t.ID] = true; !netted[t.ID] {
+			one("transfer", t.Gid, t.Branch, t.Currency, t.Amount, t.Debit, t.Credit)
+		}
+	}
+	for _, x := range b.Entries {
+		if netted[x.Transfer] {
+			continue
+		}
+		if x.Transfer != "" && !there[x.Transfer] {
+			r.bad("%s: %s has an entry of %d of %s, and there is no such transfer", b.Region, x.Account, x.Amount, x.Transfer)
+			continue
+		}
+		if x.Direction == "debit" {
+			one("entry", x.Gid, x.Branch, x.Currency, x.Amount, x.Account, "")
+		} else {
+			one("entry", x.Gid, x.Branch, x.Currency, x.Amount, "", x.Account)
+		}
+	}
 }
 
 // orphans (I7): at the end what is frozen is what open transactions hold, and no transaction is open.

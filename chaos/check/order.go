@@ -91,9 +91,29 @@ func same(v *view, r *Result) {
 				r.bad("origin %d slot %d event %d is %.8s in %s and %.8s in %s", k.origin, k.slot, s, link, v.Books[0].Region, other, v.Books[1].Region)
 			}
 		}
-		if len(b[k]) > len(seqs) {
-			r.bad("origin %d slot %d has %d events in %s and %d in %s", k.origin, k.slot, len(seqs), v.Books[0].Region, len(b[k]), v.Books[1].Region)
+	}
+	for k, seqs := range b {
+		if len(seqs) > len(a[k]) {
+			r.bad("origin %d slot %d has %d events in %s and %d in %s", k.origin, k.slot, len(a[k]), v.Books[0].Region, len(seqs), v.Books[1].Region)
 		}
+	}
+	bodies, numbers := map[string]string{}, map[string]Decided{}
+	for _, d := range v.Decided {
+		if d.FinishSeq > 0 {
+			r.Examined++
+			if was, ok := numbers[d.Gid]; ok && (was.DecisionSeq != d.DecisionSeq || was.FinishSeq != d.FinishSeq) {
+				r.bad("%s has the events %d and %d in %s, and %d and %d in %s", d.Gid, d.DecisionSeq, d.FinishSeq, d.Region, was.DecisionSeq, was.FinishSeq, was.Region)
+			}
+			numbers[d.Gid] = d
+		}
+		if d.Body == "" {
+			continue
+		}
+		r.Examined++
+		if was, ok := bodies[d.Gid]; ok && was != d.Body {
+			r.bad("%s has another body in %s than elsewhere, under the same events", d.Gid, d.Region)
+		}
+		bodies[d.Gid] = d.Body
 	}
 	r.arm(v.Lagged, 1, "events that a region lacked at the healing")
 }

@@ -2,6 +2,7 @@ package proc
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,6 +59,8 @@ type Config struct {
 	Volumes []string
 	// Participant is started in place of our wallets; nil: ours.
 	Participant *Participant
+	// Accounts have their home in each region; 0 means AccountsPer.
+	Accounts int
 	// Now is the run's clock.
 	Now func() int64
 }
@@ -71,6 +74,7 @@ type Region struct {
 	Wallet       *Node
 	Broker       *Node
 	DB, Barrier  string // address of the wallets' database, and the schema of its barrier
+	BrokerAddr   string // the broker's address, without a link before it
 	Journal      string // address of the journal's database
 	Tap          *tap.Tap
 	Accounts     []string // with their home here; the first ones are of slots that a handover moves
@@ -180,6 +184,7 @@ func (d *Deployment) open(ctx context.Context) error {
 			r.GRPC, r.Admin = append(r.GRPC, next()), append(r.Admin, next())
 		}
 		d.Regions[i], brokers[i] = r, next()
+		r.BrokerAddr = brokers[i]
 		dir, on, err := d.dir(i, Broker, "broker-"+name)
 		if err != nil {
 			return err
@@ -434,14 +439,15 @@ func (d *Deployment) cluster(ctx context.Context, name string, next func() strin
 // accounts opens accounts with their homes in both regions, alike in both; half of east's are of slots below Moving.
 func (d *Deployment) accounts(ctx context.Context) error {
 	var moving, staying, west []string
-	for i := 0; len(moving) < AccountsPer/2 || len(staying) < AccountsPer/2 || len(west) < AccountsPer; i++ {
+	per := cmp.Or(d.cfg.Accounts, AccountsPer)
+	for i := 0; len(moving) < per/2 || len(staying) < per/2 || len(west) < per; i++ {
 		id := fmt.Sprintf("acct%d", i)
-		into, most := &west, AccountsPer
+		into, most := &west, per
 		switch n := slot.Of(id); {
 		case n%2 == 0 && n < Moving:
-			into, most = &moving, AccountsPer/2
+			into, most = &moving, per/2
 		case n%2 == 0:
-			into, most = &staying, AccountsPer/2
+			into, most = &staying, per/2
 		}
 		if len(*into) == most {
 			continue

@@ -14,7 +14,9 @@ import (
 //go:embed report.html.tmpl
 var pageText string
 
-var pageTemplate = template.Must(template.New("report").Parse(pageText))
+var pageTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
+	"percent": func(share float64) string { return fmt.Sprintf("%.1f %%", share*100) },
+}).Parse(pageText))
 
 // The timeline's measures, in pixels of its own: between left and right stand the seconds, between top and bottom the counts.
 const (

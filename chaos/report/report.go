@@ -17,6 +17,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/chaos/check"
 	"github.com/lockstep-tx/lockstep/chaos/scenario"
+	"github.com/lockstep-tx/lockstep/chaos/sweep"
 )
 
 // Version of result.json's form.
@@ -30,6 +31,8 @@ type Run struct {
 	Slow      float64           `json:"slow"`
 	Bed       string            `json:"bed"` // what the run was on, and what in it was no real thing
 	Scenarios []scenario.Result `json:"scenarios"`
+	// Sweep is what was measured of drift; nil where it did not run.
+	Sweep *sweep.Result `json:"sweep,omitempty"`
 	// Unrun are scenarios for which the budget did not suffice.
 	Unrun []string `json:"unrun,omitempty"`
 }

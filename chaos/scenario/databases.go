@@ -82,7 +82,7 @@ func (r *running) databases(ctx context.Context, cfg *proc.Config) (drop func() 
 			return
 		}
 		var f func() error
-		if *into, f, err = database(ctx, base, name, barrier); f != nil {
+		if *into, f, err = Database(ctx, base, name, barrier); f != nil {
 			undo = append(undo, f)
 		}
 	}
@@ -97,10 +97,10 @@ func (r *running) databases(ctx context.Context, cfg *proc.Config) (drop func() 
 	return drop, nil
 }
 
-// database makes a database of its own on a server. On MySQL and MariaDB, where a barrier's schema is the whole server's,
+// Database makes a database of its own on a server. On MySQL and MariaDB, where a barrier's schema is the whole server's,
 // it names one for this database alone: epochs that one region has raised would make the other's calls stale, and those of
 // whoever uses the server next.
-func database(ctx context.Context, base, name string, barrier *string) (address string, drop func() error, err error) {
+func Database(ctx context.Context, base, name string, barrier *string) (address string, drop func() error, err error) {
 	db, d, err := seed.Open(ctx, base)
 	if err != nil {
 		return "", nil, err

@@ -171,6 +171,14 @@ func (r *Result) Recheck(checks []check.Result) {
 	r.settle()
 }
 
+// Settle is for results that were not made by Run: it gives the verdict that follows from the checks and the reasons.
+func (r *Result) Settle() {
+	r.settle()
+	if r.Harness != "" && r.Verdict == check.Passed {
+		r.Verdict = check.Inconclusive
+	}
+}
+
 // settle gives the verdict: a violation counts more than what was not proven.
 func (r *Result) settle() {
 	r.Verdict = check.Passed

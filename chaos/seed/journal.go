@@ -82,7 +82,7 @@ func (j inJournal) one(stmt string, args ...any) error {
 // flip gives a record the status of one that was decided otherwise.
 func (j inJournal) flip(gid string) error {
 	var phase int64
-	if err := j.tx.QueryRowContext(j.ctx, j.d.Q("SELECT min(o.phase) FROM lockstep_journal o, lockstep_journal r WHERE r.gid = ? AND o.phase <> r.phase"), []byte(gid)).Scan(&phase); err != nil {
+	if err := j.tx.QueryRowContext(j.ctx, j.d.Q("SELECT min(o.phase) FROM lockstep_journal o, lockstep_journal r WHERE r.gid = ? AND o.phase <> r.phase AND o.finish_seq IS NOT NULL"), []byte(gid)).Scan(&phase); err != nil {
 		return err
 	}
 	return j.one("UPDATE lockstep_journal SET phase = ? WHERE gid = ?", phase, []byte(gid))
@@ -130,4 +130,87 @@ func (j inJournal) swap(a, b string) error {
 	away := one
 	away.decision, away.finish = one.decision+1_000_000_000, one.finish+1_000_000_000
 	return all(func() error { return j.write(a, away) }, func() error { return j.write(b, one) }, func() error { return j.write(a, two) })
+}
+
+// Freeze stops the chain of an origin's slot in another region's journal (D19), as a poisoned event would, and gives the number
+// at which it stands.
+func Freeze(ctx context.Context, db *sql.DB, d sqldb.Dialect, origin, slot int) (seq int64, err error) {
+	err = sqldb.InTx(ctx, db, func(tx *sql.Tx) error {
+		ok, err := d.Change(ctx, tx, "UPDATE lockstep_watermark SET stopped = ? WHERE origin = ? AND slot = ? AND stopped = ''", "planted", origin, slot)
+		if err == nil && !ok {
+			err = fmt.Errorf("the journal has no chain of origin %d in slot %d that goes on", origin, slot)
+		}
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	var stopped string
+	err = db.QueryRowContext(ctx, d.Q("SELECT seq, stopped FROM lockstep_watermark WHERE origin = ? AND slot = ?"), origin, slot).Scan(&seq, &stopped)
+	if err == nil && stopped == "" {
+		err = errors.New("it is not there: the chain goes on")
+	}
+	return seq, err
+}
+
+// RewindJournal sets a region's journal back by its last n rows (D21), with the note of what it has published: it gives the
+// transactions that it does not know any more.
+func RewindJournal(ctx context.Context, db *sql.DB, d sqldb.Dialect, n int) (gids []string, err error) {
+	err = sqldb.InTx(ctx, db, func(tx *sql.Tx) error {
+		gids = nil
+		rows, err := tx.QueryContext(ctx, d.Q("SELECT gid, slot FROM lockstep_journal ORDER BY id DESC LIMIT ?"), n)
+		if err != nil {
+			return err
+		}
+		slots := map[int]bool{}
+		for rows.Next() {
+			var gid []byte
+			var slot int
+			if err := rows.Scan(&gid, &slot); err != nil {
+				return errors.Join(err, rows.Close())
+			}
+			gids, slots[slot] = append(gids, string(gid)), true
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			return err
+		}
+		j := inJournal{ctx: ctx, tx: tx, d: d}
+		for _, gid := range gids {
+			if err := j.one("DELETE FROM lockstep_journal WHERE gid = ?", []byte(gid)); err != nil {
+				return err
+			}
+		}
+		for slot := range slots {
+			if err := j.note(slot); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil && len(gids) != n {
+		err = fmt.Errorf("the journal has %d rows, not %d", len(gids), n)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, gid := range gids {
+		if is, err := recordImage(ctx, db, d, gid); err != nil || is != "" {
+			return nil, errors.Join(fmt.Errorf("%s still stands in the journal", gid), err)
+		}
+	}
+	return gids, nil
+}
+
+// note sets the note of what is published of a slot back to the last event that is there.
+func (j inJournal) note(slot int) error {
+	var seq int64
+	var chain []byte
+	err := j.tx.QueryRowContext(j.ctx, j.d.Q("SELECT finish_seq, finish_chain FROM lockstep_journal WHERE slot = ? AND finish_seq IS NOT NULL ORDER BY finish_seq DESC LIMIT 1"), slot).Scan(&seq, &chain)
+	if errors.Is(err, sql.ErrNoRows) {
+		return j.one("DELETE FROM lockstep_published WHERE slot = ?", slot)
+	}
+	if err != nil {
+		return err
+	}
+	return j.one("UPDATE lockstep_published SET seq = ?, chain = ? WHERE slot = ?", seq, chain, slot)
 }

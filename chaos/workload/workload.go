@@ -7,6 +7,7 @@ package workload
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -41,6 +42,8 @@ type Options struct {
 	TryLimit, Timeout time.Duration
 	// RetryLimit is how many failed tries abort a transaction.
 	RetryLimit int
+	// Think is how long a client rests at most between two requests; 0 means 10 ms.
+	Think time.Duration
 }
 
 // Load is running clients.
@@ -135,7 +138,7 @@ func (s *lane) plan(k int) plan {
 	cross, stray := s.rnd.IntN(100) < 40, s.rnd.IntN(100) < 15
 	other := pick(far)
 	amount, kind := int64(1+s.rnd.IntN(9)), s.rnd.IntN(100)
-	p := plan{via: s.rnd.Uint32(), think: time.Duration(s.rnd.Int64N(int64(thinkTimeMax)))}
+	p := plan{via: s.rnd.Uint32(), think: time.Duration(s.rnd.Int64N(int64(cmp.Or(s.o.Think, thinkTimeMax))))}
 	if cross || to == from {
 		to = other
 	}

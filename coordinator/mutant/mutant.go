@@ -42,6 +42,12 @@ const (
 	TransitionOutsideStep = "transition-outside-step"
 	// AckBeforeFsync has the embedded etcd answer before what it has written is on the disk.
 	AckBeforeFsync = "ack-before-fsync"
+	// SkipsLastPage leaves the last page of what a region has decided out of a look for drift.
+	SkipsLastPage = "skips-last-page"
+	// WatermarkTooLate judges what is on its way to another region as if it had to be there.
+	WatermarkTooLate = "watermark-too-late"
+	// GuessesAmbiguous ends holds of transactions that nobody knows, as if that were a repair.
+	GuessesAmbiguous = "repair-guesses-ambiguous"
 )
 
 // StoreDelay is how late AckBeforeStore stores: as a busy disk would, so that a crash hits what was answered. ApplyDelay is

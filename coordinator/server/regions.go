@@ -212,7 +212,7 @@ func (s *Server) mountRegions(mux *http.ServeMux) {
 	r := s.regions
 	r.replica.Mount(mux)
 	s.mountMoves(mux)
-	(&reconcile.Served{Journal: s.journal, Index: r.place.Index(), Keeps: s.cfg.KeepOutcomes, Live: func(ctx context.Context, gid string) (bool, error) {
+	(&reconcile.Served{Journal: s.journal, Index: r.place.Index(), Keeps: s.cfg.KeepOutcomes, Topic: r.replica, Live: func(ctx context.Context, gid string) (bool, error) {
 		raw, err := s.store.Get(ctx, txn.Gid(gid))
 		return raw != nil, err
 	}, Audited: func(ctx context.Context, act string, err error, args ...any) {

@@ -25,6 +25,9 @@ import (
 	"github.com/segmentio/kafka-go"
 )
 
+// Retention of a topic where nothing else is configured.
+const Retention = 7 * 24 * time.Hour
+
 // Partitions of a topic where nothing else is configured.
 const Partitions = 4
 
@@ -82,7 +85,7 @@ func Ensure(ctx context.Context, k Kafka, partitions int, retention time.Duratio
 	l := connect(k)
 	defer l.close()
 	if retention == 0 {
-		retention = 7 * 24 * time.Hour
+		retention = Retention
 	}
 	cctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -28,18 +28,22 @@ func (r *Reconciler) tier3(ctx context.Context, rep *Report, region string, from
 		return
 	}
 	seen, begin, horizon := map[string]bool{}, from, to
+	rep.branches = nil
 	for from < to {
 		var page FinishedAnswer
 		if err := r.get(ctx, rep, region, fmt.Sprintf("/v1/drift/finished?from=%d&to=%d", from, to), &page); err != nil {
 			rep.skip("decisions of %s: %v", region, err)
 			return
 		}
-		r.decisions(ctx, rep, region, parts, page.List, seen)
+		if !last(&page) {
+			r.decisions(ctx, rep, region, parts, page.List, seen)
+		}
 		if page.Next == 0 {
 			break
 		}
 		from = page.Next
 	}
+	r.setBack(rep, region)
 	for name, endpoint := range parts {
 		if err := r.check(ctx, rep, region, name, endpoint); err != nil {
 			rep.skip("books of %s in %s: %v", name, region, err)
@@ -62,7 +66,7 @@ func (r *Reconciler) decisions(ctx context.Context, rep *Report, region string, 
 			continue
 		}
 		seen[tx.Gid] = true
-		if !tx.Applied {
+		if !tx.Applied && !arrived() {
 			r.notApplied(rep, region, tx)
 			continue
 		}
@@ -116,9 +120,11 @@ func (r *Reconciler) inspect(ctx context.Context, rep *Report, region, name, end
 	}
 	for i := range part {
 		rep.Branches++
-		if f := r.judge(region, name, &part[i], &got[i], &effects[i]); f != nil {
+		f := r.judge(region, name, &part[i], &got[i], &effects[i])
+		if f != nil {
 			rep.Findings = append(rep.Findings, *f)
 		}
+		rep.seen(name, &part[i], &got[i], f != nil)
 	}
 	return nil
 }

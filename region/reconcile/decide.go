@@ -37,7 +37,7 @@ func (f *Finding) Options() []string {
 	switch {
 	case f.wasPosted():
 		return []string{Accept} // what it moved is evened out by a payment
-	case f.Class == NeverTried:
+	case f.Class == NeverTried, f.Class == SetBack && f.Branch != "":
 		return []string{Accept, Confirm}
 	case f.Class == PhantomHold:
 		return []string{Accept, Cancel} // no barrier knows its try: a confirm would post what nobody has checked
@@ -60,7 +60,7 @@ func (r *Reconciler) Decide(ctx context.Context, a *arbiter.Arbiter, f *Finding,
 	var err error
 	switch {
 	case d.What == Accept:
-	case f.Class == NeverTried:
+	case f.Class == NeverTried, f.Class == SetBack:
 		status = Repaired
 		outcome, err = r.confirmUntried(ctx, f)
 	default:

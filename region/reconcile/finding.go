@@ -67,6 +67,10 @@ const (
 	Stale Class = "D19"
 	// RecordAltered (D20): two journals have different bodies under one number.
 	RecordAltered Class = "D20"
+	// SetBack (D21): a region's books, or its journal, were set back to what they were: all of a time is missing.
+	SetBack Class = "D21"
+	// Unpublished (D22): an event is noted as published, and the topic does not have it.
+	Unpublished Class = "D22"
 	// Compensating (D23): accounts of one book are altered so that the total is as before.
 	Compensating Class = "D23"
 	// UnitSwapped (D24): a branch's amount is in another unit or currency than its payload's.

@@ -116,6 +116,7 @@ func (r *Reconciler) unknownHolds(ctx context.Context, rep *Report, region, name
 		if f.Evidence, err = json.Marshal(h); err != nil {
 			return err
 		}
+		f.guess()
 		rep.Findings = append(rep.Findings, f)
 	}
 	return nil

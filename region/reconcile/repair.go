@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lockstep-tx/lockstep/coordinator/mutant"
 	"github.com/lockstep-tx/lockstep/region/arbiter"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -18,16 +19,21 @@ import (
 // order of repairs: records first, for decisions are read from them; then barriers, then books, then effects.
 // Rows of the barrier come before effects: nothing may be done again meanwhile.
 var order = []Class{EventMissing, TxMissing, Overwritten, StatusFlipped, RecordAltered, RowMissing, ConfirmTwice, AppliedTwice, UnitSwapped, WrongAccount, LegAltered,
-	CancelTwice, AmountAltered, Compensating, EffectMissing, LostConfirm, LostCancel, Stale}
+	CancelTwice, AmountAltered, Compensating, EffectMissing, LostConfirm, LostCancel, SetBack, Unpublished, Stale}
 
 // Plan sorts the findings that have a repair into the order in which they are repaired.
 func Plan(all []Finding) []Finding {
 	var out []Finding
 	for _, c := range order {
+		from := len(out)
 		for _, f := range all {
 			if f.Class == c && f.Status == Open && f.Repair != "" {
 				out = append(out, f)
 			}
+		}
+		switch c {
+		case EventMissing, TxMissing, Overwritten, StatusFlipped, RecordAltered:
+			inChain(out[from:])
 		}
 	}
 	return out
@@ -62,8 +68,11 @@ func (r *Reconciler) repair(ctx context.Context, f *Finding) (string, error) {
 		return r.atParticipant(ctx, f, "/lockstep/restore")
 	case RowMissing:
 		return r.atParticipant(ctx, f, "/lockstep/restore")
-	case LostConfirm, LostCancel:
+	case LostConfirm, LostCancel, SetBack:
 		return r.resend(ctx, f)
+	case Unpublished:
+		raw, err := r.Ask.Post(ctx, f.Region, "/v1/drift/publish", f.Evidence)
+		return strings.TrimSpace(string(raw)), err
 	case Stale:
 		var e resume
 		if err := json.Unmarshal(f.Evidence, &e); err != nil {
@@ -71,7 +80,11 @@ func (r *Reconciler) repair(ctx context.Context, f *Finding) (string, error) {
 		}
 		raw, err := r.Ask.Post(ctx, f.Region, fmt.Sprintf("/v1/region/unstop?origin=%s&slot=%d", escape(e.Origin), e.Slot), nil)
 		return strings.TrimSpace(string(raw)), err
-	case BothApplied, PhantomEntry, PhantomHold, NeverTried, ChainsDiffer:
+	case PhantomHold:
+		if mutant.On(mutant.GuessesAmbiguous) {
+			return r.end(ctx, f, Cancel)
+		}
+	case BothApplied, PhantomEntry, NeverTried, ChainsDiffer:
 	}
 	return "", fmt.Errorf("a finding of class %s has no repair; a person must decide", f.Class)
 }

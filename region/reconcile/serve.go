@@ -27,6 +27,8 @@ type Served struct {
 	Live func(ctx context.Context, gid string) (bool, error)
 	// Keeps is how long a transaction that has ended is remembered; 0: for ever.
 	Keeps time.Duration
+	// Topic is the region's own; nil: its outbox cannot be compared with it.
+	Topic Topic
 	// Audited is called after a repair; nil for nobody.
 	Audited func(ctx context.Context, act string, err error, args ...any)
 }
@@ -143,9 +145,12 @@ func (s *Served) keeps(since string) error {
 	return nil
 }
 
-// Mount adds the handlers: GET /v1/drift/sums, /prints, /row, /heads, /finished, and POST /v1/drift/known, /restore. Who may ask is
+// Mount adds the handlers: GET /v1/drift/sums, /prints, /row, /heads, /finished, /outbox, and POST /v1/drift/known,
+// /restore, /publish, /lost. Who may ask is
 // the caller's business.
 func (s *Served) Mount(mux *http.ServeMux) {
+	s.mountOutbox(mux)
+	s.mountLost(mux)
 	mux.HandleFunc("GET /v1/drift/sums", func(w http.ResponseWriter, r *http.Request) {
 		from, to, err := window(r)
 		if err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/lockstep-tx/lockstep/chaos/proc"
 	"github.com/lockstep-tx/lockstep/chaos/report"
 	"github.com/lockstep-tx/lockstep/chaos/scenario"
+	"github.com/lockstep-tx/lockstep/chaos/sweep"
 )
 
 // exitError ends the program with a code of its own and says nothing more: the report has said it.
@@ -45,16 +46,27 @@ type runCmd struct {
 	Env       []string      `help:"Added to the environment of the programs." placeholder:"NAME=VALUE" hidden:""`
 	Strict    bool          `help:"A scenario that is skipped makes the run inconclusive."`
 	KeepGoing bool          `help:"Run the rest after a violation too." default:"true" negatable:""`
+	Verbose   bool          `help:"Tell each seed of the drift sweep, and each look for it."`
+	sweepFlags
 }
 
 const scenarioEstimate = 75 * time.Second
 
+// sweepEstimate is what the drift sweep takes.
+const sweepEstimate = 4 * time.Minute
+
 // Run runs the scenarios.
 func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
-	list, err := c.list()
+	ids, classes, sweeps, err := parted(c.Scenario)
 	if err != nil {
 		return err
 	}
+	list, err := c.list(ids)
+	if err != nil {
+		return err
+	}
+	// With nothing named the sweep is part of the pull-request set; its seeds are in our wallets' tables.
+	sweeps = sweeps && !slices.Contains(c.Without, sweepID) && c.Topology == "" && (!c.Nightly || len(c.Scenario) > 0)
 	if c.Bin == "" {
 		exe, err := os.Executable()
 		if err != nil {
@@ -96,6 +108,16 @@ func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
 			break
 		}
 	}
+	if sweeps && len(list) > 0 && time.Until(end) < sweepEstimate {
+		run.Unrun, sweeps = append(run.Unrun, sweepID), false
+	}
+	if sweeps && (c.KeepGoing || run.Exit() != report.ExitViolation) {
+		sctx, cancel := context.WithDeadline(ctx, end)
+		err := c.sweep(sctx, out, run, classes, slow)
+		if cancel(); err != nil {
+			return err
+		}
+	}
 	if err := run.Write(c.Out); err != nil {
 		return err
 	}
@@ -111,16 +133,27 @@ func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
 }
 
 // list is what is to run.
-func (c *runCmd) list() ([]scenario.Scenario, error) {
-	list, err := scenario.Find(c.Scenario)
-	if c.Nightly && len(c.Scenario) == 0 {
-		list = scenario.Nightly()
-	}
+func (c *runCmd) list(ids []string) ([]scenario.Scenario, error) {
+	without, _, _, err := parted(c.Without)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := scenario.Find(c.Without); err != nil {
-		return nil, err
+	if len(c.Without) > 0 {
+		if _, err := scenario.Find(without); err != nil {
+			return nil, err
+		}
+	}
+	var list []scenario.Scenario
+	switch {
+	case len(ids) > 0:
+		if list, err = scenario.Find(ids); err != nil {
+			return nil, err
+		}
+	case len(c.Scenario) > 0: // the sweep alone
+	case c.Nightly:
+		list = scenario.Nightly()
+	default:
+		list = scenario.All()
 	}
 	return slices.DeleteFunc(list, func(s scenario.Scenario) bool { return slices.Contains(c.Without, s.ID) }), nil
 }
@@ -149,6 +182,7 @@ func (listCmd) Run(out io.Writer) error {
 	for _, s := range scenario.Nightly() {
 		describe(out, "nightly; ", &s)
 	}
+	fmt.Fprintf(out, "%-14s drift of each class, seeded and measured: %s\n", sweepID, strings.Join(sweep.IDs(), " "))
 	_, err := fmt.Fprintf(out, "checkers: %s\n", strings.Join(check.IDs(), " "))
 	return err
 }
@@ -180,8 +214,8 @@ func (c *checkCmd) Run(out io.Writer) error {
 	}
 	for i := range run.Scenarios {
 		s := &run.Scenarios[i]
-		if len(s.Checks) == 0 {
-			continue
+		if len(s.Checks) == 0 || slices.Contains(sweep.IDs(), s.ID) {
+			continue // what the sweep has measured is not judged again
 		}
 		e, err := check.Load(filepath.Join(c.Dir, s.ID))
 		if err != nil {

@@ -154,6 +154,9 @@ var mutants = []mutation{
 	{"repair-not-idempotent", "P9", []string{"I1", "I6"}, nil},
 }
 
+// sweepArgs make the drift sweep short.
+var sweepArgs = []string{"--drift-seeds", "2", "--quiet-control", "0", "--drift-limit", "10s"}
+
 var furtherMutants = []mutation{
 	{"skip-balance-check", "M2", []string{"I2"}, nil},
 	{"wrong-sign", "M2", []string{"I1"}, nil},
@@ -175,6 +178,9 @@ var furtherMutants = []mutation{
 	// Both kinds of volume: the wallet's and the coordinator's.
 	{"ack-before-fsync", "K1", []string{"I8"}, []string{"--seed", "2"}},
 	{"ack-before-fsync", "K1", []string{"I8"}, []string{"--seed", "3"}},
+	{"skips-last-page", "R01", []string{"E1"}, sweepArgs},
+	{"watermark-too-late", "E0", []string{"E0"}, []string{"--quiet-control", "600"}},
+	{"repair-guesses-ambiguous", "R10", []string{"E1"}, sweepArgs},
 }
 
 // killers is which checkers found each mutant, for the table that make chaos-mutants prints.

@@ -18,7 +18,7 @@ var (
 // TestTheRunbooksOfALostRegionRun runs every command of these runbooks, as they stand there, in a world in which east is lost:
 // what they say must at least be a command, with flags that it has. Each names the wrong command first.
 func TestTheRunbooksOfALostRegionRun(t *testing.T) {
-	for _, page := range []string{"region-lost", "region-returned", "arbiter-lost", "in-doubt", "divergence"} {
+	for _, page := range []string{"region-lost", "region-returned", "arbiter-lost", "in-doubt", "divergence", "drift-quarantined"} {
 		t.Run(page, func(t *testing.T) {
 			raw, err := os.ReadFile(filepath.Join("../../../docs/runbooks", page+".md"))
 			if err != nil {
