@@ -10,6 +10,7 @@ import (
 // Nightly are the scenarios that take too long for each pull request, in the order in which they run.
 func Nightly() []Scenario {
 	return []Scenario{
+		{ID: "M2", Title: "cancel before a try that never comes", Fault: fault.CancelFirst(false), Hold: 2 * time.Second, Arms: armed("I3"), TryLimit: 500 * time.Millisecond},
 		{ID: "P3", Title: "everything of a region killed at once", Fault: fault.Region(), Hold: time.Second, Arms: armed("I3", "I8"), Crash: true},
 		{ID: "P5", Title: "a participant killed between its commit and its reply", Fault: fault.Participant(), Hold: time.Second, Arms: armed("I3", "I8"), Crash: true},
 		{ID: "P8", Title: "the broker killed", Fault: fault.Broker(false), Hold: 3 * time.Second, Arms: armed("I3", "I9", "I10")},

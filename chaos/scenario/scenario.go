@@ -57,7 +57,6 @@ func All() []Scenario {
 		{ID: "P2", Title: "SIGKILL of the coordinator at each phase of a transaction", Fault: fault.Phases{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8", "I9"), Brokers: true},
 		{ID: "M1", Title: "confirms and cancels sent three times at once", Fault: fault.Duplicates(), Hold: 2 * time.Second, Arms: armed("I3", "I6")},
 		{ID: "M23", Title: "cancel before try, and the try after it", Fault: fault.CancelFirst(true), Hold: 2 * time.Second, Arms: armed("I3", "I5"), TryLimit: 500 * time.Millisecond},
-		{ID: "M2", Title: "cancel before a try that never comes", Fault: fault.CancelFirst(false), Hold: 2 * time.Second, Arms: armed("I3"), TryLimit: 500 * time.Millisecond},
 		{ID: "N14", Title: "answers lost after the participant has applied", Fault: fault.LostAnswers(), Hold: 2 * time.Second, Arms: armed("I3", "I6")},
 		{ID: "P4", Title: "SIGSTOP for longer than the lease, then SIGCONT", Fault: fault.Pause{}, Hold: time.Second, Arms: armed("I3"), Pair: true},
 		{ID: "P9", Title: "the reconciler killed in the middle of a repair", Fault: fault.Repaired{Accounts: 3}, Arms: armed("I3", "I13"), Drift: true},

@@ -17,7 +17,7 @@ import (
 // sweepFlags are those of the drift sweep, the scenarios R01 to R24 and E0.
 type sweepFlags struct {
 	DriftSeeds   int           `help:"Seeds of each class of drift in the sweep." default:"5"`
-	QuietControl int           `help:"Transactions that the sweep's quiet control is to reconcile; 0: there is none." default:"5000"`
+	QuietControl int           `help:"Transactions that the sweep's quiet control is to reconcile; 0: there is none." default:"1000"`
 	DriftLimit   time.Duration `help:"How long a seed may stay unfound, or unrepaired once it was found, on the reference machine." default:"40s"`
 	SQLiteAlone  bool          `help:"The sweep's deployments are on SQLite, also where servers are given." name:"sqlite-alone"`
 }
