@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"time"
@@ -40,8 +41,9 @@ type OutboxAnswer struct {
 }
 
 const (
-	// early is how much earlier than a transaction finished its decision may have been published, by whatever clock.
-	early = 10 * time.Minute
+	// early is how much earlier than a transaction finished its decision may have been published, by whatever clock; usual is how much
+	// it is where clocks agree: what is not found from then on is looked for from further back.
+	early, usual = 10 * time.Minute, 30 * time.Second
 	// retentionMargin: what the topic is about to let go is not asked for.
 	retentionMargin = time.Hour
 	// unsentMax bounds the numbers of one finding; the rest is found when those are there again.
@@ -94,13 +96,13 @@ func (s *Served) outbox(ctx context.Context, from, to int64) (out OutboxAnswer, 
 		at = max(last, at+1)
 	}
 	since := from - early.Milliseconds()
-	if err := s.Topic.Lacking(ctx, time.UnixMilli(since), want); err != nil {
-		return out, err
+	for _, back := range []time.Duration{usual, early} {
+		if err := s.Topic.Lacking(ctx, time.UnixMilli(from).Add(-back), want); err != nil {
+			return out, err
+		}
+		maps.DeleteFunc(want, func(_ int, seqs map[uint64]bool) bool { return len(seqs) == 0 })
 	}
 	for n, seqs := range want {
-		if len(seqs) == 0 {
-			continue
-		}
 		u := Unsent{Slot: n, Noted: noted[n], Since: since}
 		for seq := range seqs {
 			u.Seqs = append(u.Seqs, seq)
