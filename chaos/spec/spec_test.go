@@ -36,13 +36,13 @@ var worlds = []world{
 	{name: "no barrier row", define: "GLOBAL NO_BARRIER", broken: true, why: "a confirm takes effect twice"},
 	{name: "no row of an empty cancel", define: "GLOBAL NO_TOMBSTONE", broken: true, why: "a late try holds for ever"},
 	{name: "confirms before the decision", define: "GLOBAL EARLY", broken: true, why: "the decision is another one"},
-	{name: "decisions of an epoch that is over, and absence taken for abort", define: "GLOBAL NO_EPOCH", broken: true, why: "both decide"},
-	{name: "an abort that is not written", define: "GLOBAL STALE_STATE", broken: true, why: "the decision that stands is not looked at"},
+	{name: "decisions of an epoch that is over, and absence taken for abort", define: "GLOBAL NO_EPOCH", broken: true, why: "both decide", large: true},
+	{name: "an abort that is not written", define: "GLOBAL STALE_STATE", broken: true, why: "the decision that stands is not looked at", large: true},
 	{name: "participants without epochs", define: "REGIONAL NO_FENCE", broken: true, why: "a confirm of the lost region comes after an operator's abort"},
 	{name: "what is known is tried, so it is cancelled", define: "FAR CANCEL_TRIED", broken: true, why: "the branch that nobody knows of is confirmed"},
 	{name: "a try that holds nothing", define: "GLOBAL ALONE TXS=2 NO_HOLD", broken: true, why: "one unit is spent twice"},
 
-	{name: "participants without epochs where the arbiter decides", define: "GLOBAL NO_FENCE", why: "all calls follow from one record"},
+	{name: "participants without epochs where the arbiter decides", define: "GLOBAL NO_FENCE", why: "all calls follow from one record", large: true},
 }
 
 // TestTheModelHoldsAndEachBrokenRuleIsFound searches every state of each world.

@@ -371,7 +371,7 @@ func (l *loss) run() (doubts, taken int, err error) {
 func TestALostRegionLeavesNothingHalfCommitted(t *testing.T) {
 	doubts, taken, completed := 0, 0, 0
 	all := seedsToRun()
-	for _, seed := range all[:max(1, len(all)/3)] {
+	for _, seed := range all[:max(1, len(all)/lossShare)] {
 		l := newLoss(t, seed, lossRules{})
 		d, n, err := l.run()
 		if err != nil {

@@ -1,0 +1,8 @@
+//go:build !race
+
+package engine_test
+
+const (
+	seedsUsual = 300
+	lossShare  = 3
+)
