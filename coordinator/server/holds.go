@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -177,10 +178,11 @@ func (s *Server) rebuilt(ctx context.Context, owners *slot.Map, lost, n int) err
 		}
 		s.log.Info("asked what is held of the lost region's accounts", "slots", len(fresh), "holds", holds, "chains behind", len(h.until))
 	}
-	for at, seq := range h.until {
-		if s.regions.applier.Have(at[0], at[1]) >= seq {
-			delete(h.until, at)
+	for look := 0; len(h.until) > 0 && look < 60 && ctx.Err() == nil; look++ {
+		if look > 0 {
+			time.Sleep(10 * time.Millisecond) // it is soon over as a rule, and whoever asks asks again much later
 		}
+		maps.DeleteFunc(h.until, func(at [2]int, seq uint64) bool { return s.regions.applier.Have(at[0], at[1]) >= seq })
 	}
 	if len(h.until) > 0 {
 		if time.Since(h.began) < holdsPatience {
