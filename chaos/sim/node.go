@@ -347,7 +347,7 @@ func (n *node) call(c *engine.Call) {
 	reply := func(res engine.CallResult) {
 		if !replied && n.gen == gen && n.up {
 			replied = true
-			n.core.Replied(n.at(), res)
+			n.core.Replied(n.at(), engine.AfterLoss(res, n.r.owners[res.Call.AccountSlot]))
 			n.pump()
 		}
 	}
@@ -390,7 +390,7 @@ func (n *node) call(c *engine.Call) {
 		}
 		w.after(back, func() {
 			if w.reach(from, to) {
-				res := engine.CallResult{Call: c, Outcome: outcome, Text: outcome.String()}
+				res := engine.CallResult{Call: &there, Outcome: outcome, Text: outcome.String()}
 				if outcome == txn.Deferred {
 					res.RetryAfter = 200 * ms
 				}

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
@@ -127,4 +128,19 @@ func (r *Runner) cameFrom(o slot.Owner) bool {
 func (r *Runner) Owns(n int) bool {
 	o, known := r.owner(n)
 	return known && r.ours(n) && o.Status == slot.Active
+}
+
+// lostPause is how long a try waits whose answer does not count any more.
+const lostPause = 100 * time.Millisecond
+
+// AfterLoss gives the result of a call as it counts, where owner is the latest known one of the account's slot. That a home holds
+// something which was lost before its answer came is not an answer: whoever rebuilds holds may have been told without
+// it (ADR 9). The try is made again, at the new home.
+func AfterLoss(res CallResult, owner slot.Owner) CallResult {
+	c := res.Call
+	if res.Outcome != txn.Done || c.Op != txn.OpTry || c.Mode != txn.ModeTCC || c.AccountEpoch == 0 || !owner.Forced() || uint64(owner.Epoch) <= c.AccountEpoch {
+		return res
+	}
+	res.Outcome, res.RetryAfter, res.Text = txn.Deferred, lostPause, "the account's home was lost before its answer came"
+	return res
 }

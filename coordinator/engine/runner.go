@@ -194,7 +194,13 @@ func (p *pending) deliver(r *Runner, at int64) { r.core.Apply(at, p) }
 
 type replied struct{ res CallResult }
 
-func (m replied) deliver(r *Runner, at int64) { r.core.Replied(at, m.res) }
+func (m replied) deliver(r *Runner, at int64) {
+	if r.regions != nil {
+		owner, _ := r.owner(m.res.Call.AccountSlot)
+		m.res = AfterLoss(m.res, owner)
+	}
+	r.core.Replied(at, m.res)
+}
 
 // do is a message that runs a function on the core's goroutine.
 type do func(c *Core, at int64)

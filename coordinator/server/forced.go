@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -49,12 +50,50 @@ func (s *Server) arrivals(ctx context.Context, moves []engine.Move) ([]engine.Ar
 			forced, at = append(forced, m.Slot), append(at, i)
 		}
 	}
-	found, err := s.recovered(ctx, forced)
+	found, err := s.readLost(ctx, forced, marks)
 	if err != nil {
 		return nil, err
 	}
 	for k, i := range at {
 		out[i].Live, out[i].Err = found[k].records, found[k].err
+	}
+	return out, nil
+}
+
+// readLost gives what is left in slots that were taken. What is to be posted of it is noted in the same go, and so are the other
+// slots of which the journal has all, for accounts wait for all of them: what was read of those is given when they are asked
+// for, once.
+func (s *Server) readLost(ctx context.Context, slots []int, marks map[[2]int]head) ([]left, error) {
+	p := &s.regions.posts
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	owners := s.regions.place.Owners()
+	var wanted []int
+	for _, n := range slots {
+		if r, ok := p.read[n]; !ok || r.epoch != owners[n].Epoch {
+			wanted = append(wanted, n)
+		}
+	}
+	if len(wanted) > 0 {
+		asked := len(wanted)
+		for n, o := range owners {
+			reached := o.Lost != 0 && o.Seal != nil && (o.Seal.Seq == 0 || marks[[2]int{o.Seal.Epoch.Region(), n}] == head{o.Seal.Seq, o.Seal.Chain})
+			if reached && p.epochs[n] != o.Epoch && !slices.Contains(wanted[:asked], n) {
+				wanted = append(wanted, n)
+			}
+		}
+		found, err := s.readPosts(ctx, owners, wanted)
+		if err != nil {
+			return nil, err
+		}
+		for i, n := range wanted {
+			p.read[n] = readAt{owners[n].Epoch, found[i]}
+		}
+	}
+	out := make([]left, len(slots))
+	for i, n := range slots {
+		out[i] = p.read[n].left
+		delete(p.read, n)
 	}
 	return out, nil
 }
@@ -87,6 +126,8 @@ func (s *Server) heads(ctx context.Context, moves []engine.Move) (map[[2]int]hea
 type left struct {
 	records [][]byte
 	err     error
+	// unposted is why it is not noted what is to be posted of them.
+	unposted error
 }
 
 // readsAtOnce bounds the slots whose decisions are read from the arbiter side by side: it may be far away.
@@ -158,31 +199,46 @@ func (s *Server) driven(ctx context.Context, n int, decisions map[string][]byte,
 // the accounts may spend.
 type posts struct {
 	mu     sync.Mutex
-	epochs [slot.Count]slot.Epoch // for which they were read
+	epochs [slot.Count]slot.Epoch // for which they are noted in owed
 	owed   map[int][]*post
+	read   map[int]readAt
+}
+
+// readAt is what was read of a slot that was taken.
+type readAt struct {
+	epoch slot.Epoch
+	left
 }
 
 type post struct {
-	call *engine.Call
-	done bool
-	said string // by the participant that does not take it
+	call    *engine.Call
+	done    bool
+	refused bool
+	said    string // by the participant that does not take it
 }
 
 // errBehind: it is on its way.
 var errBehind = errors.New("the copies do not have everything of the lost region yet")
 
+// takenFrom gives the slots that were taken by force from a region and are not settled, whoever took them: accounts are touched from
+// slots anywhere.
+func takenFrom(owners *slot.Map, lost int) map[int]slot.Epoch {
+	out := map[int]slot.Epoch{}
+	for n, o := range owners {
+		if o.Lost != 0 && o.Lost.Region() == lost || o.Forced() && o.Seal != nil && o.Seal.Epoch.Region() == lost {
+			out[n] = o.Epoch
+		}
+	}
+	return out
+}
+
 // caughtUp is place.Config.CaughtUp.
 func (s *Server) caughtUp(ctx context.Context, m engine.Move) error {
 	owners := s.regions.place.Owners()
 	lost := m.Owner.Seal.Epoch.Region()
-	var taken []int
-	for n, o := range owners {
-		// Whoever took them, and whether or not they are worked off: accounts here are touched from slots anywhere.
-		ofIt := o.Lost != 0 && o.Lost.Region() == lost || o.Forced() && o.Seal != nil && o.Seal.Epoch.Region() == lost
-		if !ofIt {
-			continue
-		}
-		taken = append(taken, n)
+	taken := slices.Sorted(maps.Keys(takenFrom(owners, lost)))
+	for _, n := range taken {
+		o := owners[n]
 		if o.Seal == nil || o.Lost != 0 && o.Seal.Epoch != o.Lost {
 			return fmt.Errorf("%w: slot %d has no seal", errBehind, n)
 		}
@@ -193,33 +249,42 @@ func (s *Server) caughtUp(ctx context.Context, m engine.Move) error {
 	p := &s.regions.posts
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := s.readPosts(ctx, owners, taken); err != nil {
+	fresh := slices.DeleteFunc(taken, func(n int) bool { return p.epochs[n] == owners[n].Epoch })
+	found, err := s.readPosts(ctx, owners, fresh)
+	if err != nil {
 		return err
 	}
+	for _, l := range found {
+		if l.unposted != nil {
+			return l.unposted
+		}
+	}
+	// What another coordinator of this region took is not asked for here.
+	maps.DeleteFunc(p.read, func(n int, r readAt) bool { return owners[n].Lost == 0 || owners[n].Epoch != r.epoch })
 	if err := s.post(p.owed[m.Slot]); err != nil {
 		return err
 	}
 	return s.rebuilt(ctx, owners, lost, m.Slot)
 }
 
-// readPosts reads what was decided in slots that it has not read yet; posts.mu is held.
-func (s *Server) readPosts(ctx context.Context, owners *slot.Map, taken []int) error {
+// readPosts reads what is left in slots that were taken, and notes what is to be posted of it where that is not noted; posts.mu is
+// held.
+func (s *Server) readPosts(ctx context.Context, owners *slot.Map, slots []int) ([]left, error) {
 	p := &s.regions.posts
-	fresh := slices.DeleteFunc(slices.Clone(taken), func(n int) bool { return p.epochs[n] == owners[n].Epoch })
-	found, err := s.recovered(ctx, fresh)
+	found, err := s.recovered(ctx, slots)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for i, n := range fresh {
-		if found[i].err != nil {
-			return found[i].err
+	for i, n := range slots {
+		l := &found[i]
+		if l.unposted = l.err; l.err != nil || p.epochs[n] == owners[n].Epoch {
+			continue
 		}
-		if err := s.owe(n, found[i].records); err != nil {
-			return err
+		if l.unposted = s.owe(n, l.records); l.unposted == nil {
+			p.epochs[n] = owners[n].Epoch
 		}
-		p.epochs[n] = owners[n].Epoch
 	}
-	return nil
+	return found, nil
 }
 
 // owe notes the effects of a slot's records: all of them or none.
@@ -247,21 +312,29 @@ func (s *Server) owe(n int, records [][]byte) error {
 
 // post posts what is owed to accounts of a slot; nil when all of it is.
 func (s *Server) post(owed []*post) error {
-	var all sync.WaitGroup
-	for _, p := range owed {
-		if p.done {
-			continue
-		}
-		all.Add(1)
-		s.invoker.Start(p.call, func(r engine.CallResult) { p.done, p.said = r.Outcome == txn.Done, r.Text; all.Done() })
-	}
-	all.Wait() // the invoker ends its calls with the process
+	s.call(owed)
 	for _, p := range owed {
 		if !p.done {
 			return fmt.Errorf("%w: branch %s of %q is decided and not posted: %s", errBehind, p.call.Branch, string(p.call.Gid), p.said)
 		}
 	}
 	return nil
+}
+
+// call makes those of the calls that are not done, all at once, and waits for their answers.
+func (s *Server) call(owed []*post) {
+	var all sync.WaitGroup
+	for _, p := range owed {
+		if p.done {
+			continue
+		}
+		all.Add(1)
+		s.invoker.Start(p.call, func(r engine.CallResult) {
+			p.done, p.refused, p.said = r.Outcome == txn.Done, r.Outcome == txn.Refused, r.Text
+			all.Done()
+		})
+	}
+	all.Wait() // the invoker ends its calls with the process
 }
 
 // cut is place.Config.Cut.

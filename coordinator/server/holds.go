@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,7 +31,8 @@ type holdsAnswer struct {
 	// Held are the slots that it drives and has loaded. The finishes of these chains up to Heads are not among Records.
 	Held  []int          `json:"held"`
 	Heads map[int]uint64 `json:"heads"`
-	// Records of transactions that are not finished, or whose finish is not published, with branches at those slots.
+	// Records of transactions that are not finished, or whose finish is not published or not applied there, with branches at those
+	// slots.
 	Records []heldRecord `json:"records"`
 }
 
@@ -46,17 +48,6 @@ const (
 	holdsTimeout  = 2 * time.Second
 	holdsPatience = 6 * time.Second
 )
-
-// takenFrom gives the slots that were taken by force from a region and are not settled.
-func takenFrom(owners *slot.Map, lost int) map[int]slot.Epoch {
-	out := map[int]slot.Epoch{}
-	for n, o := range owners {
-		if o.Lost != 0 && o.Lost.Region() == lost || o.Forced() && o.Seal != nil && o.Seal.Epoch.Region() == lost {
-			out[n] = o.Epoch
-		}
-	}
-	return out
-}
 
 // serveHolds answers GET /v1/region/holds?origin=REGION with a holdsAnswer.
 func (s *Server) serveHolds(w http.ResponseWriter, r *http.Request) {
@@ -111,8 +102,13 @@ func (s *Server) holdsHere(ctx context.Context, lost int) (*holdsAnswer, error) 
 		}
 	}
 	own := s.regions.place.Index()
-	for _, h := range s.regions.replica.Behind() {
-		events, err := s.journal.EventsAfter(ctx, own, h.Slot, h.Head.Seq, holdsEvents)
+	s.regions.replica.Ends(func(origin, n int, seq uint64) {
+		if origin == own {
+			out.Heads[n] = seq
+		}
+	})
+	for n, have := range s.unapplied(own, out.Heads) {
+		events, err := s.journal.EventsAfter(ctx, own, n, have, holdsEvents)
 		if err != nil {
 			return nil, err
 		}
@@ -129,24 +125,68 @@ func (s *Server) holdsHere(ctx context.Context, lost int) (*holdsAnswer, error) 
 			}
 		}
 	}
-	s.regions.replica.Ends(func(origin, n int, seq uint64) {
-		if origin == own {
-			out.Heads[n] = seq
-		}
-	})
 	return out, nil
 }
 
-// holdsEvents bounds what is read of a chain that is not published.
+// unapplied gives the own region's chains whose finishes may not all be applied to the copies here, with how far they are: those
+// that are published further, and those of which the journal has more than is published. The regions that are published to
+// have applied what they have heard of, or wait for it.
+func (s *Server) unapplied(own int, heads map[int]uint64) map[int]uint64 {
+	out := map[int]uint64{}
+	for n, seq := range heads {
+		if have := s.regions.applier.Have(own, n); have < seq {
+			out[n] = have
+		}
+	}
+	for _, h := range s.regions.replica.Behind() {
+		if _, also := out[h.Slot]; !also {
+			out[h.Slot] = h.Head.Seq
+		}
+	}
+	return out
+}
+
+// holdsEvents bounds what is read of a chain that is not applied.
 const holdsEvents = 10_000
 
-// holds are the holds to be rebuilt at copies of slots that were taken, by the slot of their account.
+// holds are the holds to be rebuilt at copies of slots that were taken.
 type holds struct {
 	mu     sync.Mutex
 	epochs [slot.Count]slot.Epoch // for which they were asked
-	began  time.Time              // when asking began
-	owed   map[int][]*post
-	until  map[[2]int]uint64 // how far chains of origins are to be applied first
+	began  time.Time              // when asking began; zero when nothing is left to be done
+	fresh  bool                   // of what was heard no call has been made
+	heard
+}
+
+// heard is what coordinators told: the calls that hold again, by the slot of their account, and how far chains of origins are to
+// be applied first. What the own region has published is waited for only where a call is refused: all else that is not applied
+// of it is among the calls, and what they lack may be a credit that is not.
+type heard struct {
+	owed  map[int][]*post
+	until map[chain]uint64
+	own   map[chain]uint64
+}
+
+type chain struct{ origin, slot int }
+
+func newHeard() heard {
+	return heard{map[int][]*post{}, map[chain]uint64{}, map[chain]uint64{}}
+}
+
+// take adds what was told to what was told before, which other slots asked.
+func (h *heard) take(now heard) {
+	if h.owed == nil {
+		*h = newHeard()
+	}
+	for n, list := range now.owed {
+		h.owed[n] = append(h.owed[n], list...)
+	}
+	for at, seq := range now.until {
+		h.until[at] = max(h.until[at], seq)
+	}
+	for at, seq := range now.own {
+		h.own[at] = max(h.own[at], seq)
+	}
 }
 
 // rebuilt holds again, at the copies of slot n, what is known to be held of its accounts; nil when nothing of it is left to be
@@ -155,6 +195,10 @@ func (s *Server) rebuilt(ctx context.Context, owners *slot.Map, lost, n int) err
 	h := &s.regions.holds
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.began.IsZero() {
+		h.began = time.Now()
+	}
+	patient := time.Since(h.began) < holdsPatience
 	fresh := map[int]slot.Epoch{}
 	for k, epoch := range takenFrom(owners, lost) {
 		if owners[k].Region == s.cfg.Region && h.epochs[k] != epoch {
@@ -162,43 +206,67 @@ func (s *Server) rebuilt(ctx context.Context, owners *slot.Map, lost, n int) err
 		}
 	}
 	if len(fresh) > 0 {
-		if h.began.IsZero() {
-			h.began = time.Now()
+		if err := s.learnHolds(ctx, lost, fresh, patient); err != nil {
+			return err
 		}
-		if err := s.askHolds(ctx, h, lost, fresh); err != nil {
-			if time.Since(h.began) < holdsPatience {
-				return fmt.Errorf("%w: what is held of its accounts is not known: %w", errBehind, err)
-			}
-			s.log.Warn("accounts of the lost region spend without holds that nobody tells of", "slots", len(fresh), "err", err)
-		}
-		holds := 0
-		for k, epoch := range fresh {
-			h.epochs[k] = epoch
-			holds += len(h.owed[k])
-		}
-		s.log.Info("asked what is held of the lost region's accounts", "slots", len(fresh), "holds", holds, "chains behind", len(h.until))
 	}
-	for look := 0; len(h.until) > 0 && look < 60 && ctx.Err() == nil; look++ {
+	if left := s.applied(ctx, h.until); left > 0 {
+		if patient {
+			return fmt.Errorf("%w: %d chains of the regions that are there are not applied", errBehind, left)
+		}
+		s.log.Warn("accounts of the lost region spend without effects that are not applied yet", "chains", left)
+		clear(h.until)
+	}
+	if h.fresh { // all at once, and not slot by slot
+		s.call(slices.Concat(slices.Collect(maps.Values(h.owed))...))
+		h.fresh = false
+	}
+	if err := s.hold(ctx, h, h.owed[n], patient); err != nil {
+		return err
+	}
+	h.began = time.Time{}
+	return nil
+}
+
+// learnHolds asks what is held at slots that were not asked for yet; holds.mu is held.
+func (s *Server) learnHolds(ctx context.Context, lost int, fresh map[int]slot.Epoch, patient bool) error {
+	now, err := s.askHolds(ctx, lost, fresh)
+	if err != nil && patient {
+		return fmt.Errorf("%w: what is held of its accounts is not known: %w", errBehind, err)
+	}
+	if err != nil {
+		s.log.Warn("accounts of the lost region spend without holds that nobody tells of", "slots", len(fresh), "err", err)
+	}
+	h := &s.regions.holds
+	h.take(now)
+	h.fresh = true
+	count := 0
+	for n, epoch := range fresh {
+		h.epochs[n] = epoch
+	}
+	for _, list := range now.owed {
+		count += len(list)
+	}
+	s.log.Info("asked what is held of the lost region's accounts", "slots", len(fresh), "holds", count, "chains behind", len(now.until))
+	return nil
+}
+
+// applied waits a little until chains are applied, and gives how many are not; those that are leave the map.
+func (s *Server) applied(ctx context.Context, until map[chain]uint64) int {
+	for look := 0; len(until) > 0 && look < 60 && ctx.Err() == nil; look++ {
 		if look > 0 {
 			time.Sleep(10 * time.Millisecond) // it is soon over as a rule, and whoever asks asks again much later
 		}
-		maps.DeleteFunc(h.until, func(at [2]int, seq uint64) bool { return s.regions.applier.Have(at[0], at[1]) >= seq })
+		maps.DeleteFunc(until, func(at chain, seq uint64) bool { return s.regions.applier.Have(at.origin, at.slot) >= seq })
 	}
-	if len(h.until) > 0 {
-		if time.Since(h.began) < holdsPatience {
-			return fmt.Errorf("%w: %d chains of the regions that are there are not applied", errBehind, len(h.until))
-		}
-		s.log.Warn("accounts of the lost region spend without effects that are not applied yet", "chains", len(h.until))
-		h.until = nil
-	}
-	h.began = time.Time{}
-	return s.hold(h.owed[n])
+	return len(until)
 }
 
-// askHolds asks all coordinators of all regions but the lost one; h.mu is held. An error says who did not answer; what the
-// others said is noted all the same.
-func (s *Server) askHolds(ctx context.Context, h *holds, lost int, fresh map[int]slot.Epoch) error {
+// askHolds asks all coordinators of all regions but the lost one. An error says who did not answer; what the others said is
+// given all the same.
+func (s *Server) askHolds(ctx context.Context, lost int, fresh map[int]slot.Epoch) (heard, error) {
 	var mu sync.Mutex
+	now := newHeard()
 	covered := map[string]map[int]bool{}
 	dep := s.regions.place.Deployment()
 	origin := dep.Name(lost)
@@ -211,7 +279,7 @@ func (s *Server) askHolds(ctx context.Context, h *holds, lost int, fresh map[int
 			mu.Lock()
 			defer mu.Unlock()
 			if err == nil {
-				err = s.noteHolds(h, region, a, fresh)
+				err = s.noteHolds(&now, region, a, fresh)
 			}
 			if err != nil {
 				return fmt.Errorf("region %s: %w", region, err)
@@ -239,10 +307,10 @@ func (s *Server) askHolds(ctx context.Context, h *holds, lost int, fresh map[int
 	err := g.Wait() // one of several coordinators may be away: what counts is whose slots nobody spoke for
 	for n, o := range s.regions.place.Owners() {
 		if o.Region != origin && o.Region != "" && o.Status == slot.Active && fresh[n] == 0 && !covered[o.Region][n] {
-			return fmt.Errorf("nobody of region %s speaks for slot %d (%v)", o.Region, n, err)
+			return now, fmt.Errorf("nobody of region %s speaks for slot %d (%v)", o.Region, n, err)
 		}
 	}
-	return nil
+	return now, nil
 }
 
 func (s *Server) getHolds(ctx context.Context, address, origin string) (*holdsAnswer, error) {
@@ -267,17 +335,11 @@ func (s *Server) getHolds(ctx context.Context, address, origin string) (*holdsAn
 }
 
 // noteHolds takes an answer: the calls that hold again, and how far the region's chains are to be applied.
-func (s *Server) noteHolds(h *holds, region string, a *holdsAnswer, fresh map[int]slot.Epoch) error {
+func (s *Server) noteHolds(now *heard, region string, a *holdsAnswer, fresh map[int]slot.Epoch) error {
 	for n, epoch := range fresh {
 		if a.Slots[n] < epoch {
 			return fmt.Errorf("it has not heard that slot %d was taken", n)
 		}
-	}
-	if h.owed == nil {
-		h.owed = map[int][]*post{}
-	}
-	if h.until == nil {
-		h.until = map[[2]int]uint64{}
 	}
 	for _, r := range a.Records {
 		tx, err := record.Decode(r.Record)
@@ -285,38 +347,39 @@ func (s *Server) noteHolds(h *holds, region string, a *holdsAnswer, fresh map[in
 			return err
 		}
 		for _, c := range s.regions.applier.Holds(tx, r.Slot, func(n int) bool { return fresh[n] != 0 }) {
-			h.owed[c.AccountSlot] = append(h.owed[c.AccountSlot], &post{call: c})
+			now.owed[c.AccountSlot] = append(now.owed[c.AccountSlot], &post{call: c})
 		}
+	}
+	until := now.until
+	if region == s.cfg.Region {
+		until = now.own
 	}
 	dep := s.regions.place.Deployment()
 	origin := dep.Index(region)
 	for n, seq := range a.Heads {
-		if at := [2]int{origin, n}; seq > s.regions.applier.Have(origin, n) {
-			h.until[at] = max(h.until[at], seq)
+		if at := (chain{origin, n}); seq > s.regions.applier.Have(origin, n) {
+			until[at] = max(until[at], seq)
 		}
 	}
 	return nil
 }
 
-// hold makes the calls that hold again; nil when each was answered. A refusal is an answer: the transaction has ended, or the copy
-// lacks what the lost region had not told.
-func (s *Server) hold(owed []*post) error {
-	var all sync.WaitGroup
-	for _, p := range owed {
-		if p.done {
-			continue
+// hold makes the calls that hold again; nil when each was answered. A refusal is an answer when everything is applied: the
+// transaction has ended, or the copy lacks what the lost region had not told.
+func (s *Server) hold(ctx context.Context, h *holds, owed []*post, patient bool) error {
+	s.call(owed)
+	refused := func(p *post) bool { return p.refused && !p.done }
+	if slices.ContainsFunc(owed, refused) {
+		if left := s.applied(ctx, h.own); left > 0 && patient {
+			return fmt.Errorf("%w: %d chains of this region are not applied, and what is held of the lost region's accounts is refused", errBehind, left)
 		}
-		all.Add(1)
-		s.invoker.Start(p.call, func(r engine.CallResult) {
-			p.done, p.said = r.Outcome == txn.Done || r.Outcome == txn.Refused, r.Text
-			if r.Outcome == txn.Refused {
-				s.log.Warn("what a transaction holds of an account of the lost region is not held here", "gid", string(p.call.Gid), "branch", string(p.call.Branch), "why", r.Text)
-			}
-			all.Done()
-		})
+		s.call(owed)
 	}
-	all.Wait() // the invoker ends its calls with the process
 	for _, p := range owed {
+		if refused(p) {
+			p.done = true
+			s.log.Warn("what a transaction holds of an account of the lost region is not held here", "gid", string(p.call.Gid), "branch", string(p.call.Branch), "why", p.said)
+		}
 		if !p.done {
 			return fmt.Errorf("%w: what branch %s of %q holds is not held here: %s", errBehind, p.call.Branch, string(p.call.Gid), p.said)
 		}
