@@ -380,6 +380,8 @@ func (m *moveFlags) set(e *env, to failover.Status, leave bool) error {
 		case errors.Is(err, conduct.ErrEnded) && to != failover.Running:
 			// Its tool may have been killed before it let the lock go.
 			return errors.Join(&failure{fmt.Errorf("operation %s was %s before it could be %s", r.Plan.ID, set.Status, to), "lockstep region history --context " + m.Context}, m.drive(e, c, r.Plan.ID))
+		case errors.Is(err, conduct.ErrAtOnce):
+			return &failure{fmt.Errorf("%w; abort takes no more slots and ends what was begun", err), "lockstep region abort --context " + m.Context}
 		case err != nil && !errors.Is(err, conduct.ErrEnded):
 			return &failure{err, "lockstep region resume --context " + m.Context}
 		}

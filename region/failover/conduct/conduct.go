@@ -39,6 +39,8 @@ var (
 	ErrNone = errors.New("there is no such operation")
 	// ErrEnded: the operation has ended, and takes no change of status any more.
 	ErrEnded = errors.New("the operation has ended")
+	// ErrAtOnce: a forced failover takes all its slots at once and has no batch to stop at.
+	ErrAtOnce = errors.New("a forced failover takes all its slots at once: there is no batch at which it could stop")
 )
 
 // World is what is asked and told beyond the arbiter.
@@ -170,7 +172,8 @@ func (c *Conductor) save(ctx context.Context, r failover.Run, line *Entry) error
 }
 
 // Set changes the status of an operation: pause, resume, abort. Where whoever drives it is faster it is read again, until
-// the change is written. An ended one is left as it is: ErrEnded.
+// the change is written. An ended one is left as it is: ErrEnded. A forced failover is not paused: ErrAtOnce, and nothing was
+// written; what it has taken nobody serves until it goes on.
 func (c *Conductor) Set(ctx context.Context, id string, to failover.Status, why string, at time.Time) (failover.Run, error) {
 	return c.set(ctx, id, string(to), why, at, func(r *failover.Run) { r.Status = to })
 }
@@ -191,6 +194,9 @@ func (c *Conductor) set(ctx context.Context, id, act, why string, at time.Time, 
 		}
 		was := r.Status
 		change(&r)
+		if r.Status == failover.Paused && r.Plan.Kind == failover.Forced {
+			return r, fmt.Errorf("operation %s: %w", r.Plan.ID, ErrAtOnce)
+		}
 		if was == failover.Aborting && r.Status != failover.Aborting {
 			return r, fmt.Errorf("operation %s is being aborted; let it end", r.Plan.ID)
 		}

@@ -204,3 +204,22 @@ func TestNothingIsServedWithoutASeal(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 }
+
+func TestAForcedFailoverIsNotPaused(t *testing.T) {
+	a := newArbiter(t)
+	p := forced(t, a, "whole", "east", "west")
+	c := conductor(a, world{})
+	if err := c.Start(t.Context(), p, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conductor(a, world{}).Set(t.Context(), p.ID, failover.Paused, "wait", time.Now()); !errors.Is(err, ErrAtOnce) {
+		t.Fatalf("%v, want ErrAtOnce", err)
+	}
+	lines, err := c.History(t.Context())
+	if err != nil || len(lines) != 1 {
+		t.Fatalf("%d lines of history after a refused pause, %v", len(lines), err)
+	}
+	if r := finish(t, a, p.ID, "resume"); r == nil || r.Status != failover.Done {
+		t.Fatalf("it ends as %+v", r)
+	}
+}
