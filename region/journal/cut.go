@@ -29,8 +29,9 @@ var ErrContradicts = errors.New("the chains are not the same")
 // Not undone is what was done because of these events: effects that this region's participants applied to copies, what
 // was published to Kafka, and what other processes of the region remember (an Applier of copies: see applier.Applier.Back).
 //
-// For the own region the caller has closed the slot, and has dropped what waits to be appended: an Append of the epoch after
-// Cut would bring the row back, until Cut is repeated.
+// For the own region the caller has closed the slot, and has dropped what waits to be appended. Another process may still append
+// of the epoch: that brings rows back until Cut is repeated. Whoever reads Cuts after its Append and finds none past which it went
+// may be sure that Cut has taken its rows out, or will.
 func (j *Journal) Cut(ctx context.Context, n int, seal slot.Seal) ([]record.Event, error) {
 	origin := seal.Epoch.Region()
 	switch {
@@ -39,7 +40,7 @@ func (j *Journal) Cut(ctx context.Context, n int, seal slot.Seal) ([]record.Even
 	case n < 0 || n >= slot.Count:
 		return nil, fmt.Errorf("cut: slot %d of %d", n, slot.Count)
 	}
-	err := j.retry(ctx, func(int) error {
+	pass := func(int) error {
 		return j.inTx(ctx, func(tx *sql.Tx) error {
 			var m *Mark
 			if origin != int(j.own.Load()) {
@@ -55,7 +56,13 @@ func (j *Journal) Cut(ctx context.Context, n int, seal slot.Seal) ([]record.Even
 			}
 			return err
 		})
-	})
+	}
+	err := j.retry(ctx, pass)
+	if err == nil && origin == int(j.own.Load()) {
+		// An Append beside it holds no lock of ours, and may have committed after our statements and before our commit: then its
+		// process finds no cut, and this is who sees its rows.
+		err = j.retry(ctx, pass)
+	}
 	var out []record.Event
 	if err == nil {
 		out, err = j.pastEvents(ctx, origin, n, &seal)
@@ -220,6 +227,40 @@ func (j *Journal) positionsBack(ctx context.Context, tx *sql.Tx, origin, n int, 
 		}
 	}
 	return nil
+}
+
+// PastCuts gives the forced seals past which the journal has something of an origin's chains, by slot: a process that had not heard of
+// the cut has appended it since. Cut takes it out again.
+func (j *Journal) PastCuts(ctx context.Context, origin int) (map[int]slot.Seal, error) {
+	cuts, err := j.Cuts(ctx, origin)
+	if err != nil {
+		return nil, err
+	}
+	for n, seal := range cuts {
+		past, err := j.hasPast(ctx, origin, n, &seal)
+		if err != nil {
+			return nil, fmt.Errorf("read what is past the cut of slot %d in the journal at %s: %w", n, j.where, err)
+		}
+		if !past {
+			delete(cuts, n)
+		}
+	}
+	return cuts, nil
+}
+
+func (j *Journal) hasPast(ctx context.Context, origin, n int, seal *slot.Seal) (bool, error) {
+	for _, q := range []string{
+		"SELECT 1 FROM lockstep_event WHERE slot = ? AND seq > ? AND origin = ? AND epoch <= ? LIMIT 1",
+		"SELECT 1 FROM lockstep_journal WHERE slot = ? AND decision_seq > ? AND decision_epoch % 100 = ? AND decision_epoch <= ? LIMIT 1",
+		"SELECT 1 FROM lockstep_journal WHERE slot = ? AND finish_seq > ? AND finish_epoch % 100 = ? AND finish_epoch <= ? LIMIT 1",
+	} {
+		var one int
+		err := j.read.QueryRowContext(ctx, j.d.bind(q), n, int64(seal.Seq), origin, int64(seal.Epoch)).Scan(&one)
+		if !errors.Is(err, sql.ErrNoRows) {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // Cuts gives the forced seals to which the chains of an origin were cut in this journal: of each slot the latest.

@@ -95,6 +95,8 @@ type Service struct {
 	mu   sync.Mutex
 	acks map[int]map[int]uint64 // by peer and slot: what it has of our chains
 	cuts map[int]slot.Seal      // by slot: where our chains were cut last
+
+	appended appended
 }
 
 // New makes one. From now on the journal tells it what is appended.
@@ -132,6 +134,9 @@ func New(cfg Config) (*Service, error) {
 	}
 	cfg.Journal.OnAppend(func(rows []engine.Row, events []record.Event) {
 		all := append(eventsOf(rows), events...)
+		for i := range all {
+			s.appended.note(chainPart{all[i].Slot, all[i].Epoch}, all[i].Head.Seq)
+		}
 		s.pub.Appended(all)
 		if cfg.Durable != nil {
 			cfg.Durable(all)
@@ -203,6 +208,7 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 	}
 	all.Go(func() { s.refresh(ctx) })
+	all.Go(func() { s.keepCuts(ctx) })
 	return nil
 }
 
