@@ -256,8 +256,19 @@ func (s *Server) mountRegions(mux *http.ServeMux) {
 		for _, m := range marks {
 			epochs[m.Slot] = max(epochs[m.Slot], slot.Epoch(m.Epoch))
 		}
+		seals := map[int][]slot.Seal{}
+		for i := range r.place.Deployment().Regions {
+			cuts, err := s.journal.Cuts(req.Context(), i+1)
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+			for n, seal := range cuts {
+				seals[n] = append(seals[n], seal)
+			}
+		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]any{"epochs": epochs}) // the caller has left, then
+		_ = json.NewEncoder(w).Encode(map[string]any{"epochs": epochs, "owners": r.place.Owners(), "seals": seals}) // the caller has left, then
 	})
 	// GET /region/ready is for load balancers: 200 only where begins are accepted.
 	mux.HandleFunc("GET /region/ready", func(w http.ResponseWriter, _ *http.Request) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -134,6 +135,28 @@ func (a *Arbiter) AllSeals(ctx context.Context) (map[int][]slot.Seal, error) {
 	}
 	return out, nil
 }
+
+// PutSeals writes seals that the arbiter has lost, by slot; those that stand stay as they are. Durable on nil; on an error some may
+// be written, and the call may be repeated.
+func (a *Arbiter) PutSeals(ctx context.Context, seals map[int][]slot.Seal) error {
+	var puts []clientv3.Op
+	for n, list := range seals {
+		for _, s := range list {
+			key := sealKey(n, uint64(s.Epoch))
+			absent := clientv3.Compare(clientv3.CreateRevision(key), "=", 0)
+			puts = append(puts, clientv3.OpTxn([]clientv3.Cmp{absent}, []clientv3.Op{clientv3.OpPut(key, mustJSON(s))}, nil))
+		}
+	}
+	for part := range slices.Chunk(puts, sealsAtOnce) {
+		if _, err := a.settle(ctx, func(t clientv3.Txn) clientv3.Txn { return t.Then(part...) }); err != nil {
+			return fmt.Errorf("write %d seals: %w", len(part), err)
+		}
+	}
+	return nil
+}
+
+// sealsAtOnce is how many seals one transaction writes: etcd takes 128 operations.
+const sealsAtOnce = 50
 
 // FirstOwners gives the region that had each slot first: by the seal of its oldest epoch, or where nothing ever sealed it, the
 // one that has it.

@@ -63,3 +63,18 @@ func TestWhatWasTakenWaitsForTheSealsBefore(t *testing.T) {
 		})
 	}
 }
+
+// TestAnArbiterOfBeforeTakesNothingBack: one that was restored from a backup says lower epochs than it has said.
+func TestAnArbiterOfBeforeTakesNothingBack(t *testing.T) {
+	known, before := &slot.Map{}, &slot.Map{}
+	known[1] = slot.Owner{Region: "west", Epoch: 302, Lost: 101, Status: slot.Active}
+	known[2] = slot.Owner{Region: "west", Epoch: 102, Status: slot.Active}
+	before[1] = slot.Owner{Region: "east", Epoch: 101, Status: slot.Active}
+	before[2] = slot.Owner{Region: "east", Epoch: 901, Status: slot.Active}
+	if n := keepNewer(before, known); n != 1 || !before[1].Equal(known[1]) || before[2].Epoch != 901 {
+		t.Fatal(n, before[1], before[2])
+	}
+	if n := keepNewer(before, nil); n != 0 {
+		t.Fatal(n)
+	}
+}

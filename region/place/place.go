@@ -106,7 +106,13 @@ func (p *Place) Run(ctx context.Context) {
 	wg.Go(func() { p.registry.Run(ctx) })
 	wg.Go(func() { p.introduce(ctx) })
 	wg.Go(func() { p.followLosses(ctx) })
+	said := false
 	p.cfg.Arbiter.Follow(ctx, func(m *slot.Map) {
+		back := keepNewer(m, p.owners.Load())
+		if back > 0 && !said {
+			p.cfg.Log.Error("the arbiter says less than it has said before: it was restored from a backup; what was known stays; next: lockstep region restored --context FILE", "slots", back)
+		}
+		said = back > 0
 		p.owners.Store(m)
 		p.heard.Store(time.Now().UnixMilli())
 		p.mu.Lock()
@@ -115,6 +121,21 @@ func (p *Place) Run(ctx context.Context) {
 		p.mu.Unlock()
 	}, func() { p.heard.Store(time.Now().UnixMilli()) })
 	wg.Wait()
+}
+
+// keepNewer puts the owners that were known back into m where its epochs are lower, and counts them. Epochs only grow: an arbiter
+// that says less is one of before, and has yet to be told what was seen since (region restored asks this process too).
+func keepNewer(m, known *slot.Map) (back int) {
+	if known == nil {
+		return 0
+	}
+	for n := range m {
+		if m[n].Epoch < known[n].Epoch {
+			m[n] = known[n]
+			back++
+		}
+	}
+	return back
 }
 
 // Self is engine.Regions's.

@@ -23,9 +23,40 @@ type regionRestoredCmd struct {
 	Without []string `help:"Regions that are not asked, since they are gone: what they alone have seen is not known." placeholder:"NAME"`
 }
 
-// seen is the highest epoch of each slot that anybody has seen, and of those that were a region's, the highest.
+// seen is the highest epoch of each slot that anybody has seen, and of those that were a region's, the highest; the owner of the
+// highest epoch that a coordinator has heard of, and the seals that stand in journals and with those owners.
 type seen struct {
 	any, owned [slot.Count]slot.Epoch
+	heard      slot.Map
+	seals      map[int][]slot.Seal
+}
+
+// told takes what a coordinator says.
+func (s *seen) told(epochs []slot.Epoch, owners []slot.Owner, seals map[int][]slot.Seal) {
+	for n, epoch := range epochs {
+		s.add(n, epoch)
+	}
+	for n, o := range owners[:min(len(owners), slot.Count)] {
+		s.add(n, o.Epoch)
+		if o.Epoch > s.heard[n].Epoch {
+			s.heard[n] = o
+		}
+		if o.Seal != nil && o.Status != slot.Sealed {
+			s.sealed(n, *o.Seal)
+		}
+	}
+	for n, list := range seals {
+		for _, seal := range list {
+			s.sealed(n, seal)
+		}
+	}
+}
+
+func (s *seen) sealed(n int, seal slot.Seal) {
+	if n < 0 || n >= slot.Count || slices.ContainsFunc(s.seals[n], func(have slot.Seal) bool { return have.Epoch == seal.Epoch }) {
+		return
+	}
+	s.seals[n] = append(s.seals[n], seal)
 }
 
 func (s *seen) add(n int, e slot.Epoch) {
@@ -69,7 +100,7 @@ func (c *regionRestoredCmd) run(e *env, o *opened) error {
 	if under != "" {
 		return &failure{fmt.Errorf("%s, as the backup has it: end it first", under), "lockstep region resume --context " + c.Context + "  # or abort it"}
 	}
-	s := &seen{}
+	s := &seen{seals: map[int][]slot.Seal{}}
 	for n, w := range owners {
 		s.add(n, w.Epoch)
 	}
@@ -94,6 +125,9 @@ func (c *regionRestoredCmd) run(e *env, o *opened) error {
 		if err := o.arbiter.Restored(ctx, floor); err != nil {
 			return err
 		}
+		if err := o.arbiter.PutSeals(ctx, s.seals); err != nil {
+			return err
+		}
 		for part := range slices.Chunk(changes, 20) {
 			if err := o.arbiter.Change(ctx, part...); err != nil {
 				return err
@@ -109,7 +143,8 @@ func (c *regionRestoredCmd) run(e *env, o *opened) error {
 	return nil
 }
 
-// raise gives the least new epoch, and every slot's change: to the region that it was last seen with.
+// raise gives the least new epoch, and every slot's change: to the region that it was last seen with, with the seal and the loss
+// that the owner's coordinators have heard of, for those may be newer than the backup.
 func raise(dep *arbiter.Deployment, owners *slot.Map, s *seen) (floor slot.Epoch, changes []arbiter.Change) {
 	highest := slices.Max(s.any[:])
 	floor = highest - highest%100 + 100
@@ -119,9 +154,12 @@ func raise(dep *arbiter.Deployment, owners *slot.Map, s *seen) (floor slot.Epoch
 			region = from.Region
 		}
 		to := slot.Owner{Region: region, Epoch: floor + slot.Epoch(dep.Index(region)), Status: slot.Active, Seal: from.Seal}
-		if region != from.Region {
-			to.Seal = nil // its seal was written after the backup
-		} else {
+		switch heard := s.heard[n]; {
+		case heard.Epoch == s.owned[n] && heard.Region == region && heard.Status == slot.Active:
+			to.Seal, to.Lost, to.Risk = heard.Seal, heard.Lost, heard.Risk
+		case region != from.Region:
+			to.Seal = nil // it was written after the backup, and nobody tells of it
+		default:
 			to.Lost, to.Risk = from.Lost, from.Risk
 		}
 		changes = append(changes, arbiter.Change{Slot: n, From: from, To: to})
@@ -138,14 +176,14 @@ func (c *regionRestoredCmd) ask(ctx context.Context, e *env, o *opened, regions 
 		}
 		for _, base := range o.file.Regions[region].Admin {
 			var out struct {
-				Epochs []slot.Epoch `json:"epochs"`
+				Epochs []slot.Epoch        `json:"epochs"`
+				Owners []slot.Owner        `json:"owners"`
+				Seals  map[int][]slot.Seal `json:"seals"`
 			}
 			if err := a.askOne(ctx, base, http.MethodGet, "/v1/region/epochs", &out); err != nil {
 				return fmt.Errorf("a coordinator of region %s does not answer: %w", region, err)
 			}
-			for n, epoch := range out.Epochs {
-				s.add(n, epoch)
-			}
+			s.told(out.Epochs, out.Owners, out.Seals)
 		}
 	}
 	t, err := registry.Load(ctx, o.arbiter)

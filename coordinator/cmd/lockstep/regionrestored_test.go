@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,12 +13,14 @@ import (
 )
 
 // TestAnArbiterFromABackupGoesPastEverythingThatWasSeen: the backup is older than a move of slot 0 to west, which a participant
-// has seen, and than an epoch of slot 3 that west's coordinator holds.
+// has seen, than an epoch of slot 3 that west's coordinator holds, and than the forced failover that took slot 4 from east.
 func TestAnArbiterFromABackupGoesPastEverythingThatWasSeen(t *testing.T) {
 	w := newWorld(t)
 	w.must("region", "init")
 	epochs := make([]slot.Epoch, slot.Count)
 	epochs[3] = 402
+	taken := slot.Owner{Region: "west", Epoch: 302, Status: slot.Active, Lost: 101, Risk: slot.Risk{Policy: slot.Limit, Cap: 7}, Seal: &slot.Seal{Epoch: 101, Seq: 9, Chain: strings.Repeat("ab", 32), Forced: true}}
+	other := slot.Seal{Epoch: 101, Seq: 3, Chain: strings.Repeat("cd", 32), Forced: true} // of a loss that was worked off
 	answers := map[string]bool{"east": true, "west": true}
 	for region := range answers {
 		w.admin[region].HandleFunc("GET /v1/region/epochs", func(rw http.ResponseWriter, _ *http.Request) {
@@ -25,7 +28,13 @@ func TestAnArbiterFromABackupGoesPastEverythingThatWasSeen(t *testing.T) {
 				http.Error(rw, "gone", http.StatusServiceUnavailable)
 				return
 			}
-			if err := json.NewEncoder(rw).Encode(map[string]any{"epochs": epochs}); err != nil {
+			answer := map[string]any{"epochs": epochs}
+			if region == "west" {
+				owners := make([]slot.Owner, slot.Count)
+				owners[4] = taken
+				answer["owners"], answer["seals"] = owners, map[int][]slot.Seal{4: {*taken.Seal}, 6: {other}}
+			}
+			if err := json.NewEncoder(rw).Encode(answer); err != nil {
 				t.Error(err)
 			}
 		})
@@ -49,7 +58,7 @@ func TestAnArbiterFromABackupGoesPastEverythingThatWasSeen(t *testing.T) {
 		t.Fatal(out)
 	}
 	out := w.must("region", "restored", "--who", "ann")
-	if !strings.Contains(out, "the highest epoch that was seen is 800; every slot goes to an epoch from 900 on; 1 slots had moved") {
+	if !strings.Contains(out, "the highest epoch that was seen is 800; every slot goes to an epoch from 900 on; 2 slots had moved") {
 		t.Fatal(out)
 	}
 	m, err := w.arbiter.Owners(t.Context())
@@ -58,8 +67,11 @@ func TestAnArbiterFromABackupGoesPastEverythingThatWasSeen(t *testing.T) {
 	}
 	for n, o := range m {
 		want := []string{"east", "west"}[n%2]
-		if n == 0 {
+		if n == 0 || n == 4 {
 			want = "west"
+		}
+		if n == 4 && (o.Lost != taken.Lost || o.Risk != taken.Risk || o.Seal == nil || *o.Seal != *taken.Seal) {
+			t.Errorf("what the loss left of slot 4 is forgotten: %+v", o)
 		}
 		if o.Region != want || o.Epoch/100 != 9 || o.Epoch.Region() != map[string]int{"east": 1, "west": 2}[want] || o.Status != slot.Active {
 			t.Fatalf("slot %d: %+v", n, o)
@@ -70,6 +82,10 @@ func TestAnArbiterFromABackupGoesPastEverythingThatWasSeen(t *testing.T) {
 	}
 	if !strings.Contains(w.audit(), "ann restored epochs from 900 on") {
 		t.Error(w.audit())
+	}
+	seals, err := w.arbiter.AllSeals(t.Context())
+	if err != nil || !slices.Contains(seals[4], *taken.Seal) || !slices.Contains(seals[6], other) {
+		t.Fatalf("%+v, %+v, %v", seals[4], seals[6], err)
 	}
 	// Once more, for whoever was killed in between: it goes on from there.
 	w.must("region", "restored")
