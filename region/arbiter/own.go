@@ -232,13 +232,18 @@ func (a *Arbiter) follow(ctx context.Context, each func(*slot.Map), heard func()
 			if len(resp.Events) > 0 {
 				tell()
 			}
+			rev = max(rev, resp.Header.Revision)
 		case <-tick.C:
 			// A watch that is cut off says nothing for long; a read finds out.
 			rctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-			_, err := a.cli.Get(rctx, deploymentKey)
+			got, err := a.cli.Get(rctx, deploymentKey)
 			cancel()
 			if err != nil {
 				return err
+			}
+			if got.Header.Revision < rev {
+				// It was restored from a backup without a bump of its revision: the watch says nothing until it has caught up.
+				return fmt.Errorf("the arbiter is at revision %d, and was at %d before", got.Header.Revision, rev)
 			}
 			if heard != nil {
 				heard()
