@@ -191,6 +191,9 @@ func (s *Server) runRegions(ctx context.Context, g *errgroup.Group) {
 type RegionStatus struct {
 	replica.Status
 	Member string `json:"member"`
+	// Version of the program, and the time of day here in unix milliseconds.
+	Version   string `json:"version"`
+	NowMillis int64  `json:"now_ms"`
 	// Slots by status, of those that the region owns; Held of those that this coordinator holds.
 	Slots map[slot.Status]int `json:"slots"`
 	Held  int                 `json:"held"`
@@ -221,7 +224,7 @@ func (s *Server) mountRegions(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/region/holds", s.serveHolds)
 	mux.HandleFunc("POST /v1/region/unstop", serveUnstop(r.place.Deployment(), r.replica.Unstop, s.log))
 	mux.HandleFunc("GET /v1/region/status", func(w http.ResponseWriter, _ *http.Request) {
-		st := RegionStatus{Status: r.replica.Status(), Member: s.member.ID, Slots: map[slot.Status]int{}, ArbiterMillis: -1, Applied: r.applier.Applied(), ApplyLag: r.applier.Lag()}
+		st := RegionStatus{Status: r.replica.Status(), Member: s.member.ID, Version: s.version, NowMillis: time.Now().UnixMilli(), Slots: map[slot.Status]int{}, ArbiterMillis: -1, Applied: r.applier.Applied(), ApplyLag: r.applier.Lag()}
 		if m := r.place.Owners(); m != nil {
 			for _, o := range m {
 				if o.Region != s.cfg.Region {

@@ -180,6 +180,8 @@ type regionView struct {
 	Slots  map[slot.Status]int  `json:"slots"`
 	Forced int                  `json:"forced,omitempty"` // slots taken by force whose loss is not worked off
 	Status *server.RegionStatus `json:"status,omitempty"`
+	// Coordinators are those that answer.
+	Coordinators []coordinatorView `json:"coordinators,omitempty"`
 }
 
 // Run shows the regions.
@@ -360,10 +362,10 @@ func (a *asker) view(ctx context.Context, region string, owners *slot.Map) regio
 		}
 	}
 	bases := a.o.file.Regions[region].Admin
-	answers, errs := make([]server.RegionStatus, len(bases)), make([]error, len(bases))
+	answers, seen, errs := make([]server.RegionStatus, len(bases)), make([]coordinatorView, len(bases)), make([]error, len(bases))
 	var all sync.WaitGroup
 	for i, base := range bases {
-		all.Go(func() { errs[i] = a.askOne(ctx, base, http.MethodGet, "/v1/region/status", &answers[i]) })
+		all.Go(func() { seen[i], errs[i] = a.statusOf(ctx, base, &answers[i]) })
 	}
 	all.Wait()
 	up := 0
@@ -371,6 +373,7 @@ func (a *asker) view(ctx context.Context, region string, owners *slot.Map) regio
 		if errs[i] == nil {
 			up++
 			v.add(&answers[i])
+			v.Coordinators = append(v.Coordinators, seen[i])
 		}
 	}
 	switch {
@@ -443,13 +446,13 @@ func (c *regionVerifyCmd) run(e *env, o *opened) error {
 				failed = a.Canary(e.ctx, v.Region, n)
 			}
 		}
-		checks = append(checks, check{"writes in " + v.Region, failed == nil, fmt.Sprintf("%d slots (%v)", wrote, failed)})
+		checks = append(checks, check{Name: "writes in " + v.Region, OK: failed == nil, Text: fmt.Sprintf("%d slots (%v)", wrote, failed)})
 		if v.Status == nil {
 			continue
 		}
 		for _, or := range v.Status.Origins {
-			checks = append(checks, check{fmt.Sprintf("%s hears %s", v.Region, or.Region), or.HeardMillis >= 0 && or.HeardMillis < 10_000 && len(or.Stopped) == 0,
-				fmt.Sprintf("%d ms ago, %d events behind, %d chains stopped", or.HeardMillis, or.LagEvents, len(or.Stopped))})
+			checks = append(checks, check{Name: fmt.Sprintf("%s hears %s", v.Region, or.Region), OK: or.HeardMillis >= 0 && or.HeardMillis < 10_000 && len(or.Stopped) == 0,
+				Text: fmt.Sprintf("%d ms ago, %d events behind, %d chains stopped", or.HeardMillis, or.LagEvents, len(or.Stopped))})
 		}
 	}
 	if !printChecks(e, checks) {

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,7 +10,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/lockstep-tx/lockstep/region/failover"
 	"github.com/lockstep-tx/lockstep/region/failover/conduct"
-	"github.com/lockstep-tx/lockstep/region/registry"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
@@ -24,6 +21,7 @@ type moveFlags struct {
 	Deadline time.Duration `help:"How long a batch may take until it undoes itself." default:"10s"`
 	Pause    time.Duration `help:"Rest between batches." default:"1s"`
 	MaxLag   time.Duration `help:"Lag of the target above which nothing is moved." default:"5s"`
+	Waive    []string      `help:"Preflight checks that may fail: lag, version, clock. What was waived is in the audit." placeholder:"NAME"`
 	Why      string        `help:"Reason, for the audit: a ticket, a name." default:"not given"`
 	Who      string        `help:"Who does it, for the audit. Defaults to the user."`
 	DryRun   bool          `help:"Do every read and every check, and write nothing."`
@@ -103,104 +101,6 @@ func slotList(slots []int) string {
 	return strings.Join(parts, ",")
 }
 
-// check is one preflight check.
-type check struct {
-	Name string `json:"name"`
-	OK   bool   `json:"ok"`
-	Text string `json:"text"`
-}
-
-// preflight checks whether slots may go from one region to another.
-func (m *moveFlags) preflight(e *env, o *opened, from, to string) ([]check, error) {
-	views, owners, err := m.look(e, o)
-	if err != nil {
-		return nil, err
-	}
-	var out []check
-	add := func(name string, ok bool, format string, args ...any) {
-		out = append(out, check{name, ok, fmt.Sprintf(format, args...)})
-	}
-	add("arbiter", true, "it answers, %d slots have owners", slot.Count)
-	under, err := m.underWay(e, o, owners)
-	if err != nil {
-		return nil, err
-	}
-	if under == "" {
-		add("operation", true, "no other one is under way")
-	} else {
-		add("operation", false, "%s; resume or abort it", under)
-	}
-	for _, v := range views {
-		if v.Region != from && v.Region != to {
-			continue
-		}
-		add("region "+v.Region, v.Status != nil, "a coordinator answers %s", v.Error)
-		if v.Status == nil {
-			continue
-		}
-		add("arbiter from "+v.Region, v.Status.ArbiterMillis >= 0 && v.Status.ArbiterMillis < 5000, "heard %d ms ago", v.Status.ArbiterMillis)
-		for _, or := range v.Status.Origins {
-			if v.Region == to && or.Region == from {
-				add("lag", or.LagMillis <= m.MaxLag.Milliseconds() && or.HeardMillis >= 0, "%s is %d ms and %d events behind %s, heard %d ms ago; at most %v", to, or.LagMillis, or.LagEvents, from, or.HeardMillis, m.MaxLag)
-				add("stopped slots", len(or.Stopped) == 0, "%d chains of %s are stopped in %s", len(or.Stopped), from, to)
-			}
-		}
-	}
-	ctx, cancel := m.within(e.ctx)
-	defer cancel()
-	t, err := registry.Load(ctx, o.arbiter)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range t.All() {
-		can, err := probeAll(ctx, &p)
-		add("participant "+p.Name, err == nil && can.Movable && p.Endpoints[to] != "", "%s (%v)", describe(&can), err)
-	}
-	return out, nil
-}
-
-func printChecks(e *env, checks []check) (ok bool) {
-	ok = true
-	for _, c := range checks {
-		word := "ok  "
-		if !c.OK {
-			word, ok = "FAIL", false
-		}
-		fmt.Fprintf(e.out, "%s %s: %s\n", word, c.Name, strings.TrimSpace(c.Text))
-	}
-	return ok
-}
-
-type regionPreflightCmd struct {
-	moveFlags
-	From   string `help:"Region that gives slots." required:""`
-	To     string `help:"Region that takes them." required:""`
-	Output string `help:"table or json." enum:"table,json" default:"table" short:"o"`
-}
-
-// Run checks.
-func (c *regionPreflightCmd) Run(e *env) error { return c.with(e, c.run) }
-
-func (c *regionPreflightCmd) run(e *env, o *opened) error {
-	checks, err := c.preflight(e, o, c.From, c.To)
-	if err != nil {
-		return err
-	}
-	if c.Output == "json" {
-		if err := json.NewEncoder(e.out).Encode(checks); err != nil {
-			return err
-		}
-		if slices.ContainsFunc(checks, func(c check) bool { return !c.OK }) {
-			return errors.New("the preflight failed")
-		}
-		return nil
-	}
-	if !printChecks(e, checks) {
-		return &failure{errors.New("the preflight failed"), "lockstep region status --context " + c.Context}
-	}
-	return nil
-}
-
 // betweenFlags are moveFlags with the regions.
 type betweenFlags struct {
 	moveFlags
@@ -263,6 +163,7 @@ func (m *moveFlags) move(e *env, kind failover.Kind, from, to string, hold time.
 	if err != nil {
 		return err
 	}
+	p.Why = waivedWhy(p.Why, checks)
 	ok := printChecks(e, checks)
 	fmt.Fprintf(e.out, "plan %s: %s of %d slots from %s to %s in batches of %d; each is held for as long as its move takes, and undoes itself after %v; hash %s\n",
 		p.ID, kind, len(p.Slots), from, to, p.Batch, m.Deadline, p.Hash()[:16])
