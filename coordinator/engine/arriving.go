@@ -281,10 +281,14 @@ func (r *Runner) adoptions(ctx context.Context) {
 			}
 			moves = append(moves, Move{n, o})
 		}
+		var failed []int
 		for _, part := range adoptionParts(moves) {
 			if err := r.regions.Adopt(ctx, part); err != nil {
 				if ctx.Err() == nil {
 					r.cfg.Log.Warn("accounts were not adopted yet; trying again", "slots", len(part), "first", part[0].Slot, "err", err)
+				}
+				for _, m := range part {
+					failed = append(failed, m.Slot)
 				}
 				continue
 			}
@@ -293,6 +297,7 @@ func (r *Runner) adoptions(ctx context.Context) {
 			}
 			r.cfg.Log.Info("accounts adopted", "slots", len(part), "first", part[0].Slot)
 		}
+		r.unadopted.Store(&failed)
 		changed := r.changedChan()
 		select {
 		case <-tick.C:
@@ -301,6 +306,15 @@ func (r *Runner) adoptions(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// Unadopted gives the slots held here whose accounts could not all be adopted when that was last tried: a participant, or the region
+// that released them, does not answer. Payments of these accounts wait.
+func (r *Runner) Unadopted() []int {
+	if list := r.unadopted.Load(); list != nil {
+		return *list
+	}
+	return nil
 }
 
 // forcedAtOnce bounds the slots that are adopted by force together: nothing is brought with them.

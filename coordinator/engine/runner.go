@@ -130,6 +130,7 @@ type Runner struct {
 	ready                atomic.Bool
 	stopping             atomic.Bool
 	saidEmpty            atomic.Int64 // unix seconds
+	unadopted            atomic.Pointer[[]int]
 	shedding             atomic.Bool
 	building, buildAgain atomic.Bool
 	open                 atomic.Int64 // transactions in memory, when they were last counted

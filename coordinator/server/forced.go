@@ -186,6 +186,9 @@ func (s *Server) driven(ctx context.Context, n int, decisions map[string][]byte,
 			tx, err := s.journal.Get(ctx, gid)
 			return tx != nil && tx.State.Phase.Finished(), err
 		}}
+	if k.Ended, err = s.ended(ctx, n); err != nil {
+		return nil, err
+	}
 	for gid, body := range decisions {
 		k.Decisions[txn.Gid(gid)] = body
 	}
@@ -193,6 +196,16 @@ func (s *Server) driven(ctx context.Context, n int, decisions map[string][]byte,
 		k.Records = append(k.Records, l.Record)
 	}
 	return recovery.Drive(k)
+}
+
+// ended says that the owner of a slot that was taken had written the end of its epoch: the forced seal is where it is.
+func (s *Server) ended(ctx context.Context, n int) (bool, error) {
+	seal := s.regions.place.Owners()[n].Seal
+	if seal == nil || seal.Seq == 0 {
+		return false, nil
+	}
+	events, err := s.journal.EventsAfter(ctx, seal.Epoch.Region(), n, seal.Seq-1, 1)
+	return len(events) > 0 && events[0].Kind == record.KindSeal && events[0].Head.Seq == seal.Seq && events[0].Epoch == uint64(seal.Epoch), err
 }
 
 // posts are the effects of what was decided in slots that were taken, by the slot of their account: they are posted before

@@ -204,7 +204,9 @@ type RegionStatus struct {
 	ApplyLag uint64 `json:"apply_lag"`
 	// Unsettled: slots that the region took by force and whose loss is not worked off. Diverged: what this region had when it
 	// was lost, and the slots' owners have not taken over.
-	Unsettled int              `json:"unsettled,omitempty"`
+	Unsettled int `json:"unsettled,omitempty"`
+	// Unadopted are slots that came here and whose accounts did not yet: payments of them wait.
+	Unadopted []int            `json:"unadopted,omitempty"`
 	Diverged  []place.Diverged `json:"diverged,omitempty"`
 }
 
@@ -243,6 +245,7 @@ func (s *Server) mountRegions(mux *http.ServeMux) {
 			}
 		}
 		st.Diverged = r.place.Diverged()
+		st.Unadopted = s.runner.Unadopted()
 		if at := r.place.Heard(); at != 0 {
 			st.ArbiterMillis = time.Now().UnixMilli() - at
 		}

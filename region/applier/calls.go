@@ -68,8 +68,7 @@ func (a *Applier) post(e *effect, n int, region string) (owed bool) {
 // slots given, at participants that can: those of an abort are none, and a branch whose confirm was answered is one of them, since
 // its effect is posted here only with the finish (ADR 9). A try that the coordinator makes and that nobody has answered with Done is
 // none: it is made again, at the new home, which then judges it; held ahead of that, it would pass by the policy for accounts at
-// risk. So is what lives in the account's own slot: what came with that slot is posted from its record, and what began there
-// since has asked nobody but the new home. A participant that is not registered here has no copies to spend from.
+// risk. A participant that is not registered here has no copies to spend from.
 func (a *Applier) Holds(tx *record.Tx, n int, in func(slot int) bool) (calls []*engine.Call) {
 	s, table := &tx.State, a.cfg.Table()
 	if s.Mode != txn.ModeTCC || s.InDoubt || s.Phase.Decided() && !s.Phase.Commit() {
@@ -80,7 +79,7 @@ func (a *Applier) Holds(tx *record.Tx, n int, in func(slot int) bool) (calls []*
 		if s.Phase == txn.PhaseRunning && s.Branches[i].One.Status != txn.OpDone {
 			continue
 		}
-		if !a.post(e, n, a.cfg.Self) || e.call == nil || e.call.AccountSlot == n || !in(e.call.AccountSlot) {
+		if !a.post(e, n, a.cfg.Self) || e.call == nil || !in(e.call.AccountSlot) {
 			continue
 		}
 		if part, _ := table.Split(s.Branches[i].Confirm); !part.Can.Hold {

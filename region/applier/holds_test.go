@@ -10,8 +10,7 @@ import (
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
-// TestOnlyWhatALostHomeMayHaveHeldIsHeldAgain: a try that nobody has answered is the new home's to judge, and so is what began in
-// the account's own slot, which came to the new home with it.
+// TestOnlyWhatALostHomeMayHaveHeldIsHeldAgain: a try that nobody has answered is the new home's to judge.
 func TestOnlyWhatALostHomeMayHaveHeldIsHeldAgain(t *testing.T) {
 	parts := registry.NewTable([]registry.Participant{{
 		Name: "wallet", Endpoints: map[string]string{"east": "http://east-w:1", "west": "http://west-w:1"}, Can: &registry.Capabilities{Fenced: true, Apply: true, Hold: true},
@@ -36,7 +35,7 @@ func TestOnlyWhatALostHomeMayHaveHeldIsHeldAgain(t *testing.T) {
 		{"committed", home, txn.State{Phase: txn.PhaseCommitted}, []string{"asked", "held"}},
 		{"aborting", home, txn.State{Phase: txn.PhaseAborting}, nil},
 		{"in doubt", home, txn.State{Phase: txn.PhasePrepared, InDoubt: true}, nil},
-		{"of the account's own slot", n, txn.State{Phase: txn.PhasePrepared}, nil},
+		{"of the account's own slot, with which it came", n, txn.State{Phase: txn.PhaseRunning}, []string{"held"}},
 	} {
 		tx := &record.Tx{State: c.state}
 		tx.State.Gid, tx.State.Mode, tx.State.Branches = "g", txn.ModeTCC, both

@@ -28,7 +28,8 @@ const (
 type Loss struct {
 	Evidence Evidence  `json:"evidence"`
 	Risk     slot.Risk `json:"risk"`
-	// Epochs are those of the slots that are taken, in the order of the plan's slots.
+	// Epochs are those of the slots that are taken, in the order of the plan's slots. A slot that the target has at its epoch came
+	// by plan from the lost region before, and its accounts did not: it is not taken, and its accounts are.
 	Epochs []slot.Epoch `json:"epochs"`
 	// OnSwitch is the shell command that moves outside traffic once the slots are served; "" for none.
 	OnSwitch string `json:"on_switch,omitempty"`
@@ -70,7 +71,7 @@ func nextForced(r Run, o Observed) Step {
 			bound = append(bound, n)
 		case w.Region == to && w.Status == slot.Active && w.Epoch > r.Plan.Loss.Epochs[i]:
 			there = append(there, n)
-		case w.Region == r.Plan.From && w.Epoch == r.Plan.Loss.Epochs[i]:
+		case w.Epoch == r.Plan.Loss.Epochs[i] && (w.Region == r.Plan.From || w.Region == to && w.Status == slot.Active):
 			toTake = append(toTake, n)
 		default:
 			astray = append(astray, n)

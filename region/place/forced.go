@@ -148,6 +148,7 @@ func (p *Place) readLosses(ctx context.Context) error {
 		for _, s := range list { // oldest first
 			// What was taken after its seal was written is no less lost.
 			if s.Epoch.Region() == p.index && (s.Forced || owners[n].Lost == s.Epoch) {
+				s.Forced = true
 				all[n] = &s
 			}
 		}

@@ -161,14 +161,24 @@ func (o Owner) Take(to, op string, index int, risk Risk) (Owner, error) {
 		lost = o.Lost // who took it has begun nothing
 	}
 	t := Owner{Region: to, Epoch: o.Epoch.Next(index), Status: Taken, Op: op, Lost: lost, Risk: risk}
-	if o.Seal != nil && o.Seal.Epoch == lost {
-		t.Seal = o.Seal // its owner had written the end of the epoch already, or who took it before had found it
+	if o.Status == Taken && o.Seal != nil && o.Seal.Epoch == lost {
+		t.Seal = o.Seal // who took it before had found it. One that its owner had written may be nowhere to be reached
 	}
 	return t, nil
 }
 
-// Bound says where the epoch ends that a taken slot was taken from: by a forced seal, or by the one that its owner had
-// written already. Error when it is not taken, or the seal is not of that epoch.
+// Readopt is an active slot that came by plan from a region that is lost now, and whose accounts nobody can bring any more: as if it
+// had been taken by force, at the end that its owner had written. index is the slot's region's. Error when it did not come so.
+func (o Owner) Readopt(index int, risk Risk) (Owner, error) {
+	if o.Status != Active || o.Lost != 0 || o.Seal == nil || o.Seal.Forced || o.Seal.Epoch.Region() == index {
+		return o, fmt.Errorf("it did not come by plan from another region: %s, lost %d, seal %+v", o.Status, o.Lost, o.Seal)
+	}
+	seal := *o.Seal
+	seal.Forced = true
+	return Owner{Region: o.Region, Epoch: o.Epoch.Next(index), Status: Active, Lost: seal.Epoch, Risk: risk, Seal: &seal}, nil
+}
+
+// Bound says where the epoch ends that a taken slot was taken from. Error when it is not taken, or the seal is not of that epoch.
 func (o Owner) Bound(seal *Seal) (Owner, error) {
 	if o.Status != Taken {
 		return o, fmt.Errorf("it is %s, not taken", o.Status)

@@ -409,6 +409,7 @@ func (v *regionView) add(st *server.RegionStatus) {
 	v.Status.Unpublished += st.Unpublished
 	v.Status.Held += st.Held
 	v.Status.Diverged = append(v.Status.Diverged, st.Diverged...)
+	v.Status.Unadopted = append(v.Status.Unadopted, st.Unadopted...)
 	for n, why := range st.Unpublishable {
 		if v.Status.Unpublishable == nil {
 			v.Status.Unpublishable = map[int]string{}

@@ -39,7 +39,7 @@ func (c *regionDrillCmd) rehearse(e *env, o *opened) error {
 	if err != nil {
 		return err
 	}
-	p, err := f.planOf(owners, x, failover.Rehearsed)
+	p, err := f.planOf(owners, x, failover.Rehearsed, nil)
 	if err != nil {
 		return err
 	}

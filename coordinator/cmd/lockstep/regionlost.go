@@ -63,11 +63,19 @@ func (c *regionFailoverCmd) run(e *env, o *opened) error {
 	if err != nil {
 		return err
 	}
-	p, err := c.plan(owners, x)
+	stranded, err := c.stranded(ctx, e, o, owners)
+	if err != nil {
+		return err
+	}
+	p, err := c.plan(owners, x, stranded)
 	if err != nil {
 		return err
 	}
 	x.print(e.out, c.From, c.To)
+	if len(stranded) > 0 {
+		fmt.Fprintf(e.out, "slots %s came to %s by plan and their accounts did not: %s's copies of them become homes too, and what was held of them is held again as far as it is known\n",
+			slotList(stranded), c.To, c.To)
+	}
 	fmt.Fprintf(e.out, "plan %s: %d slots from %s to %s, accounts at risk: %s, fenced by: %s\n", p.Hash()[:16], len(p.Slots), c.From, c.To, riskText(p.Loss.Risk), p.Loss.Evidence)
 	if err := c.consent(e, p); err != nil || c.DryRun {
 		return err
@@ -82,6 +90,30 @@ func (c *regionFailoverCmd) run(e *env, o *opened) error {
 	}
 	next(e.out, "lockstep tx list --in-doubt --admin-addr "+hostOf(firstAdmin(o, c.To)))
 	return nil
+}
+
+// stranded gives the slots that the target has by plan from the lost region, and whose accounts were released there and not adopted.
+func (c *regionFailoverCmd) stranded(ctx context.Context, e *env, o *opened, owners *slot.Map) (out []int, err error) {
+	dep, err := o.arbiter.Deployment(ctx)
+	if err != nil {
+		return nil, err
+	}
+	want, err := parseSlots(c.Slots)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	to := c.asker(e, o).view(ctx, c.To, &slot.Map{})
+	if to.Status == nil {
+		return nil, &failure{fmt.Errorf("region %s does not answer: %s", c.To, cut(to.Error, 200)), "curl " + firstAdmin(o, c.To) + "/readyz"}
+	}
+	for _, n := range to.Status.Unadopted {
+		w := owners[n]
+		if w.Region == c.To && w.Status == slot.Active && w.Lost == 0 && w.Seal != nil && !w.Seal.Forced && dep.Name(w.Seal.Epoch.Region()) == c.From && (want == nil || want[n]) {
+			out = append(out, n)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
 }
 
 // unsettledOf counts a region's slots that it serves after taking them by force, and whose loss is not worked off.
@@ -156,7 +188,7 @@ func (c *regionFailoverCmd) mayGo(ctx context.Context, e *env, o *opened) error 
 }
 
 // plan makes the plan; the same slots and the same exposure make the same hash.
-func (c *regionFailoverCmd) plan(owners *slot.Map, x *exposure) (*failover.Plan, error) {
+func (c *regionFailoverCmd) plan(owners *slot.Map, x *exposure, stranded []int) (*failover.Plan, error) {
 	evidence := c.evidence()
 	if evidence == "" && c.DryRun {
 		evidence = failover.MaySpend
@@ -164,10 +196,10 @@ func (c *regionFailoverCmd) plan(owners *slot.Map, x *exposure) (*failover.Plan,
 	if evidence == "" {
 		return nil, &failure{fmt.Errorf("--fenced-by: say how it is known that %s spends no more (power, network, quota), or accept with --may-spend that it may", c.From), c.again("--fenced-by power")}
 	}
-	return c.planOf(owners, x, evidence)
+	return c.planOf(owners, x, evidence, stranded)
 }
 
-func (c *regionFailoverCmd) planOf(owners *slot.Map, x *exposure, evidence failover.Evidence) (*failover.Plan, error) {
+func (c *regionFailoverCmd) planOf(owners *slot.Map, x *exposure, evidence failover.Evidence, stranded []int) (*failover.Plan, error) {
 	p := &failover.Plan{
 		ID: uuid.NewString()[:13], Kind: failover.Forced, From: c.From, To: c.To, Batch: slot.Count, DeadlineMillis: 10_000, Who: whoOr(c.Who), Why: c.Why,
 		Loss: &failover.Loss{Evidence: evidence, Risk: slot.Risk{Policy: slot.Policy(c.AtRisk), Cap: c.Cap}, Exposure: x.digest(), OnSwitch: c.OnSwitch},
@@ -177,7 +209,7 @@ func (c *regionFailoverCmd) planOf(owners *slot.Map, x *exposure, evidence failo
 		return nil, usageError{err}
 	}
 	for n, w := range owners {
-		if w.Region == c.From && (want == nil || want[n]) {
+		if w.Region == c.From && (want == nil || want[n]) || slices.Contains(stranded, n) {
 			p.Slots, p.Loss.Epochs = append(p.Slots, n), append(p.Loss.Epochs, w.Epoch)
 		}
 	}

@@ -364,7 +364,11 @@ func (c *Conductor) perform(ctx context.Context, s failover.Step, owners *slot.M
 		case failover.Undo:
 			next, err = from.Undo()
 		case failover.Take:
-			next, err = from.Take(to, s.Run.Plan.ID, c.dep.Index(to), s.Run.Plan.Loss.Risk)
+			if from.Region == to {
+				next, err = from.Readopt(c.dep.Index(to), s.Run.Plan.Loss.Risk)
+			} else {
+				next, err = from.Take(to, s.Run.Plan.ID, c.dep.Index(to), s.Run.Plan.Loss.Risk)
+			}
 		case failover.Bind:
 			next, err = from.Bound(seals[n])
 		case failover.Serve:

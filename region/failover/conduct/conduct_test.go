@@ -39,6 +39,8 @@ func source(t *testing.T, a *arbiter.Arbiter) {
 			for n, o := range m {
 				var to slot.Owner
 				switch {
+				case o.Status == slot.Taken: // by force, and not its to judge
+					continue
 				case o.Status != slot.Active && time.Now().UnixMilli() > o.DeadlineMillis:
 					to, err = o.Undo()
 				case o.Status == slot.Draining:

@@ -223,3 +223,47 @@ func TestAForcedFailoverIsNotPaused(t *testing.T) {
 		t.Fatalf("it ends as %+v", r)
 	}
 }
+
+// TestASlotThatCameWithoutItsAccountsIsMadeOneThatWasTaken: the region that released them was lost before they were adopted.
+func TestASlotThatCameWithoutItsAccountsIsMadeOneThatWasTaken(t *testing.T) {
+	a := newArbiter(t)
+	source(t, a)
+	moved := plan("moved")
+	c := conductor(a, world{})
+	if err := c.Start(t.Context(), moved, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := c.Drive(t.Context(), moved.ID); err != nil || r.Status != failover.Done {
+		t.Fatal(r.Status, err)
+	}
+	before, err := a.Owners(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := forced(t, a, "lost", "east", "west") // with the slots that are west's since
+	if err := conductor(a, world{}).Start(t.Context(), p, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	r := finish(t, a, p.ID, "resume")
+	after, err := a.Owners(t.Context())
+	if err != nil || r.Status != failover.Done || r.Failure != "" {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for _, n := range moved.Slots {
+		was, is := before[n], after[n]
+		if is.Region != "west" || is.Status != slot.Active || is.Epoch != was.Epoch.Next(2) || is.Lost != was.Seal.Epoch || is.Risk != p.Loss.Risk || !is.Forced() ||
+			is.Seal.Seq != was.Seal.Seq || is.Seal.Chain != was.Seal.Chain {
+			t.Errorf("slot %d was %+v and is %+v", n, was, is)
+		}
+		settled, err := is.Settled()
+		if err != nil || !settled.Forced() {
+			t.Errorf("slot %d after it is worked off: %+v, %v: its policy must be lifted", n, settled, err)
+		}
+		if _, err := is.Readopt(2, p.Loss.Risk); err == nil {
+			t.Errorf("slot %d is readopted twice", n)
+		}
+	}
+	if _, err := after[0].Readopt(2, p.Loss.Risk); err == nil {
+		t.Error("a slot that was taken is readopted")
+	}
+}

@@ -25,6 +25,9 @@ type Known struct {
 	Decisions map[txn.Gid][]byte
 	// Finished says that the journal has a transaction's finish.
 	Finished func(txn.Gid) (bool, error)
+	// Ended: the owner had written the end of the epoch that was lost, and everything up to it is known: what is not decided
+	// was carried, and is decided by nobody but the new owner.
+	Ended bool
 	// RestoredEpoch is the arbiter's: of transactions of an earlier epoch its silence proves nothing.
 	RestoredEpoch uint64
 	// AtMillis is now.
@@ -86,6 +89,9 @@ func (k *Known) settle(tx *record.Tx) (*record.Tx, error) {
 	}
 	if body := k.Decisions[s.Gid]; body != nil {
 		return decision(s.Gid, body)
+	}
+	if k.Ended {
+		return tx, nil
 	}
 	if s.Opt.Durability == txn.Global && s.Epoch >= k.RestoredEpoch {
 		return Aborted(tx, k.AtMillis)

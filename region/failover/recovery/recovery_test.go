@@ -62,6 +62,7 @@ func TestWhatIsDrivenAfterALoss(t *testing.T) {
 	}{
 		"decided, as the journal has it":                    {known: Known{Records: [][]byte{encoded(t, committed(t, begun(t, "g", txn.Regional)))}}, phase: txn.PhaseCommitting},
 		"regional, its record came with an earlier move":    {known: Known{Records: [][]byte{encoded(t, begun(t, "g", txn.Regional))}}, phase: txn.PhasePrepared, inDoubt: true},
+		"regional, carried when its owner ended the epoch":  {known: Known{Records: [][]byte{encoded(t, begun(t, "g", txn.Regional))}, Ended: true}, phase: txn.PhasePrepared},
 		"global, and the arbiter knows no decision":         {known: Known{Records: [][]byte{encoded(t, begun(t, "g", txn.Global))}}, phase: txn.PhaseAborting},
 		"global, begun before the arbiter was restored":     {known: Known{Records: [][]byte{encoded(t, begun(t, "g", txn.Global))}, RestoredEpoch: 301}, phase: txn.PhasePrepared, inDoubt: true},
 		"global, decided, its event never left":             {known: Known{Decisions: map[txn.Gid][]byte{"g": closed(t, committed(t, begun(t, "g", txn.Global)))}}, phase: txn.PhaseCommitting},
