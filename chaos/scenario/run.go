@@ -89,6 +89,9 @@ func Run(ctx context.Context, s Scenario, o Options) (res Result) {
 
 // play makes the deployment, does everything to it, and reads what it left.
 func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
+	if r.o.System != nil {
+		return r.playOther(ctx)
+	}
 	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Brokers: r.s.Brokers, Volumes: r.volumes(), Participant: r.o.Participant, Now: r.log.Now}
 	if cfg.Dir, err = os.MkdirTemp("", "lockstep-chaos-"); err != nil {
 		return nil, err
@@ -143,8 +146,8 @@ func (r *running) underLoad(ctx context.Context) error {
 	if o.TryLimit == 0 {
 		o.TryLimit = time.Second
 	}
-	load, err := workload.Start(ctx, r.d, r.log, o)
-	defer load.Stop()
+	leave, err := r.load(ctx, o)
+	defer leave()
 	if err != nil {
 		return err
 	}
@@ -213,7 +216,7 @@ func (r *running) faulty(ctx context.Context, active fault.Active) (err error) {
 	if !sleep(ctx, r.s.Hold) {
 		return ctx.Err()
 	}
-	r.win.AtHeal, r.lagged = len(r.log.Flying()), r.lag(ctx)
+	r.win.AtHeal, r.lagged = r.flying(ctx), r.lag(ctx)
 	if b, ok := active.(interface{ Behind() int }); ok {
 		r.lagged += b.Behind()
 	}
@@ -276,6 +279,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // snapshots looks at the books and the journals until it is stopped.
 func (r *running) snapshots(ctx context.Context) (stop func()) {
+	if r.o.System != nil {
+		return r.otherSnapshots(ctx)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	for _, region := range r.d.Regions {
