@@ -109,7 +109,7 @@ func (s *System) submitTwice() *deed {
 }
 
 func (s *System) registerLate() *deed {
-	return habit("branches registered as the time runs out", &s.hab.overdue, &s.hab.refusedLate, 30, 40*time.Second)
+	return habit("branches registered as the time runs out", &s.hab.overdue, &s.hab.refusedLate, 8, 30*time.Second)
 }
 
 func (s *System) countedGids() *deed {

@@ -25,9 +25,10 @@ const (
 	// An overdue client registers its first branch at once, and from just before its transaction's time is over one after the
 	// other, until DTM refuses one.
 	overdueFrom  = timeoutToFail*time.Second - 300*time.Millisecond
-	overduePause = 10 * time.Millisecond
-	overdueLimit = 3 * time.Second
+	overduePause = 15 * time.Millisecond
+	overdueLimit = 6 * time.Second
 	branchesMax  = 250
+	overdueLanes = 8 // every so many-th lane is one whose clients do so
 )
 
 // habits are what clients do that is not usual. A fault switches them.
@@ -60,6 +61,8 @@ type lane struct {
 	seed   uint64
 	rnd    *rand.Rand
 	recent []string
+	// counted are its gids that are plain numbers at the end.
+	counted int
 }
 
 func (s *System) lane(ctx context.Context, seed uint64, n int) {
@@ -70,7 +73,7 @@ func (s *System) lane(ctx context.Context, seed uint64, n int) {
 		switch {
 		case p.Kind == history.Read:
 			o = l.read(p)
-		case p.overdue && s.hab.overdue.Load():
+		case n%overdueLanes == 0 && s.hab.overdue.Load():
 			o = l.overdue(p)
 		default:
 			o = l.transfer(p)
@@ -86,9 +89,8 @@ func (s *System) lane(ctx context.Context, seed uint64, n int) {
 // plan is what one operation will be. All draws are made here.
 type plan struct {
 	history.Op
-	via     uint32
-	overdue bool
-	think   time.Duration
+	via   uint32
+	think time.Duration
 }
 
 func (l *lane) plan(k int) plan {
@@ -96,7 +98,7 @@ func (l *lane) plan(k int) plan {
 	pick := func(all []string) string { return all[l.rnd.IntN(len(all))] }
 	from, to, other := pick(own), pick(own), pick(far)
 	amount, kind, cross := int64(1+l.rnd.IntN(9)), l.rnd.IntN(100), l.rnd.IntN(100) < 60
-	p := plan{via: l.rnd.Uint32(), overdue: l.rnd.IntN(2) == 0, think: time.Duration(l.rnd.Int64N(int64(thinkTimeMax)))}
+	p := plan{via: l.rnd.Uint32(), think: time.Duration(l.rnd.Int64N(int64(thinkTimeMax)))}
 	if cross || from == to {
 		to = other
 	}
@@ -114,8 +116,9 @@ func (l *lane) plan(k int) plan {
 	}
 	gid := fmt.Sprintf("%06d-%03d-%06d", l.seed, l.n, k)
 	if l.hab.counted.Load() {
-		if gid = fmt.Sprintf("%d-%d-n%d", l.seed, l.n, k); k > 9 {
-			l.hab.prefixes.Add(1) // n1 is the beginning of n10
+		l.counted++
+		if gid = fmt.Sprintf("order-%d-%d-%d", l.seed, l.n, l.counted); l.counted > 9 {
+			l.hab.prefixes.Add(1) // 1 is the beginning of 10
 		}
 	}
 	p.Op = history.Op{Client: l.id, Kind: op, Gid: gid, Region: l.d.Regions[l.at].Name, From: from, To: to, Amount: amount, Over: amount == overdraft}

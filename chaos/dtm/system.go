@@ -54,6 +54,8 @@ const (
 	// timeoutToFail is what clients ask of DTM, in seconds; its default is 35. requestTimeout bounds a branch call.
 	timeoutToFail  = 3
 	requestTimeout = 2
+	// stays is how long what is held by transactions that have ended must be the same to be taken for what stays.
+	stays = 4 * time.Second
 )
 
 // Config of a system.
@@ -84,6 +86,9 @@ type System struct {
 	dbs     [2]string          // the wallets' databases
 	schemas [2]string          // of their barriers
 	seen    map[string]verdict // by gid, what is known to have ended
+
+	held      int // transactions of which something was held at the last look of Settled
+	heldSince time.Time
 
 	undo []func() error
 	http http.Client
@@ -333,24 +338,23 @@ func (s *System) book(ctx context.Context) (check.Book, error) {
 	return whole, nil
 }
 
-// Settled says that nothing is held and DTM has ended all that was asked.
+// Settled says that DTM has ended all that it knows, and that nothing is held; or that what is held stays so: for what has ended
+// DTM does nothing any more.
 func (s *System) Settled(ctx context.Context) bool {
-	now, err := s.Snapshot(ctx)
+	all, err := s.verdicts(ctx)
 	if err != nil {
 		return false
 	}
-	for _, a := range now.Accounts {
-		if a.DebitsPending != 0 || a.CreditsPending != 0 {
-			return false
-		}
-	}
-	all, err := s.verdicts(ctx)
 	for _, v := range all {
 		if !v.ended() && v.known() {
 			return false
 		}
 	}
-	return err == nil
+	n := s.Open(ctx)
+	if n != s.held {
+		s.held, s.heldSince = n, time.Now()
+	}
+	return n == 0 || time.Since(s.heldSince) > stays
 }
 
 // lacks is what DTM has not, by checker.
