@@ -113,7 +113,9 @@ func (c *Case) Run(ctx context.Context, cfg Config, o scenario.Options, off bool
 	}
 	s := New(cfg)
 	o.System = s
-	return scenario.Run(ctx, scenario.Scenario{ID: res.ID, Title: res.Title, Fault: &late{c.fault, s, c.ID, off}, Hold: c.hold, Arms: c.arms, Crash: c.crash}, o)
+	res = scenario.Run(ctx, scenario.Scenario{ID: res.ID, Title: res.Title, Fault: &late{c.fault, s, c.ID, off}, Hold: c.hold, Arms: c.arms, Crash: c.crash}, o)
+	res.Again = fmt.Sprintf("bin/lockstep-chaos dtm --scenario %s --store %s --seed %d --out DIR", c.ID, cfg.Store, o.Seed)
+	return res
 }
 
 // late is a fault that is made when the system runs.

@@ -6,6 +6,7 @@ package report
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -80,7 +81,7 @@ func (r *Run) Summary() string {
 
 // replay is how to run a scenario with the same draws.
 func replay(s *scenario.Result) string {
-	return fmt.Sprintf("bin/lockstep-chaos run --scenario %s --seed %d --out DIR", s.ID, s.Seed)
+	return cmp.Or(s.Again, fmt.Sprintf("bin/lockstep-chaos run --scenario %s --seed %d --out DIR", s.ID, s.Seed))
 }
 
 // One prints a scenario.

@@ -153,6 +153,8 @@ type Result struct {
 	Windows  []check.Window `json:"windows,omitempty"`
 	// Harness is an error of the suite itself.
 	Harness string `json:"harness,omitempty"`
+	// Again is the command that draws the same once more, where that is not run's.
+	Again string `json:"again,omitempty"`
 }
 
 // inconclusive adds a reason for which nothing is proven.
