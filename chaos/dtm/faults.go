@@ -23,6 +23,7 @@ type deed struct {
 	limit time.Duration
 	undo  func(ctx context.Context, e fault.Env) error
 	over  func(e fault.Env) bool // nil: at once
+	tell  func() string          // more of what came of it; nil: nothing
 	// crashes gives those that inject made one after the other; nil: none.
 	crashes func() []fault.Crash
 	off     bool
@@ -86,7 +87,11 @@ func (a *done) Recovered(ctx context.Context) (fault.Evidence, error) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	return fault.Evidence{What: a.name + " is over"}, nil
+	what := a.name + " is over"
+	if a.tell != nil {
+		what += "; " + a.tell()
+	}
+	return fault.Evidence{What: what}, nil
 }
 
 // Cleanup is the end of the deployment, which is this scenario's own.
@@ -157,9 +162,15 @@ func (s *System) cutStore() *deed {
 	return cut("servers cut off from their store", []*netproxy.Link{s.store}, func(k *netproxy.Link) error { return k.Cut(netproxy.Refuse) }, 20)
 }
 
-// loseAnswers: what clients send arrives at the servers, and no answer comes back.
+// loseAnswers: what clients send arrives at the servers, and no answer comes back. It is over when DTM has refused an abort that
+// followed a submit whose answer was lost.
 func (s *System) loseAnswers() *deed {
-	return cut("the servers' answers lost", s.clients, func(k *netproxy.Link) error { k.CutOneWay(netproxy.Back); return nil }, 200)
+	d := cut("the servers' answers lost", s.clients, func(k *netproxy.Link) error { k.CutOneWay(netproxy.Back); return nil }, 200)
+	d.over = func(fault.Env) bool { return s.hab.abortsRefused.Load() > 0 }
+	d.tell = func() string {
+		return fmt.Sprintf("aborts that followed a submit without an answer: %d refused, %d taken", s.hab.abortsRefused.Load(), s.hab.abortsTaken.Load())
+	}
+	return d
 }
 
 // sulk: both participants refuse a share of confirms and cancels.

@@ -41,6 +41,8 @@ type habits struct {
 	counted atomic.Bool
 
 	twices, refusedLate, prefixes atomic.Int64 // what they did
+	// aborts that followed a submit without an answer, by DTM's answer: it had the submit, or it had not.
+	abortsRefused, abortsTaken atomic.Int64
 }
 
 // Load starts clients: half of them ask the first server, half the second where there is one.
@@ -240,8 +242,12 @@ func (l *lane) submit(ctx context.Context, op *history.Op) history.Outcome {
 	}
 	actx, cancel := asked()
 	defer cancel()
-	if aerr := l.post(actx, l.api("abort"), global(op.Gid)); aerr == nil {
+	switch aerr := l.post(actx, l.api("abort"), global(op.Gid)); {
+	case aerr == nil:
+		l.hab.abortsTaken.Add(1)
 		return l.ended(op, history.OK, history.Aborted, nil)
+	case errors.Is(aerr, errNo):
+		l.hab.abortsRefused.Add(1)
 	}
 	return l.ended(op, history.Unknown, history.None, err)
 }

@@ -207,8 +207,12 @@ func (r *Run) junit() ([]byte, error) {
 		for n := range s.Checks {
 			c := &s.Checks[n]
 			k := kase{Class: "chaos." + s.ID, Name: c.ID + " " + c.Title, Time: "0", Out: fmt.Sprintf("%d examined; %s", c.Examined, c.Arming)}
-			if c.Verdict() != check.Passed {
+			switch c.Verdict() {
+			case check.Skipped:
+				k.Skipped = &message{c.Skipped, ""}
+			case check.Failed, check.Inconclusive:
 				k.Failure = &message{fmt.Sprintf("%s: %d violations; %s; replay: %s", c.Verdict(), c.Count, c.Arming, replay(s)), strings.Join(c.Violations, "\n")}
+			case check.Passed:
 			}
 			add(k)
 		}
