@@ -114,7 +114,7 @@ func (s *System) submitTwice() *deed {
 }
 
 func (s *System) registerLate() *deed {
-	return habit("branches registered as the time runs out", &s.hab.overdue, &s.hab.refusedLate, 8, 30*time.Second)
+	return habit("branches registered as the time runs out", &s.hab.overdue, &s.hab.refusedLate, 6, 40*time.Second)
 }
 
 func (s *System) countedGids() *deed {
@@ -157,15 +157,41 @@ func (s *System) cutWallet() *deed {
 	return cut("servers cut off from one participant", s.branch[1:], func(k *netproxy.Link) error { return k.Cut(netproxy.Drop) }, 1)
 }
 
+// inARow puts some short cuts before the one that lasts: it is the requests under way at the beginning of each that meet it in
+// their midst.
+func inARow(d *deed, links []*netproxy.Link) *deed {
+	const (
+		shortCuts = 8
+		shortFor  = 100 * time.Millisecond
+		between   = 400 * time.Millisecond
+	)
+	last := d.inject
+	d.inject = func(ctx context.Context, e fault.Env) error {
+		for range shortCuts {
+			if err := last(ctx, e); err != nil {
+				return err
+			}
+			time.Sleep(shortFor)
+			for _, k := range links {
+				k.Heal()
+			}
+			time.Sleep(between)
+		}
+		return last(ctx, e)
+	}
+	return d
+}
+
 // cutStore: the servers cannot reach their store, whose connections are refused.
 func (s *System) cutStore() *deed {
-	return cut("servers cut off from their store", []*netproxy.Link{s.store}, func(k *netproxy.Link) error { return k.Cut(netproxy.Refuse) }, 20)
+	links := []*netproxy.Link{s.store}
+	return inARow(cut("servers cut off from their store", links, func(k *netproxy.Link) error { return k.Cut(netproxy.Refuse) }, 20), links)
 }
 
 // loseAnswers: what clients send arrives at the servers, and no answer comes back. It is over when DTM has refused an abort that
 // followed a submit whose answer was lost.
 func (s *System) loseAnswers() *deed {
-	d := cut("the servers' answers lost", s.clients, func(k *netproxy.Link) error { k.CutOneWay(netproxy.Back); return nil }, 200)
+	d := inARow(cut("the servers' answers lost", s.clients, func(k *netproxy.Link) error { k.CutOneWay(netproxy.Back); return nil }, 200), s.clients)
 	d.over = func(fault.Env) bool { return s.hab.abortsRefused.Load() > 0 }
 	d.tell = func() string {
 		return fmt.Sprintf("aborts that followed a submit without an answer: %d refused, %d taken", s.hab.abortsRefused.Load(), s.hab.abortsTaken.Load())

@@ -28,7 +28,7 @@ const (
 	overduePause = 15 * time.Millisecond
 	overdueLimit = 6 * time.Second
 	branchesMax  = 250
-	overdueLanes = 8 // every so many-th lane is one whose clients do so
+	overdueLanes = 12 // every so many-th lane is one whose clients do so
 )
 
 // habits are what clients do that is not usual. A fault switches them.
@@ -77,6 +77,8 @@ func (s *System) lane(ctx context.Context, seed uint64, n int) {
 			o = l.read(p)
 		case n%overdueLanes == 0 && s.hab.overdue.Load():
 			o = l.overdue(p)
+		case p.Kind == history.Abandon && s.hab.overdue.Load():
+			// Nobody else walks away meanwhile: a server cancels one transaction after the other, and these have many branches.
 		default:
 			o = l.transfer(p)
 		}
