@@ -62,13 +62,17 @@ func (r *running) playOther(ctx context.Context) (e *check.Evidence, err error) 
 	return e, r.o.System.Read(ctx, e, r.o.Dir)
 }
 
-// load starts the clients of what is tested.
-func (r *running) load(ctx context.Context, o workload.Options) (stop func(), err error) {
+// load starts the clients of what is tested. Another system's are its own: there is no load then, but an end of it.
+func (r *running) load(ctx context.Context, o workload.Options) (load *workload.Load, stop func(), err error) {
 	if r.o.System != nil {
-		return r.o.System.Load(ctx, o.Seed, o.Lanes)
+		stop, err = r.o.System.Load(ctx, o.Seed, o.Lanes)
+		return nil, stop, err
 	}
-	load, err := workload.Start(ctx, r.d, r.log, o)
-	return load.Stop, err
+	if r.o.Schedule != nil {
+		o.Made, o.Lanes = append([]workload.Operation{}, r.o.Schedule.Operations...), r.o.Schedule.Lanes
+	}
+	load, err = workload.Start(ctx, r.d, r.log, o)
+	return load, load.Stop, err
 }
 
 // flying counts the transactions that are under way, as clients see it, or as participants do where more are known there.
