@@ -118,7 +118,7 @@ chaos-recall: devctl build lockstep-chaos ## the drift sweep with sixty seeds of
 
 .PHONY: chaos-mutants
 chaos-mutants: ## the product broken on purpose: each mutant must go red under its checker, correct code green, a disabled fault inconclusive
-	LOCKSTEP_FURTHER_MUTANTS=1 $(GO) test -tags servers -count 1 -timeout 25m -run 'TestTheSuite|TestFurtherMutants|TestAUsersOwnParticipant' -v ./chaos/cmd/lockstep-chaos
+	LOCKSTEP_FURTHER_MUTANTS=1 $(GO) test -tags servers -count 1 -timeout 30m -run 'TestTheSuite|TestFurtherMutants|TestAUsersOwnParticipant' -v ./chaos/cmd/lockstep-chaos
 
 .PHONY: dtm-programs
 dtm-programs: lockstep-chaos
