@@ -118,7 +118,16 @@ chaos-recall: devctl build lockstep-chaos ## the drift sweep with sixty seeds of
 
 .PHONY: chaos-mutants
 chaos-mutants: ## the product broken on purpose: each mutant must go red under its checker, correct code green, a disabled fault inconclusive
-	LOCKSTEP_FURTHER_MUTANTS=1 $(GO) test -tags servers -count 1 -timeout 25m -run 'TestTheSuite|TestFurtherMutants|TestAUsersOwnParticipant' -v ./chaos/cmd/lockstep-chaos
+	LOCKSTEP_FURTHER_MUTANTS=1 $(GO) test -tags servers -count 1 -timeout 30m -run 'TestTheSuite|TestFurtherMutants|TestAUsersOwnParticipant' -v ./chaos/cmd/lockstep-chaos
+
+.PHONY: dtm-programs
+dtm-programs: lockstep-chaos
+	cd coordinator/bench/dtmpeer && GOWORK=off $(GO) build -o ../../../bin/dtmpeer .
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/dtm-wallet ./chaos/cmd/dtm-wallet
+
+.PHONY: chaos-dtm
+chaos-dtm: devctl dtm-programs ## the chaos suite against DTM's own servers on its stores; red where it finds something else than docs/dtm-under-test.md says (half an hour)
+	@bin/devctl run -- bin/lockstep-chaos dtm --out $(CHAOS_OUT) $(CHAOS_ARGS)
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (20s)

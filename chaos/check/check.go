@@ -110,7 +110,9 @@ func run(e *Evidence, required []string, whole bool) (out []Result) {
 	v := look(e)
 	for _, c := range checkers {
 		r := Result{ID: c.id, Title: c.title, Required: slices.Contains(required, c.id), whole: whole}
-		if e.Foreign && slices.Contains(ourBooks, c.id) {
+		if why, ok := e.Lacks[c.id]; ok {
+			r.Skipped, r.Arming = why, "skipped: "+why
+		} else if e.Foreign && slices.Contains(ourBooks, c.id) {
 			r.Skipped, r.Arming = "not our books", "skipped: not our books"
 		} else {
 			c.run(v, &r)

@@ -240,3 +240,41 @@ func TestEvidenceIsStoredWhole(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", a, b)
 	}
 }
+
+// TestWhatASystemHasNotIsSkipped: a checker of what the system under test does not have is neither passed nor inconclusive,
+// also where it is required and after the evidence was stored.
+func TestWhatASystemHasNotIsSkipped(t *testing.T) {
+	e := sound()
+	e.Lacks, e.LateAnswer = map[string]string{"I11": "it has no epochs"}, 200
+	dir := t.TempDir()
+	if err := e.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, of := range []*Evidence{e, again} {
+		if r := find(t, All(of, []string{"I11"}), "I11"); r.Verdict() != Skipped || r.Skipped != "it has no epochs" {
+			t.Errorf("I11 is %s: %q", r.Verdict(), r.Skipped)
+		}
+	}
+	again.Books[0].Rows = append(again.Books[0].Rows, Row{"x", "other", "confirm", "confirm"}, Row{"x", "other", "cancel", "cancel"})
+	if r := find(t, All(again, nil), "I5"); r.Verdict() != Failed {
+		t.Error("what is lacking keeps other checkers from finding")
+	}
+}
+
+// TestALateTryIsArmedByTheAnswerThatItsBarrierGives: where a try that comes too late is answered with success and does nothing,
+// its 200 arms I5, and a 409 does not.
+func TestALateTryIsArmedByTheAnswerThatItsBarrierGives(t *testing.T) {
+	for status, want := range map[int]bool{200: true, 409: false} {
+		e := sound()
+		e.LateAnswer = 200
+		e.Calls = append(e.Calls, tap.Call{Region: "east", Kind: tap.Plain, Gid: "x", Branch: "pay", Op: "cancel", Start: 20, End: 21, Status: 200},
+			tap.Call{Region: "east", Kind: tap.Late, Gid: "x", Branch: "pay", Op: "try", Start: 22, End: 23, Status: status})
+		if r := find(t, All(e, []string{"I5"}), "I5"); r.Armed != want {
+			t.Errorf("a late try answered with %d: armed %v, %s", status, r.Armed, r.Arming)
+		}
+	}
+}

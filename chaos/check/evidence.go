@@ -148,6 +148,10 @@ type Evidence struct {
 	Deposit  int64
 	// Stores is the last look at the etcds.
 	Stores Stores
+	// Lacks says, by checker, what the system under test has not that the checker is about: it is skipped, with that reason.
+	Lacks map[string]string
+	// LateAnswer is what a try that came after its cancel is answered where it is kept from having an effect; 0 means 409.
+	LateAnswer int
 }
 
 // open opens an address for reading.

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"strings"
@@ -145,9 +146,10 @@ func barrier(v *view, r *Result) {
 		}
 	}
 	empty := v.emptyCancels()
-	blocked := v.count(func(c *tap.Call) bool { return c.Kind == tap.Late && c.Status == http.StatusConflict })
+	late := cmp.Or(v.LateAnswer, http.StatusConflict) // what it did, or did not, is in the rows
+	blocked := v.count(func(c *tap.Call) bool { return c.Kind == tap.Late && c.Status == late })
 	r.Armed = empty > 0 && blocked > 0
-	r.Arming = fmt.Sprintf("%d cancels of tries that never came, %d late tries refused (1 of each wanted)", empty, blocked)
+	r.Arming = fmt.Sprintf("%d cancels of tries that never came, %d late tries answered with %d (1 of each wanted)", empty, blocked, late)
 }
 
 // emptyCancels counts cancels that were answered before any try of their branch had come to the participant.

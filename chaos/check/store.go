@@ -24,11 +24,14 @@ type rest struct {
 	Foreign  bool             `json:"foreign,omitempty"`
 	Balances map[string]int64 `json:"balances,omitempty"`
 	Deposit  int64            `json:"deposit,omitempty"`
+
+	Lacks      map[string]string `json:"lacks,omitempty"`
+	LateAnswer int               `json:"late_answer,omitempty"`
 }
 
 // Save writes the evidence into a directory, from which Load and any other program can read it.
 func (e *Evidence) Save(dir string) error {
-	raw, err := json.Marshal(rest{e.Opened, e.Windows, e.Lagged, e.Books, e.Stores, e.Plants, e.Repairs, e.Foreign, e.Balances, e.Deposit})
+	raw, err := json.Marshal(rest{e.Opened, e.Windows, e.Lagged, e.Books, e.Stores, e.Plants, e.Repairs, e.Foreign, e.Balances, e.Deposit, e.Lacks, e.LateAnswer})
 	if err != nil {
 		return err
 	}
@@ -53,7 +56,7 @@ func Load(dir string) (*Evidence, error) {
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return nil, err
 	}
-	e := &Evidence{Opened: r.Opened, Windows: r.Windows, Lagged: r.Lagged, Books: r.Books, Stores: r.Stores, Plants: r.Plants, Repairs: r.Repairs, Foreign: r.Foreign, Balances: r.Balances, Deposit: r.Deposit}
+	e := &Evidence{Opened: r.Opened, Windows: r.Windows, Lagged: r.Lagged, Books: r.Books, Stores: r.Stores, Plants: r.Plants, Repairs: r.Repairs, Foreign: r.Foreign, Balances: r.Balances, Deposit: r.Deposit, Lacks: r.Lacks, LateAnswer: r.LateAnswer}
 	var errs [6]error
 	e.Ops, errs[0] = history.Load[history.Op](filepath.Join(dir, "history.jsonl"))
 	e.Calls, errs[1] = history.Load[tap.Call](filepath.Join(dir, "calls.jsonl"))

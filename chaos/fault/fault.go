@@ -23,6 +23,8 @@ type Env struct {
 	Slow float64
 	// Seed is the run's.
 	Seed uint64
+	// Draws notes what faults draw; nil: they draw from the seed, and nobody notes it.
+	Draws *Draws
 }
 
 // wait is d on this machine.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"strings"
 	"time"
@@ -57,7 +56,7 @@ func (r Repaired) Inject(ctx context.Context, e Env) (a Active, err error) {
 		m.plants = append(m.plants, check.Plant{Region: m.region.Name, Class: string(seed.D06), Account: account, At: e.Log.Now()})
 	}
 	// Another account gets a hold of a transaction that nobody knows: nothing says whether it is lost or was never there.
-	m.ghost, err = seed.Plant(ctx, db, d, seed.D10, seed.Target{Account: m.region.Accounts[r.Accounts], Schema: m.region.Barrier}, rand.New(rand.NewPCG(e.Seed, 9)))
+	m.ghost, err = seed.Plant(ctx, db, d, seed.D10, seed.Target{Account: m.region.Accounts[r.Accounts], Schema: m.region.Barrier}, e.rand(9))
 	if err == nil {
 		m.plants = append(m.plants, check.Plant{Region: m.region.Name, Class: string(seed.D10), Gid: m.ghost.Gid, At: e.Log.Now(), Ambiguous: true})
 	}

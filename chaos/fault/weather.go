@@ -3,7 +3,6 @@ package fault
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"strconv"
 	"sync"
@@ -114,7 +113,7 @@ func (a *stormy) lose() (err error) {
 
 // flap cuts and heals until it is stopped; the draws are the seed's.
 func (a *stormy) flap(ctx context.Context) {
-	rnd := rand.New(rand.NewPCG(a.e.Seed, 10))
+	rnd := a.e.rand(10)
 	wait := func() bool {
 		d := 500*time.Millisecond + time.Duration(rnd.Int64N(int64(2500*time.Millisecond)))
 		if a.w.Refuse {

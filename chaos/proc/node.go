@@ -32,6 +32,15 @@ type Node struct {
 	cur *proc.Process
 }
 
+// NewNode describes a process that belongs to no deployment of ours. It listens on addr, and is up once ready, a URL, answers
+// 200; "" where it only listens. The caller starts it, and ends it with Close.
+func NewNode(addr, ready string, s proc.Spec) *Node {
+	return &Node{Name: s.Name, Addr: addr, ready: ready, spec: s}
+}
+
+// Close ends it for good, whatever state it is in. It may be called twice.
+func (n *Node) Close() error { return n.stop() }
+
 // Start starts it, and waits until it is ready.
 func (n *Node) Start(ctx context.Context) error {
 	p, err := proc.Start(n.spec)

@@ -6,6 +6,7 @@ package report
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -80,7 +81,7 @@ func (r *Run) Summary() string {
 
 // replay is how to run a scenario with the same draws.
 func replay(s *scenario.Result) string {
-	return fmt.Sprintf("bin/lockstep-chaos run --scenario %s --seed %d --out DIR", s.ID, s.Seed)
+	return cmp.Or(s.Again, fmt.Sprintf("bin/lockstep-chaos run --scenario %s --seed %d --out DIR", s.ID, s.Seed))
 }
 
 // One prints a scenario.
@@ -206,8 +207,12 @@ func (r *Run) junit() ([]byte, error) {
 		for n := range s.Checks {
 			c := &s.Checks[n]
 			k := kase{Class: "chaos." + s.ID, Name: c.ID + " " + c.Title, Time: "0", Out: fmt.Sprintf("%d examined; %s", c.Examined, c.Arming)}
-			if c.Verdict() != check.Passed {
+			switch c.Verdict() {
+			case check.Skipped:
+				k.Skipped = &message{c.Skipped, ""}
+			case check.Failed, check.Inconclusive:
 				k.Failure = &message{fmt.Sprintf("%s: %d violations; %s; replay: %s", c.Verdict(), c.Count, c.Arming, replay(s)), strings.Join(c.Violations, "\n")}
+			case check.Passed:
 			}
 			add(k)
 		}

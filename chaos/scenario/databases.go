@@ -62,6 +62,9 @@ func (r *running) volumes() []string {
 	if len(r.s.Volumes) == 0 {
 		return nil
 	}
+	if r.o.Schedule != nil {
+		return r.o.Schedule.Volumes
+	}
 	all := slices.DeleteFunc(slices.Clone(r.s.Volumes), func(set []string) bool {
 		return r.wallets() != "" && slices.Contains(set, proc.Wallet)
 	})

@@ -61,6 +61,9 @@ func (r *running) quiet(ctx context.Context) {
 }
 
 func (r *running) level(ctx context.Context) bool {
+	if r.o.System != nil {
+		return r.o.System.Settled(ctx)
+	}
 	if r.d.Foreign {
 		return r.settled(ctx)
 	}
@@ -116,8 +119,8 @@ func (r *running) driving(ctx context.Context) bool {
 	return false
 }
 
-// read gathers what was left behind.
-func (r *running) read(ctx context.Context) (*check.Evidence, error) {
+// gathered is the evidence that came together while the run went on.
+func (r *running) gathered() *check.Evidence {
 	e := &check.Evidence{Opened: r.d.Opened, Ops: r.log.Ops(), Windows: append([]check.Window{r.win}, r.crashes...), Lagged: r.lagged, Snapshots: r.snaps, Reaches: r.reach, Plants: r.plants}
 	r.res.Ops, r.res.Timeline, r.res.Windows = len(e.Ops), Timeline(e.Ops), e.Windows
 	for _, op := range e.Ops {
@@ -125,6 +128,12 @@ func (r *running) read(ctx context.Context) (*check.Evidence, error) {
 			r.res.Unknown++
 		}
 	}
+	return e
+}
+
+// read gathers what was left behind.
+func (r *running) read(ctx context.Context) (*check.Evidence, error) {
+	e := r.gathered()
 	var err error
 	for _, region := range r.d.Regions {
 		e.Calls, e.Repairs = append(e.Calls, region.Tap.Calls()...), append(e.Repairs, region.Tap.Repairs()...)

@@ -42,6 +42,9 @@ type running struct {
 	env fault.Env
 	res Result
 	win check.Window
+	// until is when the fault began to heal; plan is what was drawn.
+	until int64
+	plan  *Schedule
 	// crashes are those that a fault made one after another, within win.
 	crashes []check.Window
 
@@ -84,11 +87,19 @@ func Run(ctx context.Context, s Scenario, o Options) (res Result) {
 	if err := evidence.Save(o.Dir); err != nil {
 		r.res.Harness = err.Error()
 	}
+	if r.plan != nil {
+		if err := r.plan.Save(o.Dir); err != nil {
+			r.res.Harness = err.Error()
+		}
+	}
 	return r.res
 }
 
 // play makes the deployment, does everything to it, and reads what it left.
 func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
+	if r.o.System != nil {
+		return r.playOther(ctx)
+	}
 	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Brokers: r.s.Brokers, Volumes: r.volumes(), Participant: r.o.Participant, Now: r.log.Now}
 	if cfg.Dir, err = os.MkdirTemp("", "lockstep-chaos-"); err != nil {
 		return nil, err
@@ -112,7 +123,7 @@ func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the deployment did not start: %w", err)
 	}
-	r.env = fault.Env{Deployment: r.d, Log: r.log, Slow: r.o.Slow, Seed: r.o.Seed}
+	r.env = fault.Env{Deployment: r.d, Log: r.log, Slow: r.o.Slow, Seed: r.o.Seed, Draws: r.draws()}
 	if err := r.s.Fault.Available(r.env); err != nil {
 		return nil, err
 	}
@@ -143,24 +154,24 @@ func (r *running) underLoad(ctx context.Context) error {
 	if o.TryLimit == 0 {
 		o.TryLimit = time.Second
 	}
-	load, err := workload.Start(ctx, r.d, r.log, o)
-	defer load.Stop()
+	load, leave, err := r.load(ctx, o)
+	defer leave()
 	if err != nil {
 		return err
 	}
 	r.before = r.terms(ctx)
 	stop := r.snapshots(ctx)
 	defer stop()
+	if r.o.Schedule != nil {
+		return r.again(ctx, load)
+	}
+	if load != nil && r.o.Participant == nil { // what a user's own was is in his file
+		defer func() { r.plan = r.schedule(load) }()
+	}
 	if err := r.warm(ctx); err != nil {
 		return err
 	}
-	f := r.s.Fault
-	if r.o.Disabled {
-		f = fault.Disabled{Fault: f}
-	}
-	r.win = check.Window{Fault: f.Name(), InFlight: len(r.log.Flying()), Crash: r.s.Crash, Drift: r.s.Drift, Injected: r.log.Now()}
-	r.res.InFlight = r.win.InFlight
-	active, err := f.Inject(ctx, r.env)
+	active, err := r.inject(ctx)
 	if active != nil {
 		defer func() {
 			if cerr := active.Cleanup(); cerr != nil {
@@ -169,9 +180,24 @@ func (r *running) underLoad(ctx context.Context) error {
 		}()
 	}
 	if err != nil {
-		return fmt.Errorf("inject %s: %w", f.Name(), err)
+		return err
 	}
 	return r.faulty(ctx, active)
+}
+
+// inject injects the scenario's fault.
+func (r *running) inject(ctx context.Context) (fault.Active, error) {
+	f := r.s.Fault
+	if r.o.Disabled {
+		f = fault.Disabled{Fault: f}
+	}
+	r.win = check.Window{Fault: f.Name(), InFlight: len(r.log.Flying()), Crash: r.s.Crash, Drift: r.s.Drift, Injected: r.log.Now()}
+	r.res.InFlight = r.win.InFlight
+	active, err := f.Inject(ctx, r.env)
+	if err != nil {
+		return active, fmt.Errorf("inject %s: %w", f.Name(), err)
+	}
+	return active, nil
 }
 
 // warm waits for the load to be what it is to be.
@@ -201,11 +227,7 @@ func (r *running) faulty(ctx context.Context, active fault.Active) (err error) {
 	if r.win.InFlight < inFlightNeeded {
 		r.res.inconclusive("%d transactions in flight at the injection, %d are needed", r.win.InFlight, inFlightNeeded)
 	}
-	if several, ok := active.(interface{ Crashes() []fault.Crash }); ok {
-		for _, c := range several.Crashes() {
-			r.crashes = append(r.crashes, check.Window{Fault: c.Name, Injected: c.At, Healed: c.Back, Crash: true})
-		}
-	}
+	r.struck(active)
 	if r.res.Effective, err = active.Effective(ctx); err != nil {
 		r.res.inconclusive("%v", err)
 	}
@@ -213,23 +235,9 @@ func (r *running) faulty(ctx context.Context, active fault.Active) (err error) {
 	if !sleep(ctx, r.s.Hold) {
 		return ctx.Err()
 	}
-	r.win.AtHeal, r.lagged = len(r.log.Flying()), r.lag(ctx)
-	if b, ok := active.(interface{ Behind() int }); ok {
-		r.lagged += b.Behind()
+	if err := r.heal(ctx, active); err != nil {
+		return err
 	}
-	if err := active.Recover(ctx); err != nil {
-		return fmt.Errorf("recover: %w", err)
-	}
-	if r.res.Recovered, err = active.Recovered(ctx); err != nil {
-		r.res.inconclusive("healing: %v", err)
-	}
-	if p, ok := active.(interface{ Plants() []check.Plant }); ok {
-		r.plants = p.Plants()
-	}
-	if c, ok := active.(interface{ Relisted() int }); ok {
-		r.relisted = c.Relisted()
-	}
-	r.win.Healed = r.log.Now()
 	for {
 		now := r.log.Now()
 		r.res.Back = float64(now-r.win.Healed) / 1e9
@@ -248,6 +256,39 @@ func (r *running) faulty(ctx context.Context, active fault.Active) (err error) {
 			return ctx.Err()
 		}
 	}
+}
+
+// struck notes the crashes that a fault made one after another.
+func (r *running) struck(active fault.Active) {
+	if several, ok := active.(interface{ Crashes() []fault.Crash }); ok {
+		for _, c := range several.Crashes() {
+			r.crashes = append(r.crashes, check.Window{Fault: c.Name, Injected: c.At, Healed: c.Back, Crash: true})
+		}
+	}
+}
+
+// heal takes the fault away and proves that.
+func (r *running) heal(ctx context.Context, active fault.Active) error {
+	r.win.AtHeal, r.lagged = r.flying(ctx), r.lag(ctx)
+	if b, ok := active.(interface{ Behind() int }); ok {
+		r.lagged += b.Behind()
+	}
+	r.until = r.log.Now()
+	if err := active.Recover(ctx); err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
+	var err error
+	if r.res.Recovered, err = active.Recovered(ctx); err != nil {
+		r.res.inconclusive("healing: %v", err)
+	}
+	if p, ok := active.(interface{ Plants() []check.Plant }); ok {
+		r.plants = p.Plants()
+	}
+	if c, ok := active.(interface{ Relisted() int }); ok {
+		r.relisted = c.Relisted()
+	}
+	r.win.Healed = r.log.Now()
+	return nil
 }
 
 // enough says that the load has done what the checkers that it arms want.
@@ -276,6 +317,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // snapshots looks at the books and the journals until it is stopped.
 func (r *running) snapshots(ctx context.Context) (stop func()) {
+	if r.o.System != nil {
+		return r.otherSnapshots(ctx)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	for _, region := range r.d.Regions {

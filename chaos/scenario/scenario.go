@@ -123,6 +123,10 @@ type Options struct {
 	// Brief ends the load soon after the healing, whether or not it is back and has done what arms all checkers: enough to
 	// look for violations, too little to prove anything.
 	Brief bool
+	// Schedule is done again instead of a load and a fault that are drawn; Seed and Lanes are its own then. nil: all is drawn.
+	Schedule *Schedule
+	// System is tested in Lockstep's place; nil: Lockstep. Bin, Env, Journal, MySQL, DB and Participant are not looked at then.
+	System System
 	// Say tells what goes on.
 	Say func(format string, args ...any)
 }
@@ -151,6 +155,8 @@ type Result struct {
 	Windows  []check.Window `json:"windows,omitempty"`
 	// Harness is an error of the suite itself.
 	Harness string `json:"harness,omitempty"`
+	// Again is the command that draws the same once more, where that is not run's.
+	Again string `json:"again,omitempty"`
 }
 
 // inconclusive adds a reason for which nothing is proven.

@@ -44,6 +44,8 @@ type Options struct {
 	RetryLimit int
 	// Think is how long a client rests at most between two requests; 0 means 10 ms.
 	Think time.Duration
+	// Made is a load that was made before: it is made again, operation by operation, and nothing is drawn. nil: all is drawn.
+	Made []Operation
 }
 
 // Load is running clients.
@@ -55,6 +57,10 @@ type Load struct {
 	http    http.Client
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
+	began   int64 // on the history's clock
+
+	mu   sync.Mutex
+	made []Operation
 }
 
 // Start starts the clients. Stop ends them.
@@ -72,6 +78,7 @@ func Start(ctx context.Context, d *proc.Deployment, log *history.Log, o Options)
 		}
 	}
 	ctx, l.cancel = context.WithCancel(ctx)
+	l.began = log.Now()
 	for n := range o.Lanes {
 		l.wg.Go(func() { l.lane(ctx, n) })
 	}
@@ -103,42 +110,52 @@ type lane struct {
 
 func (l *Load) lane(ctx context.Context, n int) {
 	s := &lane{Load: l, n: n, at: n % 2, id: l.log.Client(), rnd: rand.New(rand.NewPCG(l.o.Seed, uint64(n)))}
+	if l.o.Made != nil {
+		s.again(ctx)
+		return
+	}
 	for k := 0; ctx.Err() == nil; k++ {
 		p := s.plan(k)
-		var o history.Outcome
-		switch {
-		case p.kind == history.Read:
-			o = s.read(p)
-		case p.kind == history.Execute:
-			o = s.execute(p)
-		default:
-			o = s.byHand(p)
-		}
-		if o == history.Unknown {
-			s.id = l.log.Client()
-			time.Sleep(50 * time.Millisecond)
-		}
+		s.perform(&p)
 		time.Sleep(p.think)
 	}
 }
 
-// plan is what one operation will be: all draws are made here, so that answers do not change what comes later.
-type plan struct {
-	history.Op
-	kind  history.Kind
-	via   uint32
-	tx    client.Tx
-	think time.Duration
+// perform makes an operation, and notes it. A client that does not know what became of it is retired.
+func (s *lane) perform(p *Operation) {
+	if p.Kind == history.Read && p.Gid == "" {
+		if len(s.recent) == 0 {
+			return // without anything to ask for it is no operation
+		}
+		p.Gid = s.recent[int(p.Via)%len(s.recent)]
+	}
+	p.At = time.Duration(s.log.Now() - s.began)
+	s.mu.Lock()
+	s.made = append(s.made, *p)
+	s.mu.Unlock()
+	var o history.Outcome
+	switch p.Kind {
+	case history.Read:
+		o = s.read(p)
+	case history.Execute:
+		o = s.execute(p)
+	default:
+		o = s.byHand(p)
+	}
+	if o == history.Unknown {
+		s.id = s.log.Client()
+		time.Sleep(50 * time.Millisecond)
+	}
 }
 
-func (s *lane) plan(k int) plan {
+func (s *lane) plan(k int) Operation {
 	own, far := s.d.Regions[s.at].Accounts, s.d.Regions[1-s.at].Accounts
 	pick := func(all []string) string { return all[s.rnd.IntN(len(all))] }
 	from, to := pick(own), pick(own)
 	cross, stray := s.rnd.IntN(100) < 40, s.rnd.IntN(100) < 15
 	other := pick(far)
 	amount, kind := int64(1+s.rnd.IntN(9)), s.rnd.IntN(100)
-	p := plan{via: s.rnd.Uint32(), think: time.Duration(s.rnd.Int64N(int64(cmp.Or(s.o.Think, thinkTimeMax))))}
+	p := Operation{Lane: s.n, Via: s.rnd.Uint32(), think: time.Duration(s.rnd.Int64N(int64(cmp.Or(s.o.Think, thinkTimeMax))))}
 	if cross || to == from {
 		to = other
 	}
@@ -148,24 +165,33 @@ func (s *lane) plan(k int) plan {
 	}
 	switch {
 	case kind < 50:
-		p.kind = history.Execute
+		p.Kind = history.Execute
 	case kind < 60:
-		p.kind, amount = history.Execute, overdraft
+		p.Kind, amount = history.Execute, overdraft
 	case kind < 72:
-		p.kind = history.Commit
+		p.Kind = history.Commit
 	case kind < 77:
-		p.kind = history.Abort
+		p.Kind = history.Abort
 	case kind < 82:
-		p.kind = history.Abandon
+		p.Kind = history.Abandon
 	default:
-		p.kind = history.Read
+		p.Kind = history.Read
+		return p
 	}
-	gid := fmt.Sprintf("{%s}%d-%d-%d", home, s.o.Seed, s.n, k)
-	p.Op = history.Op{Client: s.id, Kind: p.kind, Gid: gid, Region: s.d.Regions[s.at].Name, From: from, To: to, Amount: amount, Over: amount == overdraft}
-	p.tx = client.Tx{Gid: gid, Branches: []client.Branch{s.branch("pay", from, amount), s.branch("receive", to, amount)}, Options: client.Options{
+	p.Gid, p.From, p.To, p.Amount = fmt.Sprintf("{%s}%d-%d-%d", home, s.o.Seed, s.n, k), from, to, amount
+	return p
+}
+
+// op is an operation as the history has it.
+func (s *lane) op(p *Operation) history.Op {
+	return history.Op{Client: s.id, Kind: p.Kind, Gid: p.Gid, Region: s.d.Regions[s.at].Name, From: p.From, To: p.To, Amount: p.Amount, Over: p.Amount == overdraft}
+}
+
+// tx is an operation as the coordinator is asked for it.
+func (s *lane) tx(p *Operation) client.Tx {
+	return client.Tx{Gid: p.Gid, Branches: []client.Branch{s.branch("pay", p.From, p.Amount), s.branch("receive", p.To, p.Amount)}, Options: client.Options{
 		Timeout: s.o.Timeout, RequestTimeout: s.o.TryLimit, RetryInterval: 100 * time.Millisecond, RetryLimit: s.o.RetryLimit,
 	}}
-	return p
 }
 
 func (l *Load) branch(op, account string, amount int64) client.Branch {
@@ -174,9 +200,9 @@ func (l *Load) branch(op, account string, amount int64) client.Branch {
 	return client.Branch{ID: op, Account: account, Try: at + p.Try, Confirm: at + p.Confirm, Cancel: at + p.Cancel, Payload: l.d.Participant.Body(account, amount)}
 }
 
-func (s *lane) client(p plan) *client.Client {
+func (s *lane) client(p *Operation) *client.Client {
 	all := s.clients[s.at]
-	return all[int(p.via)%len(all)]
+	return all[int(p.Via)%len(all)]
 }
 
 // Told says what an answer means.
@@ -216,21 +242,17 @@ func asked() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), AnswerLimit)
 }
 
-func (s *lane) execute(p plan) history.Outcome {
-	op := s.log.Begin(p.Op)
+func (s *lane) execute(p *Operation) history.Outcome {
+	op := s.log.Begin(s.op(p))
 	ctx, cancel := asked()
 	defer cancel()
-	st, err := s.client(p).Execute(ctx, p.tx, client.Decided)
+	st, err := s.client(p).Execute(ctx, s.tx(p), client.Decided)
 	return s.end(op, st, err)
 }
 
-// read asks for something that this lane knows; without anything it is no operation.
-func (s *lane) read(p plan) history.Outcome {
-	if len(s.recent) == 0 {
-		return history.OK
-	}
-	p.Op = history.Op{Client: s.id, Kind: history.Read, Region: p.Region, Gid: s.recent[int(p.via)%len(s.recent)]}
-	op := s.log.Begin(p.Op)
+// read asks for something that this lane knew when it was drawn.
+func (s *lane) read(p *Operation) history.Outcome {
+	op := s.log.Begin(history.Op{Client: s.id, Kind: history.Read, Region: s.d.Regions[s.at].Name, Gid: p.Gid})
 	ctx, cancel := asked()
 	defer cancel()
 	st, err := s.client(p).Get(ctx, op.Gid)
@@ -240,25 +262,26 @@ func (s *lane) read(p plan) history.Outcome {
 }
 
 // byHand begins, makes the tries, and decides or walks away.
-func (s *lane) byHand(p plan) history.Outcome {
-	op := s.log.Begin(p.Op)
+func (s *lane) byHand(p *Operation) history.Outcome {
+	op := s.log.Begin(s.op(p))
 	ctx, cancel := asked()
 	defer cancel()
 	c := s.client(p)
-	for i := range p.tx.Branches {
-		p.tx.Branches[i].Try = ""
+	tx := s.tx(p)
+	for i := range tx.Branches {
+		tx.Branches[i].Try = ""
 	}
-	if st, err := c.Begin(ctx, p.tx); err != nil {
+	if st, err := c.Begin(ctx, tx); err != nil {
 		return s.end(op, st, err)
 	}
 	ok := s.try(ctx, p, "pay", p.From)
-	if p.kind == history.Abandon {
+	if p.Kind == history.Abandon {
 		s.log.End(op, history.OK, history.Open, nil)
 		s.remember(op.Gid)
 		return history.OK
 	}
 	ok = s.try(ctx, p, "receive", p.To) && ok
-	if p.kind == history.Commit && ok {
+	if p.Kind == history.Commit && ok {
 		st, err := c.Commit(ctx, op.Gid, client.Decided)
 		return s.end(op, st, err)
 	}
@@ -267,7 +290,7 @@ func (s *lane) byHand(p plan) history.Outcome {
 }
 
 // try makes a branch's try as a client does: without a fence.
-func (s *lane) try(ctx context.Context, p plan, branch, account string) bool {
+func (s *lane) try(ctx context.Context, p *Operation, branch, account string) bool {
 	q := url.Values{"gid": {p.Gid}, "trans_type": {"tcc"}, "branch_id": {branch}, "op": {"try"}}
 	for i := range s.d.Regions {
 		r := s.d.Regions[(s.home(account)+i)%2]

@@ -36,6 +36,7 @@ type cli struct {
 	List      listCmd    `cmd:"" help:"List the scenarios and the checkers that each arms."`
 	Check     checkCmd   `cmd:"" help:"Run the checkers again on what a run has stored."`
 	Conform   conformCmd `cmd:"" help:"Replay the transitions that coordinators of a chaos build have made in a run against the core. Exits 1 at the first that differs."`
+	DTM       dtmCmd     `cmd:"" name:"dtm" help:"Run the suite against DTM's own servers. Exits 1 where what it finds is not what docs/dtm-under-test.md says."`
 	Doctor    doctorCmd  `cmd:"" help:"Say what this machine has of what the suite wants."`
 	Proxy     proxyCmd   `cmd:"" help:"Carry connections over links that can be cut."`
 	Cut       cutCmd     `cmd:"" help:"Cut links of a running proxy."`

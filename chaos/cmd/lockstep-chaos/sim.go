@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -12,20 +14,23 @@ import (
 // simCommands are the simulator's part of the command line.
 type simCommands struct {
 	Sim    simCmd    `cmd:"" help:"Run seeds of the deterministic simulator. Exits 1 at the first violation."`
-	Replay replayCmd `cmd:"" help:"Run one seed of the simulator and print its trace."`
-	Shrink shrinkCmd `cmd:"" help:"Take faults and transactions out of a seed that fails, as long as it fails."`
+	Replay replayCmd `cmd:"" help:"Make a scenario's run again on real processes, by the schedule that it has written; or run one seed of the simulator and print its trace."`
+	Shrink shrinkCmd `cmd:"" help:"Take the fault and operations out of a run that is red, as long as it is; or faults and transactions out of a seed of the simulator."`
 }
 
 // simFlags say which run of the simulator is meant: the same flags give the same run, to the byte.
 type simFlags struct {
-	Seed    uint64 `help:"The seed." required:""`
+	Seed    uint64 `help:"The simulator's seed."`
 	Mode    string `help:"safety: all faults heal and everything ends. liveness: what is broken stays so, and the rest goes on." enum:"safety,liveness" default:"safety"`
 	Clients int    `help:"How many transactions are begun." default:"120"`
 	Without string `help:"Switch one rule off, to see what follows: cancel-tried, spend-early, seal-at-target, serve-early, last-seal-alone, no-barrier or cut-nothing."`
 }
 
-// Validate is kong's.
-func (f *simFlags) Validate() error {
+// valid wants a seed where no directory names a run, and a rule that there is.
+func (f *simFlags) valid(dir string) error {
+	if (dir == "") == (f.Seed == 0) {
+		return errors.New("a directory of a run on real processes, or --seed of the simulator: one of the two")
+	}
 	if _, ok := sim.Shortcut(f.Without); f.Without != "" && !ok {
 		return fmt.Errorf("--without %s: there is no such rule; there are %s", f.Without, strings.Join(sim.Shortcuts(), ", "))
 	}
@@ -64,21 +69,42 @@ func (c *simCmd) Run(out io.Writer) error {
 }
 
 type replayCmd struct {
+	Dir string `arg:"" optional:"" help:"A scenario's directory in what a run has left (--out), or its schedule.json."`
 	simFlags
-	Quiet bool `help:"Print the script and the result, not the trace."`
+	realFlags
+	Times int  `help:"How often; processes are not deterministic." default:"1"`
+	Quiet bool `help:"Of the simulator's run: print the script and the result, not the trace."`
 }
 
+// Validate is kong's.
+func (c *replayCmd) Validate() error { return c.valid(c.Dir) }
+
 // Run prints the trace of one run.
-func (c *replayCmd) Run(out io.Writer) error {
+func (c *replayCmd) Run(ctx context.Context, out io.Writer) error {
+	if c.Dir != "" {
+		return c.real(ctx, out)
+	}
 	opt := c.options()
 	opt.Keep = !c.Quiet
 	return show(out, sim.Run(c.Seed, opt))
 }
 
-type shrinkCmd struct{ simFlags }
+type shrinkCmd struct {
+	Dir string `arg:"" optional:"" help:"A scenario's directory in what a run has left (--out), or its schedule.json."`
+	simFlags
+	realFlags
+	Tries  int           `help:"How often a smaller schedule of real processes is tried before it counts as green." default:"2"`
+	Budget time.Duration `help:"On real processes, no run is begun after it." default:"15m"`
+}
+
+// Validate is kong's.
+func (c *shrinkCmd) Validate() error { return c.valid(c.Dir) }
 
 // Run prints the smallest script that still fails, and the trace of its run.
-func (c *shrinkCmd) Run(out io.Writer) error {
+func (c *shrinkCmd) Run(ctx context.Context, out io.Writer) error {
+	if c.Dir != "" {
+		return c.real(ctx, out)
+	}
 	s, failed := sim.Shrink(c.Seed, c.options())
 	if !failed {
 		fmt.Fprintf(out, "seed %d does not fail: there is nothing to shrink\n", c.Seed)

@@ -120,6 +120,7 @@ func TestFurtherMutants(t *testing.T) {
 	for _, m := range furtherMutants {
 		t.Run(m.name, func(t *testing.T) { found(t, broken, m) })
 	}
+	t.Run("a red run is made again and shrinks", func(t *testing.T) { shrinks(t, broken) })
 	t.Run("transition-outside-step", func(t *testing.T) {
 		if code, said := conforms(t, broken, "--env", "LOCKSTEP_MUTANT=transition-outside-step"); code != report.ExitViolation {
 			t.Errorf("exit %d: %s", code, said)

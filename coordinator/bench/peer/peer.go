@@ -66,17 +66,7 @@ func StartDTMWith(ctx context.Context, store StoreConfig, dir string, o Options)
 	if o.LogLevel == "" {
 		o.LogLevel = "warn"
 	}
-	env := append(store.env(),
-		fmt.Sprintf("HTTP_PORT=%d", o.HTTPPort),
-		fmt.Sprintf("GRPC_PORT=%d", o.GRPCPort),
-		// Released versions write branch results late unless told otherwise; main has this as its default.
-		"UPDATE_BRANCH_SYNC=1",
-		"LOG_LEVEL="+o.LogLevel,
-		"IS_DOCKER=", // would rewrite 127.0.0.1
-	)
-	p, err := proc.Start(proc.Spec{
-		Name: "dtm-" + store.Driver, Path: bin, Dir: dir, Env: append(env, o.Env...),
-	})
+	p, err := proc.Start(Spec(bin, "dtm-"+store.Driver, store, dir, o))
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +84,20 @@ func StartDTMWith(ctx context.Context, store StoreConfig, dir string, o Options)
 		return nil, err
 	}
 	return d, nil
+}
+
+// Spec describes DTM's server, the binary at bin, on store for whoever starts it himself; o must name its ports and its log
+// level. It is called name, and dir is its working directory.
+func Spec(bin, name string, store StoreConfig, dir string, o Options) proc.Spec {
+	env := append(store.env(),
+		fmt.Sprintf("HTTP_PORT=%d", o.HTTPPort),
+		fmt.Sprintf("GRPC_PORT=%d", o.GRPCPort),
+		// Released versions write branch results late unless told otherwise; main has this as its default.
+		"UPDATE_BRANCH_SYNC=1",
+		"LOG_LEVEL="+o.LogLevel,
+		"IS_DOCKER=", // would rewrite 127.0.0.1
+	)
+	return proc.Spec{Name: name, Path: bin, Dir: dir, Env: append(env, o.Env...)}
 }
 
 // Restart starts DTM again on the same store, directory and ports. d must have ended; it is not changed.
