@@ -87,11 +87,6 @@ func (w *world) until(ctx context.Context) error {
 	return nil
 }
 
-const (
-	// backupAge is how old the backup is that a book is set back to.
-	backupAge = time.Second
-)
-
 // rewinds sets books of wallets back to a backup (D21), first one in each region at once, then again. What the product has
 // again for other regions' accounts it repairs; the own tail is a person's, whom this plays: everything is confirmed again, since
 // nobody has spent it meanwhile.
