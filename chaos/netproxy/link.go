@@ -110,6 +110,9 @@ func Open(r Route) (*Link, error) {
 // Addr is where it listens.
 func (k *Link) Addr() string { return k.route.Listen }
 
+// Port is the TCP port of it.
+func (k *Link) Port() int { return k.listener.Addr().(*net.TCPAddr).Port } // Open listens on TCP alone
+
 func (k *Link) accept() {
 	for {
 		c, err := k.listener.Accept()
