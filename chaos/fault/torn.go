@@ -111,7 +111,7 @@ func (a *unheard) Effective(ctx context.Context) (Evidence, error) {
 		if a.lost == 0 {
 			return ev, false, nil
 		}
-		for part := range partitions {
+		for part := range seed.Partitions {
 			all, err := seed.Topic(ctx, r.BrokerAddr, r.Name, part)
 			if err != nil {
 				return ev, false, err
@@ -129,9 +129,6 @@ func (a *unheard) Effective(ctx context.Context) (Evidence, error) {
 			map[string]int64{"lost": int64(a.lost), "twice": int64(a.twice)}}, a.twice > 0, nil
 	})
 }
-
-// partitions of a region's topic.
-const partitions = 4
 
 // Recover lets answers pass.
 func (a *unheard) Recover(context.Context) error { a.link.LoseProduced(0); return nil }

@@ -75,6 +75,7 @@ type Region struct {
 	Broker       *Node
 	DB, Barrier  string // address of the wallets' database, and the schema of its barrier
 	BrokerAddr   string // the broker's address, without a link before it
+	BrokerDir    string // its data
 	Journal      string // address of the journal's database
 	Tap          *tap.Tap
 	Accounts     []string // with their home here; the first ones are of slots that a handover moves
@@ -193,7 +194,7 @@ func (d *Deployment) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.Broker = n
+		r.Broker, r.BrokerDir = n, dir
 		on(n)
 		if err := d.wallet(ctx, i, r, next()); err != nil {
 			return err

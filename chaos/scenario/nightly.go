@@ -31,5 +31,13 @@ func Nightly() []Scenario {
 		{ID: "N3", Title: "nothing of one coordinator goes out", Fault: fault.IsolateOneWay{Slots: proc.Moving, Outbound: true}, Hold: time.Second, Arms: armed("I3", "I11"), Pair: true},
 		{ID: "K2", Title: "the power of a region's volumes cut, all at once", Fault: fault.PowerCut{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8"), Crash: true,
 			Volumes: [][]string{{proc.Wallet, proc.Coordinator, proc.Broker}}},
+		{ID: "K9-head", Title: "a topic truncated before it was read", Fault: fault.HeadLost(), Hold: time.Second, Arms: armed("I3", "I9", "I10")},
+		{ID: "K9-tail", Title: "a broker on the data of a while ago", Fault: fault.TailLost(), Hold: time.Second, Arms: armed("I3", "I9", "I10")},
+		{ID: "K9-new", Title: "a topic deleted, and made anew", Fault: fault.Recreated(), Hold: time.Second, Arms: armed("I3", "I9", "I10")},
+		{ID: "M5", Title: "a topic read from its beginning once more", Fault: fault.Replayed{}, Hold: time.Second, Arms: armed("I3")},
+		{ID: "M7", Title: "a poisoned event: one slot stops, the others go on", Fault: fault.Poisoned{}, Hold: time.Second, Arms: armed("I3", "I9", "I10")},
+		{ID: "S4", Title: "a region's etcd refuses writes for want of space", Fault: fault.NoSpace{}, Hold: 4 * time.Second, Arms: armed("I3"), Pair: true},
+		{ID: "S5", Title: "a coordinator's lease revoked while it lives", Fault: fault.LeaseLost{}, Hold: time.Second, Arms: armed("I3"), Pair: true},
+		{ID: "M4", Title: "events out of order, and twice", Fault: fault.Disordered(), Hold: time.Second, Arms: armed("I3", "I9", "I10")},
 	}
 }

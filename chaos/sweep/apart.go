@@ -21,7 +21,7 @@ func find(id seed.Class) *class {
 func (w *world) truncations(ctx context.Context, n int) error {
 	for n > 0 {
 		var places [][2]int // region, partition; even slots are the first region's, odd ones the second's
-		for part := range partitions {
+		for part := range seed.Partitions {
 			places = append(places, [2]int{part % 2, part})
 		}
 		w.rnd.Shuffle(len(places), func(i, k int) { places[i], places[k] = places[k], places[i] })
@@ -67,7 +67,7 @@ func (w *world) lacking(ctx context.Context, s *Seed) (int, error) {
 	}
 	n := 0
 	for _, key := range s.keys {
-		if !there[key] && len(key) == 12 && int(binary.BigEndian.Uint32([]byte(key)))%partitions == s.partition {
+		if !there[key] && len(key) == 12 && int(binary.BigEndian.Uint32([]byte(key)))%seed.Partitions == s.partition {
 			n++
 		}
 	}

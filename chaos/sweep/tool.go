@@ -108,7 +108,7 @@ func (s *Seed) is(f *finding) bool {
 	case s.class.id == d19:
 		return f.Class == "D19" && f.Slot == s.Slot
 	case s.class.id == d22:
-		return f.Class == "D22" && f.Slot%partitions == s.partition
+		return f.Class == "D22" && f.Slot%seed.Partitions == s.partition
 	case s.class.id == d21:
 		return s.gids[f.Gid]
 	case s.class.journal:
@@ -201,9 +201,6 @@ func (w *world) unanswered(ctx context.Context, what, said string, err error) er
 	w.o.Say("drift %s: %v: %s", what, err, strings.TrimSpace(said))
 	return ctx.Err()
 }
-
-// partitions of a region's topic.
-const partitions = 4
 
 // keepLogs copies the processes' output.
 func keepLogs(from, to string) error {
