@@ -165,7 +165,7 @@ func (a *poisoned) status(ctx context.Context) (slots []int, reason string, err 
 		return nil, "", fmt.Errorf("region status: %w: %s", err, out)
 	}
 	var st any
-	if err := json.Unmarshal([]byte(out[max(0, strings.Index(out, "{")):]), &st); err != nil {
+	if err := json.Unmarshal([]byte(out[max(0, strings.IndexAny(out, "{[")):]), &st); err != nil {
 		return nil, "", fmt.Errorf("region status: %w", err)
 	}
 	each(st, func(key string, v any) {

@@ -19,6 +19,8 @@ import (
 type Env struct {
 	Deployment *proc.Deployment
 	Log        *history.Log
+	// Server is the suite's own database server, on which all wallets are; nil where there is none.
+	Server *proc.Server
 	// Slow scales waits for this machine; at least 1.
 	Slow float64
 	// Seed is the run's.
