@@ -25,6 +25,8 @@ type Env struct {
 	Slow float64
 	// Seed is the run's.
 	Seed uint64
+	// Dir is for what is to be kept of the run.
+	Dir string
 }
 
 // wait is d on this machine.

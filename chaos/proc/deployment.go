@@ -57,6 +57,8 @@ type Config struct {
 	// Volumes names those of the first region's parts (Wallet, Coordinator, Broker) whose data are on volumes of their own, so
 	// that their power can be cut.
 	Volumes []string
+	// Clocks has coordinators whose clock can be moved.
+	Clocks bool
 	// Participant is started in place of our wallets; nil: ours.
 	Participant *Participant
 	// Accounts have their home in each region; 0 means AccountsPer.
@@ -165,6 +167,9 @@ func (d *Deployment) link(name, to string) (*netproxy.Link, error) {
 	}
 	return k, err
 }
+
+// Clocks says that the coordinators' clocks can be moved.
+func (d *Deployment) Clocks() bool { return d.cfg.Clocks }
 
 // Between are the links between the regions.
 func (d *Deployment) Between() []*netproxy.Link { return d.Links }
@@ -376,6 +381,9 @@ func (d *Deployment) coordinators(ctx context.Context, i int, r *Region, next fu
 		name := fmt.Sprintf("coordinator-%s-%d", r.Name, n)
 		args := []string{"serve", "--grpc-addr", r.GRPC[n], "--admin-addr", r.Admin[n], "--http-addr", "127.0.0.1:0", "--region", r.Name, "--regions-file", r.File,
 			"--member-ttl", "2s", "--log-level", "info"}
+		if d.cfg.Clocks {
+			args = append(args, "--debug-clock")
+		}
 		on := func(*Node) {}
 		if len(r.Etcd) == 0 {
 			var dir string

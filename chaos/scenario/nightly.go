@@ -35,6 +35,9 @@ func Nightly() []Scenario {
 		{ID: "N3", Title: "nothing of one coordinator goes out", Fault: fault.IsolateOneWay{Slots: proc.Moving, Outbound: true}, Hold: time.Second, Arms: armed("I3", "I11"), Pair: true},
 		{ID: "K2", Title: "the power of a region's volumes cut, all at once", Fault: fault.PowerCut{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8"), Crash: true,
 			Volumes: [][]string{{proc.Wallet, proc.Coordinator, proc.Broker}}},
+		{ID: "K3", Title: "a participant's or the coordinator's disk full", Fault: fault.DiskFull{}, Hold: 2 * time.Second, Arms: armed("I3"), Volumes: [][]string{{proc.Wallet}, {proc.Coordinator}}},
+		{ID: "C1", Title: "a region's clock forward by 11 ms to 288 s, and back", Fault: fault.Clock{Title: "clock-bump"}, Hold: 3 * time.Second, Arms: armed("I3"), Clocks: true},
+		{ID: "C3", Title: "a region's clock an hour ahead, and back", Fault: fault.Clock{Title: "clock-an-hour-ahead", By: time.Hour}, Hold: 3 * time.Second, Arms: armed("I3"), Pair: true, Clocks: true},
 		{ID: "O1", Title: "a member of a region's etcd lost with its disk, and replaced", Fault: fault.Replaced{}, Hold: time.Second, Arms: armed("I3"), Pair: true, Three: true},
 		{ID: "O2", Title: "a member of a region's etcd that lags, and gets a snapshot", Fault: fault.Lagging{}, Hold: 500 * time.Millisecond, Arms: armed("I3"), Pair: true, Three: true},
 		{ID: "K9-head", Title: "a topic truncated before it was read", Fault: fault.HeadLost(), Hold: time.Second, Arms: armed("I3", "I9", "I10")},
@@ -45,5 +48,8 @@ func Nightly() []Scenario {
 		{ID: "S4", Title: "a region's etcd refuses writes for want of space", Fault: fault.NoSpace{}, Hold: 4 * time.Second, Arms: armed("I3"), Pair: true},
 		{ID: "S5", Title: "a coordinator's lease revoked while it lives", Fault: fault.LeaseLost{}, Hold: time.Second, Arms: armed("I3"), Pair: true},
 		{ID: "M4", Title: "events out of order, and twice", Fault: fault.Disordered(), Hold: time.Second, Arms: armed("I3", "I9", "I10")},
+		{ID: "X1", Title: "one to four faults over each other, as the seed draws them", Fault: fault.Sink{Draw: 1}, Arms: armed("I3"), Pair: true, Three: true, Brokers: true},
+		{ID: "X1-2", Title: "others of them", Fault: fault.Sink{Draw: 2}, Arms: armed("I3"), Pair: true, Three: true, Brokers: true},
+		{ID: "X1-3", Title: "and others", Fault: fault.Sink{Draw: 3}, Arms: armed("I3"), Pair: true, Three: true, Brokers: true},
 	}
 }

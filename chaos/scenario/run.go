@@ -90,7 +90,7 @@ func Run(ctx context.Context, s Scenario, o Options) (res Result) {
 
 // play makes the deployment, does everything to it, and reads what it left.
 func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
-	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Brokers: r.s.Brokers, Volumes: r.volumes(), Participant: r.o.Participant, Now: r.log.Now}
+	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Brokers: r.s.Brokers, Clocks: r.s.Clocks, Volumes: r.volumes(), Participant: r.o.Participant, Now: r.log.Now}
 	if cfg.Dir, err = os.MkdirTemp("", "lockstep-chaos-"); err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the deployment did not start: %w", err)
 	}
-	r.env = fault.Env{Deployment: r.d, Log: r.log, Server: r.own, Slow: r.o.Slow, Seed: r.o.Seed}
+	r.env = fault.Env{Deployment: r.d, Log: r.log, Server: r.own, Slow: r.o.Slow, Seed: r.o.Seed, Dir: r.o.Dir}
 	if err := r.s.Fault.Available(r.env); err != nil {
 		return nil, err
 	}

@@ -35,6 +35,8 @@ type Scenario struct {
 	Wallets Server
 	// Own has the wallets on a server of that kind that is the suite's own and may be killed.
 	Own Server
+	// Clocks has coordinators whose clock can be moved.
+	Clocks bool
 	// Crash: a process dies at the injection.
 	Crash bool
 	// Drift: money is altered behind the product's back, and repaired at the healing.
