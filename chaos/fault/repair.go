@@ -21,12 +21,15 @@ import (
 // kills the reconciler when its first repair is done and it has not heard so, so that it is done once more (P9).
 type Repaired struct {
 	Accounts int
-	off      bool
+	// During has a look for drift under way when it is planted (R26).
+	During bool
+	off    bool
 }
 
 const (
 	alteredBy   = 700 // of the first account; of each further one, 1 more
 	repairLimit = 20 * time.Second
+	intoLook    = 150 * time.Millisecond
 	lookLimit   = time.Second // the counters were altered, or the repair had succeeded, before
 )
 
@@ -43,6 +46,23 @@ func (r Repaired) Inject(ctx context.Context, e Env) (a Active, err error) {
 	m := &mended{e: e, region: e.Deployment.Regions[0], planted: map[string]int64{}}
 	if r.off {
 		return m, nil
+	}
+	if r.During {
+		look := make(chan error, 1)
+		go func() {
+			_, err := m.drift(ctx, "run")
+			look <- err
+		}()
+		time.Sleep(e.wait(intoLook))
+		defer func() {
+			select {
+			case <-look: // too early: nothing was planted while it looked
+			default:
+				m.during = true
+				err = errors.Join(err, <-look)
+			}
+		}()
+		m.inLook = true
 	}
 	db, d, err := seed.Open(ctx, m.region.DB)
 	if err != nil {
@@ -70,6 +90,9 @@ type mended struct {
 	planted map[string]int64
 	killed  bool // the reconciler, in the middle of a repair
 	others  int  // findings of what was not planted
+
+	// inLook: it was to be planted while a look was under way; during: so it was.
+	inLook, during bool
 
 	ghost  seed.Planted // the hold of a transaction that nobody knows
 	plants []check.Plant
@@ -120,8 +143,8 @@ func (m *mended) Effective(ctx context.Context) (Evidence, error) {
 				there++
 			}
 		}
-		return Evidence{fmt.Sprintf("%d counters in %s differ from their entries as planted: %v", there, m.region.Name, wrong), map[string]int64{"planted": int64(there)}},
-			there > 0 && there == len(m.planted), err
+		return Evidence{fmt.Sprintf("%d counters in %s differ from their entries as planted: %v; planted while a look was under way: %v", there, m.region.Name, wrong, m.during), map[string]int64{"planted": int64(there)}},
+			there > 0 && there == len(m.planted) && m.inLook == m.during, err
 	})
 }
 

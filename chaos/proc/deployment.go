@@ -8,12 +8,10 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/lockstep-tx/lockstep/chaos/netproxy"
 	"github.com/lockstep-tx/lockstep/chaos/tap"
@@ -344,29 +342,6 @@ func (d *Deployment) far(name string, all []*[]string, broker string) (string, e
 	}
 	d.Links = append(d.Links, k)
 	return k.Addr(), nil
-}
-
-// Tool runs lockstep to its end.
-func (d *Deployment) Tool(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(d.cfg.Bin, "lockstep"), args...)
-	cmd.Env = append(os.Environ(), d.cfg.Env...)
-	out, err := cmd.CombinedOutput()
-	return string(out), err
-}
-
-// persist runs lockstep until it succeeds: what it asks may just be starting.
-func (d *Deployment) persist(ctx context.Context, args ...string) error {
-	until := time.Now().Add(readyLimit)
-	for {
-		out, err := d.Tool(ctx, args...)
-		if err == nil {
-			return nil
-		}
-		if time.Now().After(until) || ctx.Err() != nil {
-			return fmt.Errorf("lockstep %s: %w\n%s", strings.Join(args, " "), err, out)
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
 }
 
 func (d *Deployment) coordinators(ctx context.Context, i int, r *Region, next func() string) error {
