@@ -143,7 +143,11 @@ func (m *mended) Effective(ctx context.Context) (Evidence, error) {
 				there++
 			}
 		}
-		return Evidence{fmt.Sprintf("%d counters in %s differ from their entries as planted: %v; planted while a look was under way: %v", there, m.region.Name, wrong, m.during), map[string]int64{"planted": int64(there)}},
+		what := ""
+		if m.inLook {
+			what = fmt.Sprintf("; a look was under way meanwhile: %v", m.during)
+		}
+		return Evidence{fmt.Sprintf("%d counters in %s differ from their entries as planted: %v%s", there, m.region.Name, wrong, what), map[string]int64{"planted": int64(there)}},
 			there > 0 && there == len(m.planted) && m.inLook == m.during, err
 	})
 }
