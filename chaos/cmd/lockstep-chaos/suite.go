@@ -280,13 +280,15 @@ func (c *doctorCmd) Run(out io.Writer) error {
 		line(fmt.Sprintf("synced writes and arithmetic: %.1f times slower than the reference", slow), err, "nothing runs")
 		bad = errors.Join(bad, err, os.RemoveAll(dir))
 	}
+	unset := false
 	for _, server := range []struct{ name, variable, without string }{
 		{"PostgreSQL", "LOCKSTEP_TEST_POSTGRES_URL", "P4, N1, N1k, N2 and those that end in -postgresql are skipped; bin/devctl run -- …"},
 		{"MariaDB", "LOCKSTEP_TEST_MYSQL_URL", "those that end in -mariadb are skipped; bin/devctl run -- …"},
+		{"database servers to kill", "LOCKSTEP_TEST_DEVCTL", "P6 and P7 are skipped; bin/devctl run -- …"},
 	} {
 		var err error
 		if os.Getenv(server.variable) == "" {
-			err = errors.New(server.variable + " is not set")
+			err, unset = errors.New(server.variable+" is not set"), true
 		}
 		line(server.name, err, server.without)
 	}
@@ -299,7 +301,7 @@ func (c *doctorCmd) Run(out io.Writer) error {
 		line(k.Name, err, without)
 		lacking = lacking || err != nil && k.Scenarios != ""
 	}
-	if c.Strict && (lacking || os.Getenv("LOCKSTEP_TEST_POSTGRES_URL") == "" || os.Getenv("LOCKSTEP_TEST_MYSQL_URL") == "") && bad == nil {
+	if c.Strict && (lacking || unset) && bad == nil {
 		return exitError(report.ExitInconclusive)
 	}
 	return bad
