@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,10 +22,19 @@ import (
 )
 
 // Replaced loses a member of the first region's etcd with its disk, takes it out of the cluster and puts a new one in its place (O1).
-type Replaced struct{ off bool }
+type Replaced struct {
+	// Flip loses it by one bit of its log, while it does not run (K5): it must not serve what it finds then.
+	Flip bool
+	off  bool
+}
 
 // Name is the fault's.
-func (Replaced) Name() string { return "etcd-member-replaced" }
+func (r Replaced) Name() string {
+	if r.Flip {
+		return "etcd-member-bit-flipped"
+	}
+	return "etcd-member-replaced"
+}
 
 // Available wants three members.
 func (Replaced) Available(e Env) error { return KillMember{}.Available(e) }
@@ -42,6 +54,11 @@ func (r Replaced) Inject(ctx context.Context, e Env) (Active, error) {
 	}
 	a.was = m[0].ID
 	a.n.Kill()
+	if r.Flip {
+		if err := a.flip(ctx, rand.New(rand.NewPCG(e.Seed, 5))); err != nil {
+			return a, err
+		}
+	}
 	if err := os.RemoveAll(a.n.Data()); err != nil {
 		return a, err
 	}
@@ -67,6 +84,38 @@ type replaced struct {
 	was, is uint64
 	peers   []string
 	joined  bool
+	flipped string // where, and what the member said to it
+}
+
+// flip turns one bit round in the first records of the newest file of the member's log, and starts the member: it must end.
+func (a *replaced) flip(ctx context.Context, rnd *rand.Rand) error {
+	files, err := filepath.Glob(filepath.Join(a.n.Data(), "*", "member", "wal", "*.wal"))
+	if err != nil || len(files) == 0 {
+		return fmt.Errorf("%s has no log: %w", a.n.Name, err)
+	}
+	slices.Sort(files)
+	file, at := files[len(files)-1], 64+rnd.Int64N(256)
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 1)
+	_, err = f.ReadAt(b, at)
+	if err == nil {
+		b[0] ^= 1 << rnd.IntN(8)
+		_, err = f.WriteAt(b, at)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	started := a.n.Start(ctx)
+	if started == nil {
+		a.n.Kill()
+		return fmt.Errorf("%s serves with a bit of %s at %d turned round", a.n.Name, filepath.Base(file), at)
+	}
+	why, _, _ := strings.Cut(started.Error(), "\n")
+	a.flipped = fmt.Sprintf("a bit of %s at %d was turned round, and it does not start (%.200s); ", filepath.Base(file), at, why)
+	return nil
 }
 
 // members are the ids of the cluster's.
@@ -92,7 +141,7 @@ func (a *replaced) Effective(ctx context.Context) (Evidence, error) {
 		for _, id := range ids {
 			gone = gone && id != a.was
 		}
-		return Evidence{fmt.Sprintf("%s (%x) was reaped: %v, its data are away, and the cluster has the members %x", a.n.Name, a.was, !a.n.Alive(), ids), map[string]int64{"members": int64(len(ids))}},
+		return Evidence{a.flipped + fmt.Sprintf("%s (%x) was reaped: %v, its data are away, and the cluster has the members %x", a.n.Name, a.was, !a.n.Alive(), ids), map[string]int64{"members": int64(len(ids))}},
 			gone && len(ids) == len(a.r.Etcd)-1 && !a.n.Alive() && a.n.Refuses(), err
 	})
 }

@@ -1,5 +1,5 @@
 // Package tap stands between coordinators and a participant. It writes down every branch call with its answer, and can
-// lose answers, send calls several times, keep calls back until it is too late for them, and send old ones again.
+// lose answers and make them late, send calls several times, keep calls back until it is too late for them, and send old ones again.
 //
 // Its law: what it writes down as answered was answered by the participant, whatever its caller was told; and its counters
 // say what each fault did, not what was asked of it. Calls come one by one: the offer of batches is taken out of answers.
