@@ -108,14 +108,16 @@ func (a *replaced) flip(ctx context.Context, rnd *rand.Rand) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	started := a.n.Start(ctx)
-	if started == nil {
+	_ = a.n.Start(ctx) // that its port was open says nothing: it listens before it reads its log
+	_, err = until(ctx, a.e.wait(10*time.Second), func() (Evidence, bool, error) { return Evidence{What: "it runs"}, !a.n.Alive(), nil })
+	if err != nil {
 		a.n.Kill()
-		return fmt.Errorf("%s serves with a bit of %s at %d turned round", a.n.Name, filepath.Base(file), at)
+		return fmt.Errorf("%s serves with a bit of %s at %d turned round: %w", a.n.Name, filepath.Base(file), at, err)
 	}
-	why, _, _ := strings.Cut(started.Error(), "\n")
-	a.flipped = fmt.Sprintf("a bit of %s at %d was turned round, and it does not start (%.200s); ", filepath.Base(file), at, why)
-	return nil
+	said, err := os.ReadFile(a.n.Log())
+	lines := strings.Split(strings.TrimSpace(string(said)), "\n")
+	a.flipped = fmt.Sprintf("a bit of %s at %d was turned round, and it ended when it was started (%.200s); ", filepath.Base(file), at, lines[len(lines)-1])
+	return err
 }
 
 // members are the ids of the cluster's.
