@@ -74,6 +74,7 @@ type Link struct {
 	accepted, bytes, ended, refused, refusedBytes, dialFailed, moved atomic.Uint64
 	tornConns, halfOpened, halfLeft, unproduced                      atomic.Uint64
 
+	odd  atomic.Bool  // it was shaped or torn once: until then bytes pass without a look at how
 	lose atomic.Int64 // answers to Produce that are to be lost
 
 	mu       sync.Mutex
@@ -271,6 +272,9 @@ type gate struct {
 
 // Write is io.Writer's. What a cut refuses counts as written: its sender does not learn of it.
 func (g *gate) Write(b []byte) (int, error) {
+	if !g.k.odd.Load() {
+		return g.k.pass(g.p, g.to, g.d, b)
+	}
 	if l := g.k.line(g.p, g.to, g.d); l != nil {
 		return l.put(b)
 	}
@@ -283,7 +287,10 @@ func (k *Link) pass(p *pair, to io.Writer, d Direction, b []byte) (int, error) {
 		k.refusedBytes.Add(uint64(len(b)))
 		return len(b), nil
 	}
-	upTo, torn := k.torn(p, d, b)
+	upTo, torn := len(b), false
+	if k.odd.Load() {
+		upTo, torn = k.torn(p, d, b)
+	}
 	n, err := to.Write(b[:upTo])
 	k.bytes.Add(uint64(n))
 	if torn && err == nil {

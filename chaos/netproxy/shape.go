@@ -38,6 +38,7 @@ func (k *Link) Shape(d Direction, s Shape) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.shapes[d], k.busy[d] = s, time.Time{}
+	k.odd.Store(true)
 	close(k.reshaped)
 	k.reshaped = make(chan struct{})
 	return nil
@@ -215,6 +216,7 @@ func (k *Link) Tear(after int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.tear = after
+	k.odd.Store(true)
 	for p := range k.pairs {
 		p.left[Forth].Store(0)
 		p.left[Back].Store(0)

@@ -51,8 +51,8 @@ func Nightly() []Scenario {
 		{ID: "M4", Title: "events out of order, and twice", Fault: fault.Disordered(), Hold: time.Second, Arms: armed("I3", "I9", "I10")},
 		{ID: "R26", Title: "drift planted while a look for it is under way", Fault: fault.Repaired{Accounts: 3, During: true}, Arms: armed("I3", "I13"), Drift: true},
 		{ID: "R27", Title: "canary drift, named by the continuous watch", Fault: fault.Canary{}, Arms: armed("I3"), Drift: true},
-		{ID: "X1", Title: "one to four faults over each other, as the seed draws them", Fault: fault.Sink{Draw: 1}, Arms: armed("I3"), Pair: true, Three: true, Brokers: true},
-		{ID: "X1-2", Title: "others of them", Fault: fault.Sink{Draw: 2}, Arms: armed("I3"), Pair: true, Three: true, Brokers: true},
-		{ID: "X1-3", Title: "and others", Fault: fault.Sink{Draw: 3}, Arms: armed("I3"), Pair: true, Three: true, Brokers: true},
+		{ID: "X1", Title: "one to four faults over each other, as the seed draws them", Fault: fault.Sink{Draw: 1}, Arms: armed("I3"), Pair: true, Three: true, Brokers: true, TryLimit: 2 * time.Second},
+		{ID: "X1-2", Title: "others of them", Fault: fault.Sink{Draw: 2}, Arms: armed("I3"), Pair: true, Three: true, Brokers: true, TryLimit: 2 * time.Second},
+		{ID: "X1-3", Title: "and others", Fault: fault.Sink{Draw: 3}, Arms: armed("I3"), Pair: true, Three: true, Brokers: true, TryLimit: 2 * time.Second},
 	}
 }
