@@ -271,6 +271,9 @@ func TestRunTakesItsServersDown(t *testing.T) {
 
 // Only some of the servers: nobody else is started; one that was killed comes back on its data, under its address.
 func TestOnlySomeServersComeBackOnTheirData(t *testing.T) {
+	if find().mariadbd == "" {
+		t.Skip("MariaDB is not installed here; it runs in a container")
+	}
 	dir := filepath.Join(t.TempDir(), "only")
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		t.Fatal(err)

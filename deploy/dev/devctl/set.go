@@ -168,8 +168,10 @@ func some(ctx context.Context, dir string, only []string, progress io.Writer) (*
 		}
 	}
 	have := find()
-	if pkgs := have.missing(); len(pkgs) > 0 {
-		fmt.Fprintf(progress, "not installed here: %s\n", strings.Join(pkgs, " "))
+	for name, programs := range map[string][]string{"postgres": {have.postgres, have.initdb}, "mariadb": {have.mariadbd, have.mariadbInstall, have.myPrintDefaults}, "kafka": {have.java}} {
+		if slices.Contains(only, name) && slices.Contains(programs, "") {
+			return nil, fmt.Errorf("--only %s: it is not installed, and a container cannot stand for it\nnext: apt-get install %s", name, strings.Join(have.missing(), " "))
+		}
 	}
 	s, _, err := start(ctx, dir, false, have, progress, only...)
 	return s, err
