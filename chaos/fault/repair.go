@@ -101,8 +101,13 @@ type mended struct {
 // Plants is what was planted and what became of it.
 func (m *mended) Plants() []check.Plant { return m.plants }
 
-// ghostly is the plant that is ambiguous.
-func (m *mended) ghostly() *check.Plant { return &m.plants[len(m.plants)-1] }
+// ghostly is the plant that is ambiguous; where nothing was planted, none.
+func (m *mended) ghostly() *check.Plant {
+	if len(m.plants) == 0 {
+		return &check.Plant{}
+	}
+	return &m.plants[len(m.plants)-1]
+}
 
 // bury looks whether the hold that nobody knows is still there, as it was planted, and takes it away, as a person might who knows
 // where it came from.
