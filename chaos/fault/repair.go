@@ -174,7 +174,7 @@ func (m *mended) found(ctx context.Context) (bool, string, error) {
 		}
 		if _, ok := m.planted[f.Account]; ok && f.Class == "D06" && f.Region == m.region.Name && f.Repair != "" {
 			named[f.Account] = true
-		} else if f.Gid == m.ghost.Gid {
+		} else if m.ghost.Gid != "" && f.Gid == m.ghost.Gid {
 			m.ghostly().Quarantined = f.Repair == ""
 		} else {
 			m.others++
