@@ -72,6 +72,7 @@ func dial(endpoint string) (*clientv3.Client, error) {
 func ReadMembers(ctx context.Context, cluster string, endpoints []string) (out []Member, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
+	var clients []*clientv3.Client
 	at := int64(0)
 	for _, e := range endpoints {
 		cli, err := dial(e)
@@ -79,6 +80,7 @@ func ReadMembers(ctx context.Context, cluster string, endpoints []string) (out [
 			return nil, err
 		}
 		defer cli.Close()
+		clients = append(clients, cli)
 		st, err := cli.Status(ctx, e)
 		if err != nil {
 			return nil, fmt.Errorf("%s %s: %w", cluster, e, err)
@@ -89,12 +91,7 @@ func ReadMembers(ctx context.Context, cluster string, endpoints []string) (out [
 		}
 	}
 	for i, e := range endpoints {
-		cli, err := dial(e)
-		if err != nil {
-			return nil, err
-		}
-		defer cli.Close()
-		h, err := cli.HashKV(ctx, e, at)
+		h, err := clients[i].HashKV(ctx, e, at)
 		if err != nil {
 			return nil, fmt.Errorf("%s %s: hash at %d: %w", cluster, e, at, err)
 		}

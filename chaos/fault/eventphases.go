@@ -48,9 +48,11 @@ func (a *swept) fetch() (out []*netproxy.Link) {
 	return out
 }
 
-// decided waits for a transaction of the first region that was begun since and whose client was told that it is committed.
-func (a *swept) decided(ctx context.Context, since int64, limit time.Duration) (gid string, err error) {
-	_, err = until(ctx, limit, func() (Evidence, bool, error) {
+// decided waits for a transaction of the first region that is begun from now on and whose client is told that it is committed;
+// "": there was none, and it is to be tried again.
+func (a *swept) decided(ctx context.Context, limit time.Duration) (gid string, err error) {
+	since := a.e.Log.Now()
+	_, err = until(ctx, min(limit, a.e.wait(eventStep)), func() (Evidence, bool, error) {
 		for _, op := range a.e.Log.Ops() {
 			if op.Start > since && op.Outcome == history.OK && op.Value == history.Committed && op.Kind != history.Read && slot.Of(op.Gid)%2 == 0 {
 				gid = op.Gid
@@ -59,6 +61,9 @@ func (a *swept) decided(ctx context.Context, since int64, limit time.Duration) (
 		}
 		return Evidence{What: "nobody was told of a commit"}, false, nil
 	})
+	if errors.Is(err, ErrNoEffect) {
+		return "", ctx.Err()
+	}
 	return gid, err
 }
 
@@ -71,12 +76,14 @@ func (a *swept) has(ctx context.Context, region int, gid string) (bool, error) {
 
 // comes waits until a region's journal has a transaction.
 func (a *swept) comes(ctx context.Context, region int, gid string, limit time.Duration) (bool, error) {
-	_, err := until(ctx, limit, func() (Evidence, bool, error) {
-		ok, err := a.has(ctx, region, gid)
-		return Evidence{}, ok, err
+	var unread error
+	_, err := until(ctx, limit, func() (ev Evidence, ok bool, err error) {
+		ok, err = a.has(ctx, region, gid)
+		unread = err
+		return ev, ok, err
 	})
 	if errors.Is(err, ErrNoEffect) {
-		return false, ctx.Err()
+		return false, errors.Join(unread, ctx.Err())
 	}
 	return err == nil, err
 }
@@ -98,9 +105,9 @@ func cutting(links []*netproxy.Link, f func() error) error {
 // outboxWritten: the decision and its event are in the region's journal, and its broker cannot be reached.
 func (a *swept) outboxWritten(ctx context.Context, name string, limit time.Duration) (hit bool, err error) {
 	err = cutting([]*netproxy.Link{a.e.Deployment.Regions[0].BrokerLink}, func() error {
-		gid, err := a.decided(ctx, a.e.Log.Now(), min(limit, a.e.wait(eventStep)))
-		if err != nil {
-			return nil // nothing was decided: again
+		gid, err := a.decided(ctx, limit)
+		if gid == "" {
+			return err
 		}
 		own, err := a.comes(ctx, 0, gid, a.e.wait(eventStep))
 		if err != nil || !own {
@@ -124,8 +131,8 @@ func (a *swept) eventPublished(ctx context.Context, name string, limit time.Dura
 	var dead, far bool
 	var c Crash
 	err := cutting(a.fetch(), func() (err error) {
-		if gid, err = a.decided(ctx, a.e.Log.Now(), min(limit, a.e.wait(eventStep))); err != nil {
-			return nil // nothing was decided: again
+		if gid, err = a.decided(ctx, limit); gid == "" {
+			return err
 		}
 		time.Sleep(a.e.wait(300 * time.Millisecond)) // for the publisher
 		if far, err = a.has(ctx, 1, gid); err != nil {
@@ -162,9 +169,9 @@ func (a *swept) eventReceived(ctx context.Context, name string, limit time.Durat
 	}()
 	link := a.fetch()[0]
 	before := link.Counters().Bytes
-	gid, err := a.decided(ctx, a.e.Log.Now(), min(limit, a.e.wait(eventStep)))
-	if err != nil {
-		return false, ctx.Err() // nothing was decided: again
+	gid, err := a.decided(ctx, limit)
+	if gid == "" {
+		return false, err
 	}
 	time.Sleep(a.e.wait(300 * time.Millisecond)) // for the way there
 	read := link.Counters().Bytes - before

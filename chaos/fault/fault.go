@@ -19,12 +19,16 @@ import (
 type Env struct {
 	Deployment *proc.Deployment
 	Log        *history.Log
+	// Server is the suite's own database server, on which all wallets are; nil where there is none.
+	Server *proc.Server
 	// Slow scales waits for this machine; at least 1.
 	Slow float64
 	// Seed is the run's.
 	Seed uint64
 	// Draws notes what faults draw; nil: they draw from the seed, and nobody notes it.
 	Draws *Draws
+	// Dir is for what is to be kept of the run.
+	Dir string
 }
 
 // wait is d on this machine.

@@ -3,8 +3,6 @@ package fault
 import (
 	"context"
 	"fmt"
-	"net"
-	"strconv"
 
 	"github.com/lockstep-tx/lockstep/chaos/netdrop"
 	"github.com/lockstep-tx/lockstep/chaos/netproxy"
@@ -45,15 +43,7 @@ func (i IsolateByKernel) Inject(_ context.Context, e Env) (Active, error) {
 	}
 	a.table = t
 	for _, k := range a.links {
-		_, p, err := net.SplitHostPort(k.Addr())
-		if err != nil {
-			return a, err
-		}
-		port, err := strconv.Atoi(p)
-		if err != nil {
-			return a, err
-		}
-		if err := t.Drop(port); err != nil {
+		if err := t.Drop(k.Port()); err != nil {
 			return a, err
 		}
 	}

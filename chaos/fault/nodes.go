@@ -2,6 +2,7 @@ package fault
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -215,7 +216,7 @@ func (a *gone) Recovered(ctx context.Context) (Evidence, error) {
 func (a *gone) Cleanup() (err error) {
 	for _, n := range a.nodes {
 		if s, serr := n.State(); a.f.Pause && n.Alive() && serr == nil && s == 'T' {
-			err = n.Signal(syscall.SIGCONT)
+			err = errors.Join(err, n.Signal(syscall.SIGCONT))
 		}
 	}
 	return err

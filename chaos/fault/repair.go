@@ -20,12 +20,15 @@ import (
 // kills the reconciler when its first repair is done and it has not heard so, so that it is done once more (P9).
 type Repaired struct {
 	Accounts int
-	off      bool
+	// During has a look for drift under way when it is planted (R26).
+	During bool
+	off    bool
 }
 
 const (
 	alteredBy   = 700 // of the first account; of each further one, 1 more
 	repairLimit = 20 * time.Second
+	intoLook    = 150 * time.Millisecond
 	lookLimit   = time.Second // the counters were altered, or the repair had succeeded, before
 )
 
@@ -42,6 +45,23 @@ func (r Repaired) Inject(ctx context.Context, e Env) (a Active, err error) {
 	m := &mended{e: e, region: e.Deployment.Regions[0], planted: map[string]int64{}}
 	if r.off {
 		return m, nil
+	}
+	if r.During {
+		look := make(chan error, 1)
+		go func() {
+			_, err := m.drift(ctx, "run")
+			look <- err
+		}()
+		time.Sleep(e.wait(intoLook))
+		defer func() {
+			select {
+			case <-look: // too early: nothing was planted while it looked
+			default:
+				m.during = true
+				err = errors.Join(err, <-look)
+			}
+		}()
+		m.inLook = true
 	}
 	db, d, err := seed.Open(ctx, m.region.DB)
 	if err != nil {
@@ -70,6 +90,9 @@ type mended struct {
 	killed  bool // the reconciler, in the middle of a repair
 	others  int  // findings of what was not planted
 
+	// inLook: it was to be planted while a look was under way; during: so it was.
+	inLook, during bool
+
 	ghost  seed.Planted // the hold of a transaction that nobody knows
 	plants []check.Plant
 }
@@ -77,8 +100,13 @@ type mended struct {
 // Plants is what was planted and what became of it.
 func (m *mended) Plants() []check.Plant { return m.plants }
 
-// ghostly is the plant that is ambiguous.
-func (m *mended) ghostly() *check.Plant { return &m.plants[len(m.plants)-1] }
+// ghostly is the plant that is ambiguous; where nothing was planted, none.
+func (m *mended) ghostly() *check.Plant {
+	if len(m.plants) == 0 {
+		return &check.Plant{}
+	}
+	return &m.plants[len(m.plants)-1]
+}
 
 // bury looks whether the hold that nobody knows is still there, as it was planted, and takes it away, as a person might who knows
 // where it came from.
@@ -119,8 +147,12 @@ func (m *mended) Effective(ctx context.Context) (Evidence, error) {
 				there++
 			}
 		}
-		return Evidence{fmt.Sprintf("%d counters in %s differ from their entries as planted: %v", there, m.region.Name, wrong), map[string]int64{"planted": int64(there)}},
-			there > 0 && there == len(m.planted), err
+		what := ""
+		if m.inLook {
+			what = fmt.Sprintf("; a look was under way meanwhile: %v", m.during)
+		}
+		return Evidence{fmt.Sprintf("%d counters in %s differ from their entries as planted: %v%s", there, m.region.Name, wrong, what), map[string]int64{"planted": int64(there)}},
+			there > 0 && there == len(m.planted) && m.inLook == m.during, err
 	})
 }
 
@@ -141,7 +173,7 @@ func (m *mended) found(ctx context.Context) (bool, string, error) {
 		}
 		if _, ok := m.planted[f.Account]; ok && f.Class == "D06" && f.Region == m.region.Name && f.Repair != "" {
 			named[f.Account] = true
-		} else if f.Gid == m.ghost.Gid {
+		} else if m.ghost.Gid != "" && f.Gid == m.ghost.Gid {
 			m.ghostly().Quarantined = f.Repair == ""
 		} else {
 			m.others++

@@ -3,8 +3,7 @@ package fault
 import (
 	"context"
 	"fmt"
-	"net"
-	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -57,9 +56,9 @@ func (w Weather) Inject(ctx context.Context, e Env) (Active, error) {
 		east, west := e.Deployment.Regions[0].Name, e.Deployment.Regions[1].Name
 		for _, k := range a.links {
 			switch route := k.Counters().Route; {
-			case len(route) > len(east) && route[:len(east)] == east:
+			case strings.HasPrefix(route, east+"-"):
 				k.CutOneWay(netproxy.Forth)
-			case len(route) > len(west) && route[:len(west)] == west:
+			case strings.HasPrefix(route, west+"-"):
 				k.CutOneWay(netproxy.Back)
 			}
 		}
@@ -96,15 +95,7 @@ func (a *stormy) lose() (err error) {
 		return err
 	}
 	for _, k := range a.links {
-		_, p, err := net.SplitHostPort(k.Addr())
-		if err != nil {
-			return err
-		}
-		port, err := strconv.Atoi(p)
-		if err != nil {
-			return err
-		}
-		if err := a.table.Lose(port, a.w.Loss); err != nil {
+		if err := a.table.Lose(k.Port(), a.w.Loss); err != nil {
 			return err
 		}
 	}

@@ -15,28 +15,31 @@ import (
 // This file replaces them in answers to Metadata by the link's own address. One link stands for one broker.
 
 const (
+	produceKey   = 0
 	metadataKey  = 3
 	kafkaHeader  = 8        // api key, version, correlation id
 	kafkaFrame   = 64 << 20 // larger is no Kafka
 	versionsMost = 20000
 )
 
-// questions remembers which answers are to be changed: those of Metadata, by correlation id.
+// questions remembers which answers are to be changed or may be lost: those of Metadata and of Produce, by correlation id.
 type questions struct {
 	mu    sync.Mutex
-	asked map[int32]int16
+	asked map[int32]question
 }
 
-func (q *questions) put(id int32, version int16) {
+type question struct{ key, version int16 }
+
+func (q *questions) put(id int32, is question) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.asked == nil || len(q.asked) > versionsMost {
-		q.asked = map[int32]int16{}
+		q.asked = map[int32]question{}
 	}
-	q.asked[id] = version
+	q.asked[id] = is
 }
 
-func (q *questions) take(id int32) (int16, bool) {
+func (q *questions) take(id int32) (question, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	v, ok := q.asked[id]
@@ -67,8 +70,10 @@ func (q *questions) follow(to io.Writer, from io.Reader) {
 		if err != nil {
 			return
 		}
-		if body := b[4:]; len(body) >= kafkaHeader && binary.BigEndian.Uint16(body) == metadataKey {
-			q.put(int32(binary.BigEndian.Uint32(body[4:])), int16(binary.BigEndian.Uint16(body[2:])))
+		if body := b[4:]; len(body) >= kafkaHeader {
+			if is := (question{int16(binary.BigEndian.Uint16(body)), int16(binary.BigEndian.Uint16(body[2:]))}); is.key == metadataKey || is.key == produceKey {
+				q.put(int32(binary.BigEndian.Uint32(body[4:])), is)
+			}
 		}
 		if _, err := to.Write(b); err != nil {
 			return
@@ -76,25 +81,41 @@ func (q *questions) follow(to io.Writer, from io.Reader) {
 	}
 }
 
-// answer carries responses until an error; those to Metadata name address as every broker's.
-func (q *questions) answer(to io.Writer, from io.Reader, address string, moved func()) {
+// answer carries responses until an error; those to Metadata name the link's address as every broker's, and of those to Produce so
+// many are lost as LoseProduced has said.
+func (q *questions) answer(k *Link, to io.Writer, from io.Reader) {
 	for {
 		b, err := frame(from)
 		if err != nil {
 			return
 		}
 		if len(b) >= 8 {
-			if version, ok := q.take(int32(binary.BigEndian.Uint32(b[4:]))); ok {
-				if b, err = renamed(b, version, address); err != nil {
+			is, ok := q.take(int32(binary.BigEndian.Uint32(b[4:])))
+			if ok && is.key == produceKey && k.loses() {
+				continue
+			}
+			if ok && is.key == metadataKey {
+				if b, err = renamed(b, is.version, k.route.Listen); err != nil {
 					return // better no answer than one that leads around the link
 				}
-				moved()
+				k.moved.Add(1)
 			}
 		}
 		if _, err := to.Write(b); err != nil {
 			return
 		}
 	}
+}
+
+// loses says whether an answer to Produce is lost.
+func (k *Link) loses() bool {
+	for n := k.lose.Load(); n > 0; n = k.lose.Load() {
+		if k.lose.CompareAndSwap(n, n-1) {
+			k.unproduced.Add(1)
+			return true
+		}
+	}
+	return false
 }
 
 // renamed is an answer to Metadata with another address for every broker.

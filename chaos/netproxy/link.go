@@ -1,5 +1,5 @@
-// Package netproxy is links between processes that can be cut and healed: TCP proxies, one for each address that one
-// process knows of another.
+// Package netproxy is links between processes that can be cut and healed, made long or thin, clogged, and torn: TCP proxies, one
+// for each address that one process knows of another.
 //
 // The law it keeps: what is sent after Cut has returned does not pass, in either direction, or in the one that CutOneWay names; it is counted as refused, so that a run can show that its fault bit; and a connection that a cut has touched never carries bytes again.
 //
@@ -58,6 +58,11 @@ type Counters struct {
 	OpenConns     int    `json:"open_conns"`
 	DialFailed    uint64 `json:"dial_failed"`
 	MetadataMoved uint64 `json:"metadata_moved,omitempty"` // answers of Kafka whose addresses were replaced
+	// Torn connections; half-open ones, and those of them that were given up; answers to Produce that were not passed on.
+	Torn       uint64 `json:"torn,omitempty"`
+	HalfOpened uint64 `json:"half_opened,omitempty"`
+	HalfLeft   uint64 `json:"half_left,omitempty"`
+	Unproduced uint64 `json:"unproduced,omitempty"`
 }
 
 // Link is a running route. Safe for concurrent use.
@@ -67,11 +72,21 @@ type Link struct {
 	wg       sync.WaitGroup
 
 	accepted, bytes, ended, refused, refusedBytes, dialFailed, moved atomic.Uint64
+	tornConns, halfOpened, halfLeft, unproduced                      atomic.Uint64
 
-	mu    sync.Mutex
-	way   Way // "" while whole
-	shut  bool
-	pairs map[*pair]struct{}
+	odd  atomic.Bool  // it was shaped or torn once: until then bytes pass without a look at how
+	lose atomic.Int64 // answers to Produce that are to be lost
+
+	mu       sync.Mutex
+	way      Way // "" while whole
+	shut     bool
+	pairs    map[*pair]struct{}
+	shapes   [2]Shape
+	busy     [2]time.Time  // until when a thin line has something to carry
+	reshaped chan struct{} // closed when shapes are others
+	tear     int
+	half     int
+	came     uint64 // connections
 }
 
 // pair is one connection and its other side. doomed is set under the link's lock, once, and never taken back.
@@ -79,6 +94,12 @@ type pair struct {
 	in, out net.Conn // out is nil for one that came during a cut
 	doomed  atomic.Bool
 	mute    [2]atomic.Bool // directions in which nothing passes any more
+	half    bool           // it has no other side
+	left    [2]atomic.Int64
+
+	lines  sync.Mutex
+	line   [2]*line // nil: bytes pass at once
+	closed bool
 }
 
 // touched says that a cut has taken bytes out of it.
@@ -86,10 +107,19 @@ func (p *pair) touched() bool {
 	return p.doomed.Load() || p.mute[Forth].Load() || p.mute[Back].Load()
 }
 
+// close ends both sides; what is on its way is lost.
 func (p *pair) close() {
 	p.in.Close()
 	if p.out != nil {
 		p.out.Close()
+	}
+	p.lines.Lock()
+	defer p.lines.Unlock()
+	p.closed = true
+	for _, l := range p.line {
+		if l != nil {
+			l.end()
+		}
 	}
 }
 
@@ -101,7 +131,7 @@ func Open(r Route) (*Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("route %s: %w", r.Name, err)
 	}
-	k := &Link{route: r, listener: l, pairs: map[*pair]struct{}{}}
+	k := &Link{route: r, listener: l, pairs: map[*pair]struct{}{}, reshaped: make(chan struct{})}
 	k.route.Listen = l.Addr().String()
 	k.wg.Go(k.accept)
 	return k, nil
@@ -109,6 +139,9 @@ func Open(r Route) (*Link, error) {
 
 // Addr is where it listens.
 func (k *Link) Addr() string { return k.route.Listen }
+
+// Port is the TCP port of it.
+func (k *Link) Port() int { return k.listener.Addr().(*net.TCPAddr).Port } // Open listens on TCP alone
 
 func (k *Link) accept() {
 	for {
@@ -142,6 +175,10 @@ func (k *Link) serve(in net.Conn) {
 		return
 	}
 	k.accepted.Add(1)
+	if k.halved(p) {
+		k.keepHalf(p)
+		return
+	}
 	out, err := net.DialTimeout("tcp", k.route.To, dialTimeout)
 	if err != nil {
 		k.dialFailed.Add(1)
@@ -179,7 +216,7 @@ func (k *Link) carry(p *pair) {
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		defer k.over(p)
+		defer k.over(p, Forth)
 		if asked != nil {
 			asked.follow(k.gate(p, p.out, Forth), p.in)
 		} else {
@@ -187,9 +224,9 @@ func (k *Link) carry(p *pair) {
 		}
 	})
 	wg.Go(func() {
-		defer k.over(p)
+		defer k.over(p, Back)
 		if asked != nil {
-			asked.answer(k.gate(p, p.in, Back), p.out, k.route.Listen, func() { k.moved.Add(1) })
+			asked.answer(k, k.gate(p, p.in, Back), p.out)
 		} else {
 			k.copy(p, p.in, p.out, Back)
 		}
@@ -197,8 +234,15 @@ func (k *Link) carry(p *pair) {
 	wg.Wait()
 }
 
-// over ends a pair one of whose sides has ended; a doomed one that is to look alive stays until the healing.
-func (k *Link) over(p *pair) {
+// over ends a pair one of whose sides has ended, once what is on its way from there has come; a doomed one that is to look alive
+// stays until the healing.
+func (k *Link) over(p *pair, from Direction) {
+	p.lines.Lock()
+	l := p.line[from]
+	p.lines.Unlock()
+	if l != nil {
+		l.drain()
+	}
 	k.mu.Lock()
 	hold := p.touched() && k.way == Drop && !k.shut
 	k.mu.Unlock()
@@ -228,14 +272,36 @@ type gate struct {
 
 // Write is io.Writer's. What a cut refuses counts as written: its sender does not learn of it.
 func (g *gate) Write(b []byte) (int, error) {
-	if g.p.doomed.Load() || g.p.mute[g.d].Load() {
-		g.k.refusedBytes.Add(uint64(len(b)))
+	if !g.k.odd.Load() {
+		return g.k.pass(g.p, g.to, g.d, b)
+	}
+	if l := g.k.line(g.p, g.to, g.d); l != nil {
+		return l.put(b)
+	}
+	return g.k.pass(g.p, g.to, g.d, b)
+}
+
+// pass lets bytes come to the other side, or what is left of them.
+func (k *Link) pass(p *pair, to io.Writer, d Direction, b []byte) (int, error) {
+	if p.doomed.Load() || p.mute[d].Load() {
+		k.refusedBytes.Add(uint64(len(b)))
 		return len(b), nil
 	}
-	n, err := g.to.Write(b)
-	g.k.bytes.Add(uint64(n))
+	upTo, torn := len(b), false
+	if k.odd.Load() {
+		upTo, torn = k.torn(p, d, b)
+	}
+	n, err := to.Write(b[:upTo])
+	k.bytes.Add(uint64(n))
+	if torn && err == nil {
+		k.tornConns.Add(1)
+		p.reset()
+		return n, errTorn
+	}
 	return n, err
 }
+
+var errTorn = errors.New("the connection was torn")
 
 // swallow reads what a connection sends during a cut.
 func (k *Link) swallow(p *pair, from io.Reader) {
@@ -295,7 +361,7 @@ func (k *Link) Counters() Counters {
 	return Counters{
 		Route: k.route.Name, Listen: k.route.Listen, To: k.route.To, Cut: way != "", Way: way, Accepted: k.accepted.Load(), Bytes: k.bytes.Load(),
 		EndedConns: k.ended.Load(), RefusedConns: k.refused.Load(), RefusedBytes: k.refusedBytes.Load(), OpenConns: open, DialFailed: k.dialFailed.Load(),
-		MetadataMoved: k.moved.Load(),
+		MetadataMoved: k.moved.Load(), Torn: k.tornConns.Load(), HalfOpened: k.halfOpened.Load(), HalfLeft: k.halfLeft.Load(), Unproduced: k.unproduced.Load(),
 	}
 }
 

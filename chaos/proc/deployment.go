@@ -8,12 +8,10 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/lockstep-tx/lockstep/chaos/netproxy"
 	"github.com/lockstep-tx/lockstep/chaos/tap"
@@ -57,6 +55,8 @@ type Config struct {
 	// Volumes names those of the first region's parts (Wallet, Coordinator, Broker) whose data are on volumes of their own, so
 	// that their power can be cut.
 	Volumes []string
+	// Clocks has coordinators whose clock can be moved.
+	Clocks bool
 	// Participant is started in place of our wallets; nil: ours.
 	Participant *Participant
 	// Accounts have their home in each region; 0 means AccountsPer.
@@ -75,6 +75,7 @@ type Region struct {
 	Broker       *Node
 	DB, Barrier  string // address of the wallets' database, and the schema of its barrier
 	BrokerAddr   string // the broker's address, without a link before it
+	BrokerDir    string // its data
 	Journal      string // address of the journal's database
 	Tap          *tap.Tap
 	Accounts     []string // with their home here; the first ones are of slots that a handover moves
@@ -165,6 +166,9 @@ func (d *Deployment) link(name, to string) (*netproxy.Link, error) {
 	return k, err
 }
 
+// Clocks says that the coordinators' clocks can be moved.
+func (d *Deployment) Clocks() bool { return d.cfg.Clocks }
+
 // Between are the links between the regions.
 func (d *Deployment) Between() []*netproxy.Link { return d.Links }
 
@@ -193,7 +197,7 @@ func (d *Deployment) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.Broker = n
+		r.Broker, r.BrokerDir = n, dir
 		on(n)
 		if err := d.wallet(ctx, i, r, next()); err != nil {
 			return err
@@ -340,29 +344,6 @@ func (d *Deployment) far(name string, all []*[]string, broker string) (string, e
 	return k.Addr(), nil
 }
 
-// Tool runs lockstep to its end.
-func (d *Deployment) Tool(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(d.cfg.Bin, "lockstep"), args...)
-	cmd.Env = append(os.Environ(), d.cfg.Env...)
-	out, err := cmd.CombinedOutput()
-	return string(out), err
-}
-
-// persist runs lockstep until it succeeds: what it asks may just be starting.
-func (d *Deployment) persist(ctx context.Context, args ...string) error {
-	until := time.Now().Add(readyLimit)
-	for {
-		out, err := d.Tool(ctx, args...)
-		if err == nil {
-			return nil
-		}
-		if time.Now().After(until) || ctx.Err() != nil {
-			return fmt.Errorf("lockstep %s: %w\n%s", strings.Join(args, " "), err, out)
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
-}
-
 func (d *Deployment) coordinators(ctx context.Context, i int, r *Region, next func() string) error {
 	if len(r.GRPC) > 1 {
 		var err error
@@ -375,6 +356,9 @@ func (d *Deployment) coordinators(ctx context.Context, i int, r *Region, next fu
 		name := fmt.Sprintf("coordinator-%s-%d", r.Name, n)
 		args := []string{"serve", "--grpc-addr", r.GRPC[n], "--admin-addr", r.Admin[n], "--http-addr", "127.0.0.1:0", "--region", r.Name, "--regions-file", r.File,
 			"--member-ttl", "2s", "--log-level", "info"}
+		if d.cfg.Clocks {
+			args = append(args, "--debug-clock")
+		}
 		on := func(*Node) {}
 		if len(r.Etcd) == 0 {
 			var dir string

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -43,7 +44,10 @@ func (n *Node) Close() error { return n.stop() }
 
 // Start starts it, and waits until it is ready.
 func (n *Node) Start(ctx context.Context) error {
-	p, err := proc.Start(n.spec)
+	n.mu.Lock()
+	spec := n.spec
+	n.mu.Unlock()
+	p, err := proc.Start(spec)
 	if err != nil {
 		return err
 	}
@@ -62,6 +66,16 @@ func (n *Node) process() *proc.Process {
 	return n.cur
 }
 
+// With adds arguments for its next starts.
+func (n *Node) With(args ...string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.spec.Args = append(slices.Clip(n.spec.Args), args...)
+}
+
+// Data is where a member of an etcd keeps its data.
+func (n *Node) Data() string { return filepath.Join(n.spec.Dir, n.Name) }
+
 // PID of the process that runs or ran last.
 func (n *Node) PID() int {
 	if p := n.process(); p != nil {
@@ -78,6 +92,14 @@ func (n *Node) Kill() {
 	if p := n.process(); p != nil {
 		p.Kill()
 	}
+}
+
+// Terminate asks it to end by SIGTERM and waits until it has, at most until ctx is over. An exit code other than 0 is an error.
+func (n *Node) Terminate(ctx context.Context) error {
+	if err := n.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	return n.process().Wait(ctx)
 }
 
 // Alive says that the process has not been reaped.

@@ -26,6 +26,9 @@ const (
 // wallets is the address of the server that the scenario's wallets are on: the scenario's own kind, or else what the run
 // says of those without one; "" for files.
 func (r *running) wallets() string {
+	if r.own != nil {
+		return r.own.URL
+	}
 	switch r.s.Wallets {
 	case OnPostgreSQL:
 		return r.o.Journal
@@ -39,10 +42,12 @@ func (r *running) wallets() string {
 // lacks is why the scenario is skipped, or nothing.
 func (r *running) lacks() string {
 	switch {
-	case r.o.Participant != nil && (r.s.Drift || len(r.s.Volumes) > 0):
+	case r.o.Participant != nil && (r.s.Drift || r.s.Own != OnSQLite || len(r.s.Volumes) > 0):
 		return "it alters or cuts off tables of our wallets, and another participant runs"
 	case r.s.Pair && r.o.Journal == "":
 		return "two coordinators share a journal on PostgreSQL: set LOCKSTEP_TEST_POSTGRES_URL"
+	case r.s.Own != OnSQLite && r.o.Devctl == "":
+		return "it kills a database server of its own: set LOCKSTEP_TEST_DEVCTL, or run it by bin/devctl run --"
 	case r.s.Wallets == OnPostgreSQL && r.o.Journal == "":
 		return "its wallets are on PostgreSQL: set LOCKSTEP_TEST_POSTGRES_URL"
 	case r.s.Wallets == OnMariaDB && r.o.MySQL == "":
@@ -69,6 +74,18 @@ func (r *running) volumes() []string {
 		return r.wallets() != "" && slices.Contains(set, proc.Wallet)
 	})
 	return all[int(r.o.Seed%uint64(len(all)))]
+}
+
+// server starts a server of the scenario's own, where it wants one, and gives what ends it.
+func (r *running) server(ctx context.Context) (end func() error, err error) {
+	if r.s.Own == OnSQLite {
+		return func() error { return nil }, nil
+	}
+	r.own, err = proc.OpenServer(ctx, r.o.Devctl, map[Server]string{OnPostgreSQL: "postgres", OnMariaDB: "mariadb"}[r.s.Own])
+	if r.own == nil {
+		return func() error { return nil }, err
+	}
+	return r.own.Close, err
 }
 
 // databases makes what the scenario needs on database servers, and gives what removes it.

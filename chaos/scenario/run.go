@@ -38,6 +38,7 @@ type running struct {
 	s   Scenario
 	o   Options
 	d   *proc.Deployment
+	own *proc.Server // that the scenario may kill; nil: it has none
 	log *history.Log
 	env fault.Env
 	res Result
@@ -100,7 +101,7 @@ func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
 	if r.o.System != nil {
 		return r.playOther(ctx)
 	}
-	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Brokers: r.s.Brokers, Volumes: r.volumes(), Participant: r.o.Participant, Now: r.log.Now}
+	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Brokers: r.s.Brokers, Clocks: r.s.Clocks, Volumes: r.volumes(), Participant: r.o.Participant, Now: r.log.Now}
 	if cfg.Dir, err = os.MkdirTemp("", "lockstep-chaos-"); err != nil {
 		return nil, err
 	}
@@ -110,6 +111,11 @@ func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
 	}
 	// Coordinators of a chaos build write their transitions there, for conform; others do not know the variable.
 	cfg.Env = append(append([]string(nil), cfg.Env...), "LOCKSTEP_TRACE="+r.o.Dir)
+	end, err := r.server(ctx)
+	defer func() { err = errors.Join(err, end()) }()
+	if err != nil {
+		return nil, fmt.Errorf("the database server did not start: %w", err)
+	}
 	drop, err := r.databases(ctx, &cfg)
 	if err != nil {
 		return nil, err
@@ -123,7 +129,7 @@ func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the deployment did not start: %w", err)
 	}
-	r.env = fault.Env{Deployment: r.d, Log: r.log, Slow: r.o.Slow, Seed: r.o.Seed, Draws: r.draws()}
+	r.env = fault.Env{Deployment: r.d, Log: r.log, Server: r.own, Slow: r.o.Slow, Seed: r.o.Seed, Draws: r.draws(), Dir: r.o.Dir}
 	if err := r.s.Fault.Available(r.env); err != nil {
 		return nil, err
 	}

@@ -33,6 +33,10 @@ type Scenario struct {
 	Three bool
 	// Wallets is the server that the wallets are on; the zero one is SQLite, or what the run says.
 	Wallets Server
+	// Own has the wallets on a server of that kind that is the suite's own and may be killed.
+	Own Server
+	// Clocks has coordinators whose clock can be moved.
+	Clocks bool
 	// Crash: a process dies at the injection.
 	Crash bool
 	// Drift: money is altered behind the product's back, and repaired at the healing.
@@ -116,6 +120,8 @@ type Options struct {
 	// Journal is a PostgreSQL server, for a journal that coordinators share and wallets that are to be there, MySQL one of
 	// MySQL or MariaDB; DB is the server for all other wallets. "" where there is none.
 	Journal, MySQL, DB string
+	// Devctl is the program that starts database servers of the suite's own; "" where there is none.
+	Devctl string
 	// Participant is started in place of our wallets; nil: ours.
 	Participant *proc.Participant
 	// Quiet is how long is waited for nothing to be open any more, before it is scaled; 0 is the usual.

@@ -68,6 +68,27 @@ func ends(ctx context.Context, cl *kgo.Client, topic string, partition int) (fir
 	return got[0], got[1], nil
 }
 
+// remove has a broker delete the records of a partition that stand before an offset; -1: all.
+func remove(ctx context.Context, cl *kgo.Client, region string, partition int, before int64) error {
+	req := kmsg.NewPtrDeleteRecordsRequest()
+	t, p := kmsg.NewDeleteRecordsRequestTopic(), kmsg.NewDeleteRecordsRequestTopicPartition()
+	p.Partition, p.Offset = int32(partition), before
+	t.Topic, t.Partitions = "lockstep."+region, []kmsg.DeleteRecordsRequestTopicPartition{p}
+	req.Topics, req.TimeoutMillis = append(req.Topics, t), 5000
+	resp, err := req.RequestWith(ctx, cl)
+	if err != nil {
+		return err
+	}
+	for _, t := range resp.Topics {
+		for _, p := range t.Partitions {
+			if p.ErrorCode != 0 {
+				return fmt.Errorf("records of %s/%d are not deleted: error %d", t.Topic, p.Partition, p.ErrorCode)
+			}
+		}
+	}
+	return nil
+}
+
 // Truncate takes all records out of a partition of a region's topic (D22): what was published is not there any more. It gives the
 // events that were there, and reads again that none of them is.
 func Truncate(ctx context.Context, broker, region string, partition int) (gone []Message, err error) {
@@ -83,21 +104,8 @@ func Truncate(ctx context.Context, broker, region string, partition int) (gone [
 		return nil, err
 	}
 	defer cl.Close()
-	req := kmsg.NewPtrDeleteRecordsRequest()
-	t, p := kmsg.NewDeleteRecordsRequestTopic(), kmsg.NewDeleteRecordsRequestTopicPartition()
-	p.Partition, p.Offset = int32(partition), -1
-	t.Topic, t.Partitions = "lockstep."+region, []kmsg.DeleteRecordsRequestTopicPartition{p}
-	req.Topics, req.TimeoutMillis = append(req.Topics, t), 5000
-	resp, err := req.RequestWith(ctx, cl)
-	if err != nil {
+	if err := remove(ctx, cl, region, partition, -1); err != nil {
 		return nil, err
-	}
-	for _, t := range resp.Topics {
-		for _, p := range t.Partitions {
-			if p.ErrorCode != 0 {
-				return nil, fmt.Errorf("records of %s/%d are not deleted: error %d", t.Topic, p.Partition, p.ErrorCode)
-			}
-		}
 	}
 	is, err := Topic(ctx, broker, region, partition)
 	there := map[string]bool{}

@@ -21,7 +21,7 @@ func find(id seed.Class) *class {
 func (w *world) truncations(ctx context.Context, n int) error {
 	for n > 0 {
 		var places [][2]int // region, partition; even slots are the first region's, odd ones the second's
-		for part := range partitions {
+		for part := range seed.Partitions {
 			places = append(places, [2]int{part % 2, part})
 		}
 		w.rnd.Shuffle(len(places), func(i, k int) { places[i], places[k] = places[k], places[i] })
@@ -67,7 +67,7 @@ func (w *world) lacking(ctx context.Context, s *Seed) (int, error) {
 	}
 	n := 0
 	for _, key := range s.keys {
-		if !there[key] && len(key) == 12 && int(binary.BigEndian.Uint32([]byte(key)))%partitions == s.partition {
+		if !there[key] && len(key) == 12 && int(binary.BigEndian.Uint32([]byte(key)))%seed.Partitions == s.partition {
 			n++
 		}
 	}
@@ -86,11 +86,6 @@ func (w *world) until(ctx context.Context) error {
 	}
 	return nil
 }
-
-const (
-	// backupAge is how old the backup is that a book is set back to.
-	backupAge = time.Second
-)
 
 // rewinds sets books of wallets back to a backup (D21), first one in each region at once, then again. What the product has
 // again for other regions' accounts it repairs; the own tail is a person's, whom this plays: everything is confirmed again, since

@@ -3,6 +3,7 @@ package sweep
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -57,13 +58,7 @@ func (w *world) level(r *reading) string {
 			if rows[0] == nil || rows[0].Phase != committed || w.ours(i, gid) {
 				continue
 			}
-			posted := 0
-			for _, t := range r.by[i].transfers[gid] {
-				if t.State == "posted" {
-					posted++
-				}
-			}
-			if posted < 2 {
+			if posted := r.by[i].posted(gid); posted < branches {
 				return fmt.Sprintf("%s has %d branches posted in %s", gid, posted, r.books[i].Region)
 			}
 		}
@@ -106,7 +101,7 @@ func (w *world) final(ctx context.Context) error {
 	}
 	delete(names, "")
 	e := &check.Evidence{Opened: w.d.Opened, Ops: w.log.Ops(), Books: r.books[:], Events: r.events}
-	for _, gid := range sortedKeys(r.rows) {
+	for _, gid := range slices.Sorted(maps.Keys(r.rows)) {
 		for _, d := range r.rows[gid] {
 			if d != nil {
 				e.Decided = append(e.Decided, *d)

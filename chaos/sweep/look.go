@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -78,6 +79,19 @@ func indexOf(b *check.Book) index {
 	return x
 }
 
+// branches is how many each transaction has.
+const branches = 2
+
+// posted is how many of a transaction's branches are posted.
+func (x *index) posted(gid string) (n int) {
+	for _, t := range x.transfers[gid] {
+		if t.State == "posted" {
+			n++
+		}
+	}
+	return n
+}
+
 // image is all rows of a transaction in one region's book, in both journals, in an order of its own; what wrote a barrier's
 // row is left out: a repair may do what a call did.
 func (r *reading) image(region int, gid string) string {
@@ -119,16 +133,11 @@ func (r *reading) settled(region int, gid string) bool {
 	if rows == nil || rows[0] == nil || rows[1] == nil || !rows[0].Finished || !rows[1].Finished || r.at.Sub(time.UnixMilli(rows[0].At)) < settleAge {
 		return false
 	}
-	posted := 0
-	for _, t := range r.by[region].transfers[gid] {
-		switch t.State {
-		case "pending":
-			return false
-		case "posted":
-			posted++
-		}
+	x := &r.by[region]
+	if slices.ContainsFunc(x.transfers[gid], func(t check.Transfer) bool { return t.State == "pending" }) {
+		return false
 	}
-	return rows[0].Phase != committed || posted == 2
+	return rows[0].Phase != committed || x.posted(gid) == branches
 }
 
 // settleAge is how long ago a transaction must have finished for its rows to stay as they are.
@@ -195,7 +204,7 @@ func (w *world) witness(r *reading, s *Seed) (by []string, said []string) {
 		for _, t := range r.books[region].Transfers {
 			b.Transfers = append(b.Transfers, check.Transfer{ID: t.ID}) // that they are there; what they are is not asked
 		}
-		for _, g := range sorted(gids) {
+		for _, g := range slices.Sorted(maps.Keys(gids)) {
 			for _, entry := range x.entries[g] {
 				if slices.Contains(s.accounts(), entry.Account) {
 					b.Entries = append(b.Entries, entry)
@@ -206,12 +215,12 @@ func (w *world) witness(r *reading, s *Seed) (by []string, said []string) {
 	} else {
 		for i := range r.books {
 			x, b := &r.by[i], check.Book{Region: r.books[i].Region}
-			for _, g := range sorted(gids) {
+			for _, g := range slices.Sorted(maps.Keys(gids)) {
 				b.Transfers, b.Entries, b.Rows = append(b.Transfers, x.transfers[g]...), append(b.Entries, x.entries[g]...), append(b.Rows, x.barrier[g]...)
 			}
 			e.Books = append(e.Books, b)
 		}
-		for _, g := range sorted(gids) {
+		for _, g := range slices.Sorted(maps.Keys(gids)) {
 			if op, ok := ops[g]; ok {
 				e.Ops = append(e.Ops, op)
 			}
@@ -244,15 +253,6 @@ func (w *world) eventsOf(r *reading, s *Seed) (out []check.Event) {
 			out = append(out, e)
 		}
 	}
-	return out
-}
-
-func sorted(set map[string]bool) []string {
-	out := make([]string, 0, len(set))
-	for k := range set {
-		out = append(out, k)
-	}
-	slices.Sort(out)
 	return out
 }
 

@@ -1,9 +1,9 @@
 package sweep
 
 import (
-	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -89,10 +89,10 @@ func (res *Result) add(w *world) {
 		res.Beds = append(res.Beds, w.bed.Name)
 	}
 	res.seeds = append(res.seeds, w.seeds...)
-	for _, id := range sortedKeys(w.false) {
+	for _, id := range slices.Sorted(maps.Keys(w.false)) {
 		res.False = append(res.False, w.false[id])
 	}
-	res.Collateral = append(res.Collateral, sorted(w.spoiled)...)
+	res.Collateral = append(res.Collateral, slices.Sorted(maps.Keys(w.spoiled))...)
 	res.Looks += w.looks
 	res.Lagged += len(w.lagged)
 	res.Problems = append(res.Problems, w.problems...)
@@ -255,5 +255,4 @@ func (res *Result) Table(w io.Writer) {
 	for _, p := range res.Problems {
 		fmt.Fprintln(w, "  inconclusive:", p)
 	}
-	fmt.Fprint(w, cmp.Or(res.Harness, ""))
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -208,7 +209,7 @@ func (w *world) free(region int, but string) string {
 
 // pair finds a second transaction of the same slot and origin.
 func (w *world) pair(r *reading, s *Seed, t *candidate) bool {
-	for _, gid := range sortedKeys(r.rows) {
+	for _, gid := range slices.Sorted(maps.Keys(r.rows)) {
 		rows := r.rows[gid]
 		if gid == s.Gid || !r.settled(0, gid) || !r.settled(1, gid) || w.takenGids[gid] || rows[0].Slot != s.Slot || rows[0].Origin != s.Origin || r.at.Sub(time.UnixMilli(rows[0].At)) > ageMax {
 			continue

@@ -108,7 +108,7 @@ func (s *Seed) is(f *finding) bool {
 	case s.class.id == d19:
 		return f.Class == "D19" && f.Slot == s.Slot
 	case s.class.id == d22:
-		return f.Class == "D22" && f.Slot%partitions == s.partition
+		return f.Class == "D22" && f.Slot%seed.Partitions == s.partition
 	case s.class.id == d21:
 		return s.gids[f.Gid]
 	case s.class.journal:
@@ -144,13 +144,7 @@ func (w *world) lags(f *finding) bool {
 		case f.Gid == "" && rows[at] == nil && rows[1-at] != nil && rows[1-at].Slot == f.Slot && late(rows):
 			return true
 		case f.Gid == gid && late(rows):
-			posted := 0
-			for _, t := range r.by[at].transfers[gid] {
-				if t.State == "posted" {
-					posted++
-				}
-			}
-			applied := rows[at] != nil && posted == 2 && w.allApplied(r, at, rows[at])
+			applied := rows[at] != nil && r.by[at].posted(gid) == branches && w.allApplied(r, at, rows[at])
 			return !applied
 		}
 	}
@@ -165,13 +159,7 @@ func (w *world) allApplied(r *reading, at int, d *check.Decided) bool {
 		if o == nil || o.Phase != committed || o.Slot != d.Slot || o.Origin != d.Origin || o.FinishSeq > d.FinishSeq {
 			continue
 		}
-		posted := 0
-		for _, t := range r.by[at].transfers[gid] {
-			if t.State == "posted" {
-				posted++
-			}
-		}
-		if posted < 2 {
+		if r.by[at].posted(gid) < branches {
 			return false
 		}
 	}
@@ -214,9 +202,6 @@ func (w *world) unanswered(ctx context.Context, what, said string, err error) er
 	return ctx.Err()
 }
 
-// partitions of a region's topic.
-const partitions = 4
-
 // keepLogs copies the processes' output.
 func keepLogs(from, to string) error {
 	logs, err := filepath.Glob(filepath.Join(from, "*.log"))
@@ -234,13 +219,4 @@ func keepLogs(from, to string) error {
 		}
 	}
 	return err
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	out := make([]string, 0, len(m))
-	for k := range m {
-		out = append(out, k)
-	}
-	slices.Sort(out)
-	return out
 }

@@ -1,10 +1,13 @@
 package tap
 
 import (
+	"context"
 	"hash/fnv"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 )
 
 const (
@@ -65,7 +68,25 @@ func (t *Tap) branch(w http.ResponseWriter, r *http.Request, req *request) {
 		drop(w)
 		return
 	}
+	t.dawdle(r.Context(), c, rules)
 	answer(w, resp, raw)
+}
+
+// dawdle keeps an answer back for a while: longer than its caller waits, for some.
+func (t *Tap) dawdle(ctx context.Context, c *Call, rules Rules) {
+	if rules.SlowShare == 0 || !chosen(c.Gid+c.Branch+c.Op, 0, rules.SlowShare) {
+		return
+	}
+	began := time.Now()
+	left := false
+	select {
+	case <-time.After(rand.N(rules.SlowMax)):
+	case <-ctx.Done():
+		left = true
+	}
+	t.mu.Lock()
+	t.slow = append(t.slow, LateAnswer{time.Since(began), left})
+	t.mu.Unlock()
 }
 
 // unheard lets a caller wait until its deadline, and writes that down then.

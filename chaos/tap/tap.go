@@ -1,5 +1,5 @@
 // Package tap stands between coordinators and a participant. It writes down every branch call with its answer, and can
-// lose answers, send calls several times, keep calls back until it is too late for them, and send old ones again.
+// lose answers and make them late, send calls several times, keep calls back until it is too late for them, and send old ones again.
 //
 // Its law: what it writes down as answered was answered by the participant, whatever its caller was told; and its counters
 // say what each fault did, not what was asked of it. Calls come one by one: the offer of batches is taken out of answers.
@@ -77,6 +77,9 @@ type Rules struct {
 	// Deaf has the coordinators' calls for the transactions of a region's slots, those that are this modulo 2, never come to
 	// the participant, and their callers wait for their deadline: region 1 is 0, region 2 is 1.
 	Deaf *int
+	// SlowShare of calls get their answers late, by up to SlowMax: what was asked is done, and who asked may have given up.
+	SlowShare float64
+	SlowMax   time.Duration
 	// Keep keeps confirms and cancels for Replay.
 	Keep bool
 }
@@ -99,6 +102,7 @@ type Tap struct {
 	held  map[string]*request // tries that were kept back, by branch; nil once it is too late or they were sent
 	kept  []*request
 	mends []Repair
+	slow  []LateAnswer
 }
 
 // request is what is needed to send a call.
@@ -143,6 +147,19 @@ func (t *Tap) Calls() []Call {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return append([]Call(nil), t.calls...)
+}
+
+// LateAnswer is an answer that was kept back for a while. Left: whoever had asked did not wait for it.
+type LateAnswer struct {
+	By   time.Duration
+	Left bool
+}
+
+// Slowed are the answers that were late, in no order.
+func (t *Tap) Slowed() []LateAnswer {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return append([]LateAnswer(nil), t.slow...)
 }
 
 // Count counts the calls that match.

@@ -3,8 +3,9 @@
 //
 // Its law: after Cut nothing more is written to the image, not even the file system's own journal, and who writes is told
 // so (EIO); after Restore the volume holds what was synced before the cut, and of the rest what the kernel had happened to
-// write. SIGKILL shows none of that: the page cache outlives the process. A process that dies leaves no volume behind that
-// its successor cannot remove: the loop device goes with the mount.
+// write. SIGKILL shows none of that: the page cache outlives the process. What a process that was killed has left mounted, the
+// next Open on the machine removes: each loop device says whose it is, and goes with its mount. Volumes of processes that live are
+// never touched.
 //
 // Linux, root and loop devices are needed. Probe says whether they are there, by doing it once.
 package volume
@@ -47,6 +48,9 @@ type Volume struct {
 
 // Open makes an image of so many bytes and mounts it at dir, which it creates. The caller closes it.
 func Open(dir string, bytes int64) (*Volume, error) {
+	if err := sweep(); err != nil {
+		return nil, fmt.Errorf("volumes that a dead process has left: %w", err)
+	}
 	v := &Volume{image: dir + ".img", dir: dir}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -103,7 +107,7 @@ func attach(image string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		cfg := unix.LoopConfig{Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
+		cfg := unix.LoopConfig{Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR, File_name: owned(os.Getpid())}}
 		err = unix.IoctlLoopConfigure(int(device.Fd()), &cfg)
 		if err == nil {
 			return device, nil

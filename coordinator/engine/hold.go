@@ -40,7 +40,7 @@ func (c *Core) Hold(at int64, claim Claim, loaded []*record.Tx) {
 	}
 	for _, tx := range loaded {
 		e := &entry{tx: *tx, slot: hs, stored: true}
-		e.tx.State = txn.Reloaded(tx.State)
+		e.tx.State = txn.Reloaded(txn.NotAhead(tx.State, at))
 		if !e.tx.State.Phase.Decided() {
 			// What is in the store was begun here or came under a seal: this epoch may decide it (G4).
 			e.tx.State.Epoch = claim.Epoch

@@ -125,6 +125,21 @@ func Reloaded(s State) State {
 	return w.s
 }
 
+// NotAhead is s as it stands for who holds it now, by a clock that shows at. An undecided transaction that was begun in its future was
+// begun by a clock that was ahead of this one: it counts as begun now. Else it would keep what it has reserved until that future is
+// over, however short its timeout. What is decided is as it was decided.
+func NotAhead(s State, at int64) State {
+	if s.Phase.Decided() || s.BegunAt <= at {
+		return s
+	}
+	ahead := s.BegunAt - at
+	s.BegunAt, s.UpdatedAt = at, min(s.UpdatedAt, at)
+	if s.Query.NextAt > at {
+		s.Query.NextAt = max(at, s.Query.NextAt-ahead)
+	}
+	return s
+}
+
 // Check says which rule s breaks; nil when it is sound. Fuzzing and the simulator call it after every step.
 func Check(s *State) error {
 	bad := func(format string, args ...any) error {

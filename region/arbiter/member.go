@@ -19,6 +19,9 @@ type Member struct {
 	Client, Peer string
 	// Cluster names every member's peer address: name=HOST:PORT.
 	Cluster []string
+	// Join says that the cluster exists and that this member was just added to it: it begins with nothing and gets what the others
+	// have. With data in Dir it says nothing.
+	Join bool
 	// TickMillis is the heartbeat; elections take ten times as long. Defaults to 100: for links of up to 100 ms.
 	TickMillis uint
 	// Cert, Key and CA (PEM files) turn mutual TLS on, towards regions and members alike.
@@ -53,6 +56,9 @@ func Start(ctx context.Context, m Member) (*Running, error) {
 	}
 	cfg.InitialCluster = strings.Join(cluster, ",")
 	cfg.InitialClusterToken = "lockstep-arbiter"
+	if m.Join {
+		cfg.ClusterState = embed.ClusterStateFlagExisting
+	}
 	cfg.LogLevel, cfg.LogOutputs = "fatal", []string{"stderr"}
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = "periodic", "5m"
 	if m.TickMillis == 0 {

@@ -171,6 +171,7 @@ var furtherMutants = []mutation{
 	{"event-after-ack-only-in-memory", "P1", []string{"I9"}, nil},
 	{"double-outbox", "M2", []string{"I9", "I10"}, nil},
 	{"dedupe-window-too-small", "P1", []string{"I9"}, nil},
+	{"dedupe-window-too-small", "M5", []string{"I10"}, nil},
 	{"offset-commit-before-apply", "M2", []string{"I9"}, nil},
 	{"lost-last-batch-item", "M2", []string{"I9", "I10"}, nil},
 	{"quarantine-dropped", "P9", []string{"I13"}, nil},

@@ -18,6 +18,7 @@ type arbiterCmd struct {
 	Client  string   `help:"Address that the regions ask." default:"127.0.0.1:36780" placeholder:"HOST:PORT"`
 	Peer    string   `help:"Address that the other members ask." default:"127.0.0.1:36781" placeholder:"HOST:PORT"`
 	Cluster []string `help:"Every member's peer address, this one's too: three or five, each in a failure domain of its own." required:"" placeholder:"NAME=HOST:PORT"`
+	Join    bool     `help:"The cluster exists, and this member was just added to it: for the one that takes a lost member's place."`
 	Tick    uint     `help:"Heartbeat in milliseconds; an election takes ten. Half to one and a half round trips between the members." default:"100"`
 	TlsCert string   `help:"Certificate, towards regions and members." placeholder:"FILE"`
 	TlsKey  string   `help:"Key of --tls-cert." placeholder:"FILE"`
@@ -39,7 +40,7 @@ func (c *arbiterCmd) Run(e *env) error {
 	sctx, cancel := context.WithTimeoutCause(e.ctx, time.Minute, errors.New("it did not start within a minute"))
 	defer cancel()
 	m, err := arbiter.Start(sctx, arbiter.Member{
-		Name: c.Name, Dir: c.DataDir, Client: c.Client, Peer: c.Peer, Cluster: c.Cluster, TickMillis: c.Tick, Cert: c.TlsCert, Key: c.TlsKey, CA: c.TlsCa,
+		Name: c.Name, Dir: c.DataDir, Client: c.Client, Peer: c.Peer, Cluster: c.Cluster, Join: c.Join, TickMillis: c.Tick, Cert: c.TlsCert, Key: c.TlsKey, CA: c.TlsCa,
 	})
 	if err != nil {
 		return err

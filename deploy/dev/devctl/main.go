@@ -81,12 +81,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 1
 }
 
-type upCmd struct{ dirFlag }
+type upCmd struct {
+	dirFlag
+	Only []string `help:"Only these servers, as processes; nothing is installed for them. The directory keeps to it." placeholder:"SERVER"`
+}
 
 func (c *upCmd) Run(ctx context.Context, o out) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	set, err := ensure(ctx, c.Dir, false, o.stderr)
+	up := ensure
+	if len(c.Only) > 0 {
+		up = func(ctx context.Context, dir string, _ bool, progress io.Writer) (*serverSet, error) {
+			return some(ctx, dir, c.Only, progress)
+		}
+	}
+	set, err := up(ctx, c.Dir, false, o.stderr)
 	if err != nil {
 		return err
 	}

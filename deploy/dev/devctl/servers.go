@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -212,6 +213,9 @@ func (s *serverSet) ready(ctx context.Context, sv *server) error {
 
 // bringEtcd builds the member and starts what is missing of the three. ctx bounds the build.
 func (s *serverSet) bringEtcd(ctx, gctx context.Context) error {
+	if !slices.ContainsFunc(s.Servers, func(sv *server) bool { return sv.Kind == etcd }) {
+		return nil
+	}
 	dir, err := root(gctx)
 	if err != nil {
 		return err

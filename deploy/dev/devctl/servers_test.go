@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"fmt"
 	"os"
 	"os/exec"
@@ -265,5 +266,55 @@ func TestRunTakesItsServersDown(t *testing.T) {
 		if left := mentions(t, dir); left != nil {
 			t.Errorf("processes left: %v", left)
 		}
+	}
+}
+
+// Only some of the servers: nobody else is started; one that was killed comes back on its data, under its address.
+func TestOnlySomeServersComeBackOnTheirData(t *testing.T) {
+	if find().mariadbd == "" {
+		t.Skip("MariaDB is not installed here; it runs in a container")
+	}
+	dir := filepath.Join(t.TempDir(), "only")
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := down(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := some(t.Context(), dir, []string{"oracle"}, t.Output()); err == nil {
+		t.Error("a server that there is not")
+	}
+	s, err := some(t.Context(), dir, []string{"mariadb"}, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := s.pids(t)
+	if len(s.Servers) != 1 || len(before) != 1 {
+		t.Fatalf("%d servers, %v run", len(s.Servers), before)
+	}
+	db, err := sql.Open("mysql", fmt.Sprintf("%s:%s@tcp(%s)/%s", sqlUser, s.Password, s.Servers[0].addr(), sqlDatabase))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec("CREATE TABLE kept (x INT)"); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range before {
+		if err := r.stop(syscall.SIGKILL, 10*time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again, err := some(t.Context(), dir, []string{"mariadb"}, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.Servers[0].Port != s.Servers[0].Port || again.pids(t)["mariadb"].Pid == before["mariadb"].Pid {
+		t.Errorf("%+v, pids %v; before %+v, %v", again.Servers[0], again.pids(t), s.Servers[0], before)
+	}
+	if _, err := db.Exec("INSERT INTO kept VALUES (1)"); err != nil {
+		t.Errorf("its data are gone: %v", err)
 	}
 }

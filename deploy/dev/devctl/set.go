@@ -160,7 +160,25 @@ func ensure(ctx context.Context, dir string, withOwner bool, progress io.Writer)
 	}
 }
 
-func start(ctx context.Context, dir string, withOwner bool, have installed, progress io.Writer) (s *serverSet, fresh bool, err error) {
+// some is ensure for a few of the servers, as processes. It installs nothing.
+func some(ctx context.Context, dir string, only []string, progress io.Writer) (*serverSet, error) {
+	for _, name := range only {
+		if !slices.Contains(serverNames, name) {
+			return nil, fmt.Errorf("--only %s: there are %s", name, strings.Join(serverNames, ", "))
+		}
+	}
+	have := find()
+	for name, programs := range map[string][]string{"postgres": {have.postgres, have.initdb}, "mariadb": {have.mariadbd, have.mariadbInstall, have.myPrintDefaults}, "kafka": {have.java}} {
+		if slices.Contains(only, name) && slices.Contains(programs, "") {
+			return nil, fmt.Errorf("--only %s: it is not installed, and a container cannot stand for it\nnext: apt-get install %s", name, strings.Join(have.missing(), " "))
+		}
+	}
+	s, _, err := start(ctx, dir, false, have, progress, only...)
+	return s, err
+}
+
+// start starts what does not run. A new set has all servers, or only those that are named.
+func start(ctx context.Context, dir string, withOwner bool, have installed, progress io.Writer, only ...string) (s *serverSet, fresh bool, err error) {
 	if err := mark(dir); err != nil {
 		return nil, false, err
 	}
@@ -171,7 +189,7 @@ func start(ctx context.Context, dir string, withOwner bool, have installed, prog
 	defer lock.Close()
 	s, err = load(dir)
 	if fresh = errors.Is(err, fs.ErrNotExist); fresh {
-		s, err = plan(dir, have.docker != "")
+		s, err = plan(dir, have.docker != "", only...)
 	}
 	if err != nil {
 		return nil, fresh, err
@@ -222,8 +240,9 @@ func start(ctx context.Context, dir string, withOwner bool, have installed, prog
 	return s, fresh, nil
 }
 
-// plan lays out a new set, in containers or as processes, and writes it down before anything starts.
-func plan(dir string, contained bool) (*serverSet, error) {
+// plan lays out a new set, in containers or as processes, and writes it down before anything starts. only names its servers; none:
+// all.
+func plan(dir string, contained bool, only ...string) (*serverSet, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
@@ -265,6 +284,7 @@ func plan(dir string, contained bool) (*serverSet, error) {
 		{Name: "etcd3", Kind: etcd, Port: ports[8], PeerPort: ports[9]},
 		{Name: "kafka", Kind: kafka, Port: ports[10], PeerPort: ports[11]},
 	}
+	s.Servers = slices.DeleteFunc(s.Servers, func(sv *server) bool { return len(only) > 0 && !slices.Contains(only, sv.Name) })
 	return s, writeJSON(filepath.Join(abs, stateFile), s)
 }
 
