@@ -259,10 +259,18 @@ func (s *Server) caughtUp(ctx context.Context, m engine.Move) error {
 			return fmt.Errorf("%w: of slot %d events up to %d are applied, its seal is %d", errBehind, n, have, o.Seal.Seq)
 		}
 	}
+	if err := s.posted(ctx, owners, taken, m.Slot); err != nil {
+		return err
+	}
+	return s.rebuilt(ctx, owners, lost, m.Slot)
+}
+
+// posted posts what was decided in slots that were taken, as far as accounts of slot n are concerned; nil when all of it is.
+func (s *Server) posted(ctx context.Context, owners *slot.Map, taken []int, n int) error {
 	p := &s.regions.posts
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	fresh := slices.DeleteFunc(taken, func(n int) bool { return p.epochs[n] == owners[n].Epoch })
+	fresh := slices.DeleteFunc(taken, func(k int) bool { return p.epochs[k] == owners[k].Epoch })
 	found, err := s.readPosts(ctx, owners, fresh)
 	if err != nil {
 		return err
@@ -273,11 +281,8 @@ func (s *Server) caughtUp(ctx context.Context, m engine.Move) error {
 		}
 	}
 	// What another coordinator of this region took is not asked for here.
-	maps.DeleteFunc(p.read, func(n int, r readAt) bool { return owners[n].Lost == 0 || owners[n].Epoch != r.epoch })
-	if err := s.post(p.owed[m.Slot]); err != nil {
-		return err
-	}
-	return s.rebuilt(ctx, owners, lost, m.Slot)
+	maps.DeleteFunc(p.read, func(k int, r readAt) bool { return owners[k].Lost == 0 || owners[k].Epoch != r.epoch })
+	return s.post(p.owed[n])
 }
 
 // readPosts reads what is left in slots that were taken, and notes what is to be posted of it where that is not noted; posts.mu is
