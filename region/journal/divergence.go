@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -37,16 +38,20 @@ const selectDivergence = "SELECT id, origin, slot, seq, epoch, gid, seal, at, re
 
 // Divergences lists the latest that nobody has settled, newest first.
 func (j *Journal) Divergences(ctx context.Context, limit int) ([]Divergence, error) {
-	out, err := j.divergences(ctx, j.read, "WHERE settled_at = 0 ORDER BY id DESC LIMIT ?", limit)
-	if err != nil {
-		return nil, fmt.Errorf("read the divergences in the journal at %s: %w", j.where, err)
-	}
-	return out, nil
+	return j.DivergencesBefore(ctx, 0, false, limit)
 }
 
-// LatestDivergences lists the latest, the settled ones too, newest first.
-func (j *Journal) LatestDivergences(ctx context.Context, limit int) ([]Divergence, error) {
-	out, err := j.divergences(ctx, j.read, "ORDER BY id DESC LIMIT ?", limit)
+// DivergencesBefore lists at most limit with ids below before (0: all ids), newest first: those that nobody has settled, or, where
+// settled is set, all. The last one's id is the next page's before.
+func (j *Journal) DivergencesBefore(ctx context.Context, before int64, settled bool, limit int) ([]Divergence, error) {
+	if before == 0 {
+		before = math.MaxInt64
+	}
+	where := "WHERE id < ? "
+	if !settled {
+		where += "AND settled_at = 0 "
+	}
+	out, err := j.divergences(ctx, j.read, where+"ORDER BY id DESC LIMIT ?", before, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read the divergences in the journal at %s: %w", j.where, err)
 	}

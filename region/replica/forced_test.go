@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -391,6 +392,11 @@ func TestFreezeExposureAndDivergenceRefuseWhatTheyDoNotKnow(t *testing.T) {
 	if code, text := west.call("GET", "/v1/region/exposure?origin="+east.name, nil, &x); code != 200 || x.HeardMillis != -1 || x.Slots == nil {
 		t.Error(code, text)
 	}
+	for _, before := range []string{"0", "-1", "x"} {
+		if code, text := west.call("GET", "/v1/region/divergence?before="+before, nil, nil); code != 400 || !strings.Contains(text, "before:") {
+			t.Error(before, code, text)
+		}
+	}
 	for _, limit := range []string{"0", "1001", "x"} {
 		if code, _ := west.call("GET", "/v1/region/divergence?limit="+limit, nil, nil); code != 400 {
 			t.Error(limit, code)
@@ -406,6 +412,17 @@ func TestFreezeExposureAndDivergenceRefuseWhatTheyDoNotKnow(t *testing.T) {
 	var list []DivergenceInfo
 	if code, text := west.call("GET", "/v1/region/divergence", nil, &list); code != 200 || len(list) != 4 {
 		t.Fatal(code, text)
+	}
+	var pages []DivergenceInfo // two at a time
+	for before := ""; len(pages) < 4; {
+		var page []DivergenceInfo
+		if code, text := west.call("GET", "/v1/region/divergence?limit=2"+before, nil, &page); code != 200 || len(page) != 2 {
+			t.Fatal(code, text)
+		}
+		pages, before = append(pages, page...), fmt.Sprintf("&before=%d", page[1].ID)
+	}
+	if !reflect.DeepEqual(pages, list) {
+		t.Errorf("by pages it is %+v, in one %+v", pages, list)
 	}
 	if f := list[0]; f.Origin != west.name || f.Seq != 4 || f.Epoch != seal.Epoch || f.Gid != string(rows[1].Gid) || f.Kind != "finish" || f.Decided != "commit" || f.Phase == "" || f.Reason == "" || f.At == 0 {
 		t.Errorf("%+v", f)

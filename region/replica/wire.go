@@ -178,13 +178,9 @@ func (s *Service) Exposure(origin string) (*Exposure, error) {
 	return out, nil
 }
 
-// Divergences lists at most limit, newest first: those that nobody has settled, or, where settled is set, all.
-func (s *Service) Divergences(ctx context.Context, limit int, settled bool) ([]DivergenceInfo, error) {
-	read := s.cfg.Journal.Divergences
-	if settled {
-		read = s.cfg.Journal.LatestDivergences
-	}
-	list, err := read(ctx, limit)
+// Divergences is journal.DivergencesBefore, with what each event says.
+func (s *Service) Divergences(ctx context.Context, before int64, settled bool, limit int) ([]DivergenceInfo, error) {
+	list, err := s.cfg.Journal.DivergencesBefore(ctx, before, settled, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -269,7 +265,15 @@ func (s *Service) serveDivergence(w http.ResponseWriter, req *http.Request) {
 			return
 		}
 	}
-	out, err := s.Divergences(req.Context(), limit, req.URL.Query().Get("settled") == "true")
+	before := int64(0)
+	if text := req.URL.Query().Get("before"); text != "" {
+		var err error
+		if before, err = strconv.ParseInt(text, 10, 64); err != nil || before < 1 {
+			http.Error(w, fmt.Sprintf("before: %q is no id; the id of a page's last entry begins the next page", text), http.StatusBadRequest)
+			return
+		}
+	}
+	out, err := s.Divergences(req.Context(), before, req.URL.Query().Get("settled") == "true", limit)
 	respond(w, out, err)
 }
 

@@ -120,21 +120,26 @@ func (c *regionDrillCmd) unsettled(ctx context.Context, o *opened, p *failover.P
 
 // lostIn counts the decisions past the seals that the living region has in its divergence record.
 func (c *regionDrillCmd) lostIn(ctx context.Context, a *asker, p *failover.Plan) (int, error) {
-	var list []replica.DivergenceInfo
-	if err := a.ask(ctx, c.From, http.MethodGet, "/v1/region/divergence?limit=1000&settled=true", &list); err != nil {
-		return 0, err
-	}
 	epochs := map[int]slot.Epoch{}
 	for i, n := range p.Slots {
 		epochs[n] = p.Loss.Epochs[i]
 	}
 	n := 0
-	for _, d := range list {
-		if d.Origin == c.From && d.Epoch == epochs[d.Slot] && d.Decided != "" && d.Kind == "decision" {
-			n++
+	for before := ""; ; {
+		var page []replica.DivergenceInfo
+		if err := a.ask(ctx, c.From, http.MethodGet, fmt.Sprintf("/v1/region/divergence?limit=%d&settled=true%s", divergenceMost, before), &page); err != nil {
+			return 0, err
 		}
+		for _, d := range page {
+			if d.Origin == c.From && d.Epoch == epochs[d.Slot] && d.Decided != "" && d.Kind == "decision" {
+				n++
+			}
+		}
+		if len(page) < divergenceMost {
+			return n, nil
+		}
+		before = fmt.Sprintf("&before=%d", page[len(page)-1].ID)
 	}
-	return n, nil
 }
 
 // diverged are the gids of what a region had when slots were taken from it, and nobody has taken over.
