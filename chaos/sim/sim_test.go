@@ -4,6 +4,7 @@ import (
 	"flag"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -25,9 +26,19 @@ func seedsToRun() (out []uint64) {
 	return out
 }
 
-// perSecondLeast is how many simulated transactions a second of wall time must bring, in the best ten seeds in a row: other tests
-// run beside these.
+// perSecondLeast is how many simulated transactions a second of processor time must bring, in the best ten seeds in a row: that is a
+// second of wall time where nothing else runs, and other tests run beside these.
 const perSecondLeast = 1000
+
+// spent is the processor time that this process has taken.
+func spent(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
 
 // TestEverythingHoldsAndEnds runs the seeds in both modes: crashes, storms, cuts, stolen slots, handovers, and a region that is
 // lost, taken over by force, and back.
@@ -35,7 +46,7 @@ func TestEverythingHoldsAndEnds(t *testing.T) {
 	for _, mode := range []sim.Mode{sim.Safety, sim.Liveness} {
 		t.Run(string(mode), func(t *testing.T) {
 			start, best := time.Now(), 0.0
-			ten, begun := start, 0
+			ten, begun := spent(t), 0
 			var sum sim.Result
 			for i, seed := range seedsToRun() {
 				r := sim.Run(seed, sim.Options{Mode: mode})
@@ -46,12 +57,13 @@ func TestEverythingHoldsAndEnds(t *testing.T) {
 				sum.Moved, sum.Taken, sum.Doubts, sum.Returned = sum.Moved+r.Moved, sum.Taken+r.Taken, sum.Doubts+r.Doubts, sum.Returned+r.Returned
 				sum.Millis += r.Millis
 				if begun += r.Begun; i%10 == 9 {
-					best = max(best, float64(begun)/time.Since(ten).Seconds())
-					ten, begun = time.Now(), 0
+					now := spent(t)
+					best = max(best, float64(begun)/(now-ten).Seconds())
+					ten, begun = now, 0
 				}
 			}
 			rate := float64(sum.Begun) / time.Since(start).Seconds()
-			t.Logf("%d transactions, %d committed, %d aborted, %d events in %d s of simulated time; %d slots moved, %d taken by force, %d in doubt, %d handed back; %.0f transactions a second of wall time, %.0f at best",
+			t.Logf("%d transactions, %d committed, %d aborted, %d events in %d s of simulated time; %d slots moved, %d taken by force, %d in doubt, %d handed back; %.0f transactions a second of wall time, %.0f at best of processor time",
 				sum.Begun, sum.Committed, sum.Aborted, sum.Events, sum.Millis/1000, sum.Moved, sum.Taken, sum.Doubts, sum.Returned, rate, best)
 			if *oneSeed != 0 {
 				return
