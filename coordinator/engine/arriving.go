@@ -86,7 +86,8 @@ func (r *Runner) between(ctx context.Context, v *View, ids []string, take []int)
 			r.emptied() // what it had is not here: only an operator can say that it is gone
 		case !ours && !r.holds(n) && r.lostIt(n, o, v.Closed[n]) != nil:
 			r.start(n, func() { r.handBack(ctx, m, r.regions.Lost(n)) })
-		case !ours && o.Status == slot.Active && v.Closed[n] != 0 && v.Closed[n] < uint64(o.Epoch) && r.purged[n].Load() < v.Closed[n]:
+			// While a loss is not worked off nothing is purged: it may be this region's, whose seal is heard of later than its owner.
+		case !ours && o.Status == slot.Active && o.Lost == 0 && v.Closed[n] != 0 && v.Closed[n] < uint64(o.Epoch) && r.purged[n].Load() < v.Closed[n]:
 			r.start(n, func() { r.purge(ctx, n, v.Closed[n]) })
 		}
 	}

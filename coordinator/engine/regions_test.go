@@ -45,6 +45,7 @@ type place struct {
 	adopted  map[int]slot.Epoch
 
 	hangs atomic.Bool // a participant does not answer a release
+	deaf  atomic.Bool // it has heard of owners, and not yet of the seals under which slots were taken
 
 	rmu     sync.Mutex
 	runners []*engine.Runner
@@ -195,7 +196,7 @@ func (p *place) Arbiter() error { return p.away }
 
 // Lost is what the owner says.
 func (p *place) Lost(n int) *slot.Seal {
-	if o := p.owner(n); o.Lost != 0 && o.Lost.Region() == p.index {
+	if o := p.owner(n); o.Lost != 0 && o.Lost.Region() == p.index && !p.deaf.Load() {
 		return o.Seal
 	}
 	return nil
