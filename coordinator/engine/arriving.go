@@ -187,6 +187,7 @@ func (r *Runner) arrive(ctx context.Context, moves []Move) {
 		came = nil
 	}
 	read := time.Since(start)
+	moves, came = r.wantedFirst(moves, came)
 	held, records := map[int]bool{}, 0
 	for len(came) > 0 {
 		n := min(arriveAtOnce, len(came))
@@ -205,6 +206,23 @@ func (r *Runner) arrive(ctx context.Context, moves []Move) {
 			}
 		}
 	})
+}
+
+// wantedFirst puts the slots first that requests wait for: when hundreds arrive, the others' turn comes later.
+func (r *Runner) wantedFirst(moves []Move, came []Arrival) ([]Move, []Arrival) {
+	if len(came) <= arriveAtOnce {
+		return moves, came
+	}
+	var m [2][]Move
+	var a [2][]Arrival
+	for i := range came {
+		at := 1
+		if r.wanted[moves[i].Slot].Load() > 0 {
+			at = 0
+		}
+		m[at], a[at] = append(m[at], moves[i]), append(a[at], came[i])
+	}
+	return slices.Concat(m[0], m[1]), slices.Concat(a[0], a[1])
 }
 
 // takeArrived claims slots, imports what came with them and holds them. It gives those that are held.

@@ -39,11 +39,15 @@ func (r *Runner) Do(ctx context.Context, req Request) (Reply, error) {
 		if left <= 0 {
 			return Reply{}, fmt.Errorf("%w (slot %d)", ErrUnavailable, n)
 		}
+		r.wanted[n].Add(1)
 		select {
 		case <-changed:
 		case <-r.movedChan():
 		case <-time.After(min(left, 100*time.Millisecond)):
 		case <-ctx.Done():
+		}
+		r.wanted[n].Add(-1)
+		if ctx.Err() != nil {
 			return Reply{}, context.Cause(ctx)
 		}
 	}

@@ -131,6 +131,7 @@ type Runner struct {
 	stopping             atomic.Bool
 	saidEmpty            atomic.Int64 // unix seconds
 	unadopted            atomic.Pointer[[]int]
+	wanted               [slot.Count]atomic.Int32 // requests that wait for a slot to have a holder
 	shedding             atomic.Bool
 	building, buildAgain atomic.Bool
 	open                 atomic.Int64 // transactions in memory, when they were last counted
