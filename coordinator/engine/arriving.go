@@ -169,8 +169,12 @@ func (r *Runner) arrive(ctx context.Context, moves []Move) {
 		slots = append(slots, m.Slot)
 	}
 	defer r.working.end(slots...)
-	// They may have waited for others, and have moved on.
-	moves = slices.DeleteFunc(moves, func(m Move) bool { o, _ := r.owner(m.Slot); return !o.Equal(m.Owner) })
+	moves = slices.DeleteFunc(moves, func(m Move) bool {
+		o, _ := r.owner(m.Slot)
+		// They may have waited for others, and have moved on; and one that arrived while it was considered is here already: taken
+		// once more it would repeat every call under way.
+		return !o.Equal(m.Owner) || r.holds(m.Slot) && r.heldEpoch[m.Slot].Load() == uint64(o.Epoch)
+	})
 	if len(moves) == 0 || r.Ask(ctx, func(c *Core, _ int64) { c.Expect(slots) }) != nil {
 		return
 	}

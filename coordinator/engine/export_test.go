@@ -1,6 +1,10 @@
 package engine
 
-import "github.com/lockstep-tx/lockstep/coordinator/txn"
+import (
+	"context"
+
+	"github.com/lockstep-tx/lockstep/coordinator/txn"
+)
 
 // ApplyForTest is Apply for tests outside the package: done gives the answer once it is there.
 func (c *Core) ApplyForTest(at int64, req Request) (done func() (Reply, error, bool)) {
@@ -30,3 +34,12 @@ func (c *Core) UnsettledForTest(w *Writing) {
 
 // KnownForTest is the filter of a Runner.
 func (r *Runner) KnownForTest() *Known { return r.known }
+
+// ArriveForTest is what considering an older view does for a slot that has arrived meanwhile.
+func (r *Runner) ArriveForTest(ctx context.Context, m Move) {
+	r.working.begin(m.Slot)
+	r.arrive(ctx, []Move{m})
+}
+
+// HeldForTest is the term that a slot is held under, 0 for none.
+func (r *Runner) HeldForTest(n int) Term { return Term(r.held[n].Load()) }

@@ -386,12 +386,26 @@ func TestASlotMovesWithItsLiveTransactions(t *testing.T) {
 		_ = w.places["east"].store.Load(ctx, n, func(txn.Gid, []byte) error { left++; return nil })
 		return left == 0
 	})
-	if w.places["west"].adopted[n] != w.owner(n).Epoch {
-		until(t, "the accounts are adopted", func() bool {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			return w.places["west"].adopted[n] == w.owners[n].Epoch
-		})
+	until(t, "the accounts are adopted", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.places["west"].adopted[n] == w.owners[n].Epoch
+	})
+}
+
+// TestASlotThatHasArrivedIsNotTakenAgain: views and arrivals are considered side by side, and taking a slot anew repeats every call
+// under way.
+func TestASlotThatHasArrivedIsNotTakenAgain(t *testing.T) {
+	const n = 6
+	w := newWorld("east", "west")
+	w.places["east"].join(t, newDesk())
+	west, _ := w.places["west"].join(t, newDesk())
+	w.move(t, n, "west")
+	until(t, "west holds the slot", func() bool { return holds(t, west, gidIn(n, 1)) })
+	term := west.HeldForTest(n)
+	west.ArriveForTest(t.Context(), engine.Move{Slot: n, Owner: w.owner(n)})
+	if again := west.HeldForTest(n); again != term {
+		t.Fatalf("taken at term %d, and again at term %d", term, again)
 	}
 }
 
