@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -19,22 +18,29 @@ import (
 
 // mountMoves serves what the tool that moves slots asks a region.
 func (s *Server) mountMoves(mux *http.ServeMux) {
-	mux.HandleFunc("GET /v1/region/reached", func(w http.ResponseWriter, r *http.Request) {
-		q := r.URL.Query()
-		n, err := strconv.Atoi(q.Get("slot"))
-		epoch, err2 := strconv.ParseUint(q.Get("epoch"), 10, 64)
-		seq, err3 := strconv.ParseUint(q.Get("seq"), 10, 64)
-		if err := errors.Join(err, err2, err3); err != nil || n < 0 || n >= slot.Count {
-			http.Error(w, "slot, epoch and seq are numbers, chain is the seal's", http.StatusBadRequest)
+	mux.HandleFunc("POST /v1/region/reached", func(w http.ResponseWriter, r *http.Request) {
+		var in struct {
+			Seals map[int]*slot.Seal `json:"seals"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+			http.Error(w, fmt.Sprintf("seals, by slot, are wanted: %v", err), http.StatusBadRequest)
 			return
 		}
-		reached, err := s.journal.Reached(r.Context(), n, &slot.Seal{Epoch: slot.Epoch(epoch), Seq: seq, Chain: q.Get("chain"), Forced: q.Get("forced") == "true"})
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
+		reached := []int{}
+		for n, seal := range in.Seals {
+			if n < 0 || n >= slot.Count || seal == nil {
+				http.Error(w, fmt.Sprintf("seals: slot %d is not 0 to %d, or has none", n, slot.Count-1), http.StatusBadRequest)
+				return
+			}
+			there, err := s.journal.Reached(r.Context(), n, seal)
+			if err != nil {
+				s.log.Warn("whether the journal has everything up to a seal is not known", "slot", n, "err", err)
+			} else if there {
+				reached = append(reached, n)
+			}
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]bool{"reached": reached}) // the caller has left, then
+		_ = json.NewEncoder(w).Encode(map[string][]int{"reached": reached}) // the caller has left, then
 	})
 	mux.HandleFunc("POST /v1/region/canary", func(w http.ResponseWriter, r *http.Request) {
 		n, err := strconv.Atoi(r.URL.Query().Get("slot"))

@@ -237,9 +237,17 @@ var errBehind = errors.New("the copies do not have everything of the lost region
 // slots anywhere.
 func takenFrom(owners *slot.Map, lost int) map[int]slot.Epoch {
 	out := map[int]slot.Epoch{}
-	for n, o := range owners {
-		if o.Lost != 0 && o.Lost.Region() == lost || o.Forced() && o.Seal != nil && o.Seal.Epoch.Region() == lost {
-			out[n] = o.Epoch
+	for _, n := range takenSlots(owners, lost) {
+		out[n] = owners[n].Epoch
+	}
+	return out
+}
+
+// takenSlots gives the slots of takenFrom, in order. It is asked for every slot that is adopted.
+func takenSlots(owners *slot.Map, lost int) (out []int) {
+	for n := range owners {
+		if o := &owners[n]; o.Lost != 0 && o.Lost.Region() == lost || o.Forced() && o.Seal != nil && o.Seal.Epoch.Region() == lost {
+			out = append(out, n)
 		}
 	}
 	return out
@@ -249,9 +257,9 @@ func takenFrom(owners *slot.Map, lost int) map[int]slot.Epoch {
 func (s *Server) caughtUp(ctx context.Context, m engine.Move) error {
 	owners := s.regions.place.Owners()
 	lost := m.Owner.Seal.Epoch.Region()
-	taken := slices.Sorted(maps.Keys(takenFrom(owners, lost)))
+	taken := takenSlots(owners, lost)
 	for _, n := range taken {
-		o := owners[n]
+		o := &owners[n]
 		if o.Seal == nil || o.Lost != 0 && o.Seal.Epoch != o.Lost {
 			return fmt.Errorf("%w: slot %d has no seal", errBehind, n)
 		}

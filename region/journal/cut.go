@@ -5,7 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/record"
@@ -71,6 +73,56 @@ func (j *Journal) Cut(ctx context.Context, n int, seal slot.Seal) ([]record.Even
 		return nil, fmt.Errorf("cut slot %d of origin %d to event %d in the journal at %s: %w", n, origin, seal.Seq, j.where, err)
 	}
 	return out, nil
+}
+
+// Bind is Cut for chains of another region that end here exactly at their forced seals: nothing is past them, and what is left to write
+// is that they are bound. It gives those slots, in order; the others, which have more or less or something else, are Cut's. When a region
+// is lost nearly all of its chains are of this kind, and each would cost an SQL transaction of its own. Durable on nil.
+func (j *Journal) Bind(ctx context.Context, origin int, seals map[int]slot.Seal) (bound []int, err error) {
+	if origin == int(j.own.Load()) {
+		return nil, fmt.Errorf("bind: origin %d is this region, which has no watermark of its own chains", origin)
+	}
+	heads := map[int]record.Head{}
+	for n, seal := range seals {
+		if !seal.Forced || seal.Epoch.Region() != origin || n < 0 || n >= slot.Count {
+			return nil, fmt.Errorf("bind slot %d of origin %d: not a forced seal of it: %+v", n, origin, seal)
+		}
+		if heads[n], err = headOf(&seal); err != nil {
+			return nil, fmt.Errorf("bind slot %d: %w", n, err)
+		}
+	}
+	err = j.retry(ctx, func(int) error {
+		bound = nil
+		return j.inTx(ctx, func(tx *sql.Tx) error {
+			marks, err := j.lockMarks(ctx, tx, origin, slices.Sorted(maps.Keys(seals)))
+			if err != nil {
+				return err
+			}
+			var cuts, rows [][]any
+			now := time.Now().UnixMilli()
+			for _, n := range slices.Sorted(maps.Keys(seals)) {
+				m, seal, head := marks[n], seals[n], heads[n]
+				if m.Head != head || m.Epoch > uint64(seal.Epoch) {
+					continue
+				}
+				m.Frozen, m.Bounded = max(m.Frozen, uint64(seal.Epoch)), max(m.Bounded, uint64(seal.Epoch))
+				bound = append(bound, n)
+				rows = append(rows, m.values(now))
+				cuts = append(cuts, []any{origin, n, int64(seal.Epoch), int64(seal.Seq), head.Chain[:], now})
+			}
+			if len(bound) == 0 {
+				return nil
+			}
+			if err := j.put(ctx, tx, cutTable, cutKey, cutAgain, cuts); err != nil {
+				return err
+			}
+			return j.put(ctx, tx, markTable, "origin, slot", "updated_at = new(updated_at), frozen = new(frozen), bounded = new(bounded)", rows)
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("bind %d chains of origin %d in the journal at %s: %w", len(seals), origin, j.where, err)
+	}
+	return bound, nil
 }
 
 // cut does it in an SQL transaction. m is the chain's watermark, which is locked; nil where the origin is the own region: the
@@ -145,9 +197,15 @@ func (j *Journal) cut(ctx context.Context, tx *sql.Tx, origin, n int, m *Mark, s
 		[][]any{m.values(time.Now().UnixMilli())})
 }
 
+// The rows that say which chains were cut.
+const (
+	cutTable = "lockstep_cut (origin, slot, epoch, seq, chain, at)"
+	cutKey   = "origin, slot, epoch"
+	cutAgain = "at = new(at)" // one that is there stays
+)
+
 func (j *Journal) putCut(ctx context.Context, tx *sql.Tx, origin, n int, seal *slot.Seal, head record.Head) error {
-	return j.put(ctx, tx, "lockstep_cut (origin, slot, epoch, seq, chain, at)", "origin, slot, epoch", "at = new(at)",
-		[][]any{{origin, n, int64(seal.Epoch), int64(seal.Seq), head.Chain[:], time.Now().UnixMilli()}})
+	return j.put(ctx, tx, cutTable, cutKey, cutAgain, [][]any{{origin, n, int64(seal.Epoch), int64(seal.Seq), head.Chain[:], time.Now().UnixMilli()}})
 }
 
 // finishedLater finds a transaction that was decided past the seal and finished by an epoch that does not end there. There

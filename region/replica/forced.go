@@ -171,6 +171,7 @@ func (s *Service) reach(ctx context.Context, o *origin) {
 		if owners == nil {
 			continue
 		}
+		s.bindEnded(ctx, o, owners)
 		var mu sync.Mutex
 		var all sync.WaitGroup
 		room := make(chan struct{}, fillsAtOnce)
@@ -183,7 +184,7 @@ func (s *Service) reach(ctx context.Context, o *origin) {
 			mu.Lock()
 			soon := time.Now().Before(again[n])
 			mu.Unlock()
-			if seal == nil || !seal.Forced || seal.Epoch.Region() != o.peer.Index || soon || o.boundedAt(n) >= uint64(seal.Epoch) && o.appliedOf(n) >= seal.Seq || !s.cfg.Mine(n%s.cfg.Partitions) {
+			if !s.boundTo(o, n, seal) || soon || o.boundedAt(n) >= uint64(seal.Epoch) && o.appliedOf(n) >= seal.Seq {
 				continue
 			}
 			room <- struct{}{}
@@ -199,6 +200,39 @@ func (s *Service) reach(ctx context.Context, o *origin) {
 		}
 		all.Wait()
 	}
+}
+
+// boundTo says whether a seal is a forced one of the origin, and its chain this process's to bring there.
+func (s *Service) boundTo(o *origin, n int, seal *slot.Seal) bool {
+	return seal != nil && seal.Forced && seal.Epoch.Region() == o.peer.Index && s.cfg.Mine(n%s.cfg.Partitions)
+}
+
+// bindEnded binds together the chains that are at their forced seals already, which after a loss nearly all are: one by one they would
+// keep the journal from the payments that wait for their slots. What it cannot bind is reachSlot's.
+func (s *Service) bindEnded(ctx context.Context, o *origin, owners *slot.Map) {
+	seals := map[int]slot.Seal{}
+	for n := range owners {
+		if seal := owners[n].Seal; s.boundTo(o, n, seal) && o.boundedAt(n) < uint64(seal.Epoch) && o.appliedOf(n) == seal.Seq {
+			o.sealed(n, seal)
+			seals[n] = *seal
+		}
+	}
+	if len(seals) < 2 {
+		return
+	}
+	bound, err := s.cfg.Journal.Bind(ctx, o.peer.Index, seals)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.log.Warn("chains that end at their forced seals could not be bound together; each is bound by itself", "origin", o.peer.Name, "chains", len(seals), "err", err)
+		}
+		return
+	}
+	var marks []journal.Mark
+	for _, n := range bound {
+		seal := seals[n]
+		marks = append(marks, journal.Mark{Origin: o.peer.Index, Slot: n, Epoch: uint64(seal.Epoch), Head: boundOf(n, seal).Head, Bounded: uint64(seal.Epoch)})
+	}
+	o.settled(marks)
 }
 
 // reachSlot brings one chain to a forced seal, or as far as it can.

@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -155,10 +153,19 @@ type statusError struct {
 func (e *statusError) Error() string { return e.text }
 
 // Reached is conduct.World's.
-func (a *asker) Reached(ctx context.Context, region string, n int, seal *slot.Seal) bool {
-	var out struct{ Reached bool }
-	q := url.Values{"slot": {strconv.Itoa(n)}, "epoch": {fmt.Sprint(uint64(seal.Epoch))}, "seq": {fmt.Sprint(seal.Seq)}, "chain": {seal.Chain}, "forced": {strconv.FormatBool(seal.Forced)}}
-	return a.ask(ctx, region, http.MethodGet, "/v1/region/reached?"+q.Encode(), &out) == nil && out.Reached
+func (a *asker) Reached(ctx context.Context, region string, seals map[int]*slot.Seal) map[int]bool {
+	yes := map[int]bool{}
+	body, err := json.Marshal(map[string]any{"seals": seals})
+	if err != nil {
+		return yes
+	}
+	var out struct{ Reached []int }
+	if raw, err := a.askAny(ctx, region, "/v1/region/reached", body); err == nil && json.Unmarshal(raw, &out) == nil {
+		for _, n := range out.Reached {
+			yes[n] = true
+		}
+	}
+	return yes
 }
 
 // Canary is conduct.World's.

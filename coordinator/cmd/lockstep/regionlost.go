@@ -77,11 +77,14 @@ func (c *regionFailoverCmd) run(e *env, o *opened) error {
 			slotList(stranded), c.To, c.To)
 	}
 	fmt.Fprintf(e.out, "plan %s: %d slots from %s to %s, accounts at risk: %s, fenced by: %s\n", p.Hash()[:16], len(p.Slots), c.From, c.To, riskText(p.Loss.Risk), p.Loss.Evidence)
+	m := c.moves()
+	con := m.conductor(e, o)
+	if err := con.Prepare(ctx, owners); err != nil {
+		return &failure{err, "lockstep arbiter --help  # a majority of its members must run"}
+	}
 	if err := c.consent(e, p); err != nil || c.DryRun {
 		return err
 	}
-	m := c.moves()
-	con := m.conductor(e, o)
 	if err := con.Start(e.ctx, *p, time.Now()); err != nil {
 		return &failure{err, "lockstep region resume --context " + c.Context + "  # or abort it"}
 	}

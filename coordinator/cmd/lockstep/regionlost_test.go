@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,7 +52,13 @@ func left(t *testing.T) *world {
 		w.admin["west"].HandleFunc(pattern, func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprint(rw, answer) })
 	}
 	handle("GET /v1/region/exposure", `{"origin":"east","heard_ms":4200,"open":3,"unpublished":1,"unapplied":2,"slots":[{"slot":4,"applied":7,"head":9}]}`)
-	handle("GET /v1/region/reached", `{"reached":true}`)
+	w.admin["west"].HandleFunc("POST /v1/region/reached", func(rw http.ResponseWriter, r *http.Request) {
+		var in struct{ Seals map[int]any }
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+			t.Error(err)
+		}
+		_ = json.NewEncoder(rw).Encode(map[string]any{"reached": slices.Collect(maps.Keys(in.Seals))})
+	})
 	handle("POST /v1/region/canary", `{"took_ms":1}`)
 	w.admin["west"].HandleFunc("POST /v1/region/freeze", func(rw http.ResponseWriter, r *http.Request) {
 		var in struct {

@@ -78,24 +78,33 @@ func (c *Conductor) record(ctx context.Context, line *Entry, rows ...arbiter.In)
 // chained gives the audit's next row.
 func (c *Conductor) chained(ctx context.Context, line *Entry) (arbiter.In, error) {
 	if c.last == nil {
-		row, err := c.Arbiter.Last(ctx, auditTable)
-		if err != nil {
+		if err := c.readLast(ctx); err != nil {
 			return arbiter.In{}, err
-		}
-		c.last, c.lines = &Entry{}, 0
-		if row.Rev != 0 {
-			if err := json.Unmarshal(row.Value, c.last); err != nil {
-				return arbiter.In{}, fmt.Errorf("the audit's last line: %w", err)
-			}
-			if c.lines, err = strconv.Atoi(row.Key); err != nil {
-				return arbiter.In{}, fmt.Errorf("the audit's last line: %w", err)
-			}
 		}
 	}
 	line.Prev = c.last.Hash
 	line.Hash = line.sum()
 	value, err := json.Marshal(line)
 	return arbiter.In{Table: auditTable, Row: arbiter.Row{Key: fmt.Sprintf("%012d", c.lines+1), Value: value}}, err
+}
+
+// readLast reads the audit's last line.
+func (c *Conductor) readLast(ctx context.Context) error {
+	row, err := c.Arbiter.Last(ctx, auditTable)
+	if err != nil {
+		return err
+	}
+	last, lines := &Entry{}, 0
+	if row.Rev != 0 {
+		if err := json.Unmarshal(row.Value, last); err != nil {
+			return fmt.Errorf("the audit's last line: %w", err)
+		}
+		if lines, err = strconv.Atoi(row.Key); err != nil {
+			return fmt.Errorf("the audit's last line: %w", err)
+		}
+	}
+	c.last, c.lines = last, lines
+	return nil
 }
 
 // History reads the audit and checks its chain: an error names the first line that does not fit.

@@ -45,14 +45,15 @@ var (
 
 // World is what is asked and told beyond the arbiter.
 type World interface {
-	// Reached and Canary are called for several slots at once.
-	// Reached says whether the region's journal has everything up to the seal of a slot.
-	Reached(ctx context.Context, region string, n int, seal *slot.Seal) bool
+	// Reached gives the slots, of those whose seals are given, that the region's journal has everything up to the seal of; none
+	// where the region does not answer.
+	Reached(ctx context.Context, region string, seals map[int]*slot.Seal) map[int]bool
 	// Freeze makes every journal that answers, but that of the lost region, take no more of the slots' epochs, and gives each
 	// slot's end: the highest valid event among them, as a forced seal. An error where the target does not answer, or two
 	// journals contradict.
 	Freeze(ctx context.Context, lost, target string, epochs map[int]slot.Epoch) (map[int]*slot.Seal, error)
-	// Canary begins and aborts a transaction in the slot at the region, and says whether that went well.
+	// Canary begins and aborts a transaction in the slot at the region, and says whether that went well. It is called for several
+	// slots at once.
 	Canary(ctx context.Context, region string, n int) error
 }
 
@@ -66,15 +67,33 @@ type Conductor struct {
 	Tell func(format string, args ...any)
 	// Every is how often the regions are looked at. Defaults to 50 ms.
 	Every time.Duration
-	// After is called after every step's writes, for tests that end the process there; nil otherwise.
-	After func(step string)
+	// After is called after every step's writes, for tests that end the process there, Looked whenever the owners are read again, for
+	// tests that count; nil otherwise.
+	After  func(step string)
+	Looked func()
 
-	rev    int64 // of the run that is worked at
+	rev    int64         // of the run that is worked at
+	owners *slot.Map     // as they stand as far as is known without reading them again; nil: to be read
+	begun  *failover.Run // what Start has written, until Drive takes it up
 	dep    arbiter.Deployment
 	last   *Entry // the audit's last line as far as is known, and its number; nil: to be read
 	lines  int
 	mu     sync.Mutex
 	served map[int]bool
+}
+
+// Prepare reads what a new operation needs to know, while whoever is asked for consent thinks: owners are those that the plan was
+// made from, and belong to c afterwards. It is not needed; without it Start and Drive read as they go, from an arbiter that may be far
+// away. Nothing that it has read is trusted: whatever is written names what it is written over.
+func (c *Conductor) Prepare(ctx context.Context, owners *slot.Map) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) { c.dep, err = c.Arbiter.Deployment(gctx); return err })
+	g.Go(func() error { return c.readLast(gctx) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	c.owners = owners
+	return nil
 }
 
 // Start writes a new operation, its lock and its first line of the audit, all of it or nothing; ErrBusy names the operation
@@ -83,7 +102,8 @@ func (c *Conductor) Start(ctx context.Context, p failover.Plan, at time.Time) er
 	if err := p.Check(); err != nil {
 		return err
 	}
-	value, err := json.Marshal(failover.Run{Plan: p, Status: failover.Running, BegunMillis: at.UnixMilli()})
+	run := failover.Run{Plan: p, Status: failover.Running, BegunMillis: at.UnixMilli()}
+	value, err := json.Marshal(run)
 	if err != nil {
 		return err
 	}
@@ -93,7 +113,7 @@ func (c *Conductor) Start(ctx context.Context, p failover.Plan, at time.Time) er
 		rev, err := c.record(ctx, line,
 			arbiter.In{Table: opTable, Row: lock}, arbiter.In{Table: opTable, Row: arbiter.Row{Key: runKey(p.ID), Value: value}})
 		if err == nil {
-			c.rev = rev
+			c.rev, c.begun = rev, &run
 			c.after("start")
 			return nil
 		}
@@ -216,26 +236,34 @@ func (c *Conductor) Drive(ctx context.Context, id string) (failover.Run, error) 
 	}
 	c.served = map[int]bool{}
 	said := ""
+	var r failover.Run
+	if c.begun != nil && c.begun.Plan.ID == id {
+		r = *c.begun
+	} else {
+		c.owners = nil
+	}
+	c.begun = nil
 	for {
-		r, owners, err := c.look(ctx, id)
-		if err != nil {
-			return r, err
+		// After a write of ours what stands is known; a write over something else is refused, and then it is read again.
+		known := c.owners != nil
+		if !known {
+			var err error
+			if r, c.owners, err = c.look(ctx, id); err != nil {
+				return r, err
+			}
 		}
 		id = r.Plan.ID
-		_, to := r.Direction()
-		s := failover.Next(r, failover.Observed{
-			AtMillis: time.Now().UnixMilli(), Answered: func() int64 { return time.Now().UnixMilli() }, Owners: owners,
-			Reached: together(r.All(), func(n int) bool {
-				return owners[n].Seal != nil && c.World.Reached(ctx, to, n, owners[n].Seal)
-			}),
-			Serves: sampled(r, func(n int) bool { return c.serves(ctx, to, n) }),
-		})
+		s := failover.Next(r, c.observe(ctx, r))
 		if s.Why != "" && s.Why != said && c.Tell != nil {
 			c.Tell("%s", s.Why)
 		}
 		said = s.Why
 		if s.Act == failover.Wait {
-			if r.Status == failover.Paused && r.StartedMillis == 0 {
+			c.owners = nil
+			switch {
+			case known:
+				continue
+			case r.Status == failover.Paused && r.StartedMillis == 0:
 				return r, nil
 			}
 			select {
@@ -245,9 +273,11 @@ func (c *Conductor) Drive(ctx context.Context, id string) (failover.Run, error) 
 				return r, context.Cause(ctx)
 			}
 		}
-		r, err = c.perform(ctx, s, owners)
+		var err error
+		r, err = c.perform(ctx, s)
 		switch {
 		case errors.Is(err, arbiter.ErrChanged): // a region was faster, or an operator; what stands now decides
+			c.owners = nil
 		case err != nil:
 			return r, err
 		case r.Status.Ended():
@@ -256,8 +286,31 @@ func (c *Conductor) Drive(ctx context.Context, id string) (failover.Run, error) 
 	}
 }
 
+// observe is what Next asks about, at the regions where it asks.
+func (c *Conductor) observe(ctx context.Context, r failover.Run) failover.Observed {
+	_, to := r.Direction()
+	owners := c.owners
+	reached := sync.OnceValue(func() map[int]bool {
+		seals := map[int]*slot.Seal{}
+		for _, n := range r.All() {
+			if s := owners[n].Seal; s != nil {
+				seals[n] = s
+			}
+		}
+		return c.World.Reached(ctx, to, seals)
+	})
+	return failover.Observed{
+		AtMillis: time.Now().UnixMilli(), Answered: func() int64 { return time.Now().UnixMilli() }, Owners: owners,
+		Reached: func(n int) bool { return owners[n].Seal != nil && reached()[n] },
+		Serves:  sampled(r, func(n int) bool { return c.serves(ctx, to, n) }),
+	}
+}
+
 // look reads the operation, which somebody may have paused or aborted, and the owners.
 func (c *Conductor) look(ctx context.Context, id string) (r failover.Run, owners *slot.Map, err error) {
+	if c.Looked != nil {
+		c.Looked()
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) { r, err = c.Load(gctx, id); return err })
 	g.Go(func() (err error) { owners, err = c.Arbiter.Owners(gctx); return err })
@@ -325,8 +378,9 @@ func (c *Conductor) serves(ctx context.Context, region string, n int) bool {
 // changesAtOnce keeps a change under etcd's 128 operations.
 const changesAtOnce = 20
 
-// perform writes the run, and then what it asks for.
-func (c *Conductor) perform(ctx context.Context, s failover.Step, owners *slot.Map) (failover.Run, error) {
+// perform writes the run, and then what it asks for. On nil c.owners are what it has made of them.
+func (c *Conductor) perform(ctx context.Context, s failover.Step) (failover.Run, error) {
+	owners := c.owners
 	var line *Entry
 	if len(s.Slots) > 0 {
 		line = c.line(s.Act.String(), fmt.Sprintf("slots %v", s.Slots), s.Run.Plan.ID, time.Now())
@@ -389,6 +443,11 @@ func (c *Conductor) perform(ctx context.Context, s failover.Step, owners *slot.M
 		return s.Run, err
 	}
 	if len(changes) > 0 {
+		after := *owners
+		for _, ch := range changes {
+			after[ch.Slot] = ch.To
+		}
+		c.owners = &after
 		c.after(s.Act.String())
 	}
 	return s.Run, nil

@@ -62,8 +62,15 @@ func source(t *testing.T, a *arbiter.Arbiter) {
 
 type world struct{ deaf bool }
 
-func (w world) Reached(context.Context, string, int, *slot.Seal) bool { return !w.deaf }
-func (w world) Canary(context.Context, string, int) error             { return nil }
+func (w world) Reached(_ context.Context, _ string, seals map[int]*slot.Seal) map[int]bool {
+	out := map[int]bool{}
+	for n := range seals {
+		out[n] = !w.deaf
+	}
+	return out
+}
+
+func (w world) Canary(context.Context, string, int) error { return nil }
 
 func plan(id string) failover.Plan {
 	return failover.Plan{ID: id, Kind: failover.Handover, From: "east", To: "west", Slots: []int{3, 4, 5, 6, 7}, Batch: 2, DeadlineMillis: 5000, Who: "test", Why: "practice"}

@@ -42,6 +42,7 @@ func TestAForcedFailoverKilledAfterEachOfItsWritesIsEnded(t *testing.T) {
 		for _, then := range []string{"resume", "abort"} {
 			p := forced(t, a, fmt.Sprintf("op-%d-%s", k, then), from, to)
 			c := conductor(a, world{})
+			prepare(t, c)
 			err := kill(c, k)(func() error {
 				if err := c.Start(ctx, p, time.Now()); err != nil {
 					return err
