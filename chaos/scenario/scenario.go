@@ -33,6 +33,8 @@ type Scenario struct {
 	Three bool
 	// Wallets is the server that the wallets are on; the zero one is SQLite, or what the run says.
 	Wallets Server
+	// Again is the scenario that this one is once more, on the server that Wallets names; "" for none.
+	Again string
 	// Own has the wallets on a server of that kind that is the suite's own and may be killed.
 	Own Server
 	// Clocks has coordinators whose clock can be moved.
@@ -80,10 +82,27 @@ func All() []Scenario {
 		on Server
 	}{{"M1", OnPostgreSQL}, {"M23", OnPostgreSQL}, {"N14", OnMariaDB}, {"M8", OnMariaDB}} {
 		s := all[slices.IndexFunc(all, func(s Scenario) bool { return s.ID == again.id })]
-		s.ID, s.Title, s.Wallets = s.ID+"-"+strings.ToLower(string(again.on)), s.Title+"; wallets on "+string(again.on), again.on
+		s.ID, s.Title, s.Wallets, s.Again = s.ID+"-"+strings.ToLower(string(again.on)), s.Title+"; wallets on "+string(again.on), again.on, s.ID
 		all = append(all, s)
 	}
 	return all
+}
+
+// PullRequest is All as it is run where nothing is named: what is there once more on a server that is given runs on that one. The
+// others, on SQLite, run with the nightly set then.
+func PullRequest(postgres, mysql string) (run, nightly []Scenario) {
+	all := All()
+	for _, s := range all {
+		again := slices.ContainsFunc(all, func(v Scenario) bool {
+			return v.Again == s.ID && (v.Wallets == OnPostgreSQL && postgres != "" || v.Wallets == OnMariaDB && mysql != "")
+		})
+		if again {
+			nightly = append(nightly, s)
+		} else {
+			run = append(run, s)
+		}
+	}
+	return run, nightly
 }
 
 // Find gives the scenarios with the ids given, of either set; without ids, the pull-request set.

@@ -145,6 +145,10 @@ func (c *runCmd) list(ids []string) ([]scenario.Scenario, error) {
 		}
 	}
 	var list []scenario.Scenario
+	set, rest := scenario.PullRequest(c.Journal, c.MySQL)
+	if c.Topology != "" || c.DB != "" { // all of them run where that says
+		set, rest = scenario.All(), nil
+	}
 	switch {
 	case len(ids) > 0:
 		if list, err = scenario.Find(ids); err != nil {
@@ -152,9 +156,9 @@ func (c *runCmd) list(ids []string) ([]scenario.Scenario, error) {
 		}
 	case len(c.Scenario) > 0: // the sweep alone
 	case c.Nightly:
-		list = scenario.Nightly()
+		list = append(scenario.Nightly(), rest...)
 	default:
-		list = scenario.All()
+		list = set
 	}
 	return slices.DeleteFunc(list, func(s scenario.Scenario) bool { return slices.Contains(c.Without, s.ID) }), nil
 }
