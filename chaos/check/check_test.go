@@ -178,6 +178,9 @@ func TestEachCheckerFindsWhatItIsFor(t *testing.T) {
 		{"I10", "another link", func(e *Evidence) { e.Events[0].Chain = "ff" }},
 		{"I10", "the tail is missing", func(e *Evidence) { e.Events = e.Events[:3] }},
 		{"I11", "a stale call is taken", func(e *Evidence) { e.Calls[2].Status = 200 }},
+		{"I11", "a stale try is taken after a hold", func(e *Evidence) {
+			e.Calls[0].Op, e.Calls[2].Op, e.Calls[2].Status = "hold", "try", 200
+		}},
 		{"I12", "a member has something else", func(e *Evidence) { e.Stores.Members[1].Hash++ }},
 		{"I12", "a coordinator believes in a holder of before", func(e *Evidence) { e.Stores.Views[1].Slots[0] = Held{7, "m0", 3} }},
 		{"I12", "a coordinator does not know of a slot", func(e *Evidence) { e.Stores.Views[1].Slots = nil }},
@@ -223,6 +226,29 @@ func TestPlantedDriftIsNoViolationUntilItIsRepaired(t *testing.T) {
 		e.Snapshots[c.at].Accounts[0].CreditsPosted++
 		if r := find(t, All(e, nil), "I1"); r.Count != c.want {
 			t.Errorf("a cent too much at %d, drift planted: %v: %v", c.at, c.drift, r.Violations)
+		}
+	}
+}
+
+// TestAHoldMayBeLostWithItsRegion: a hold of which there is no trace but its try's row is a violation, unless the region was lost and
+// its heir has cancelled.
+func TestAHoldMayBeLostWithItsRegion(t *testing.T) {
+	for _, c := range []struct {
+		lost, heir bool
+		want       int
+	}{{true, true, 0}, {false, true, 1}, {true, false, 1}} {
+		e := sound()
+		e.Windows = []Window{{Fault: "f", Lost: c.lost}}
+		for i, r := range e.Books[0].Rows {
+			if r.Gid == "x" && r.Branch == "pay" && r.Op == "try" {
+				e.Books[0].Rows[i].Reason = "try"
+			}
+		}
+		if c.heir {
+			e.Books[1].Rows = append(e.Books[1].Rows, Row{"x", "pay", "try", "cancel"}, Row{"x", "pay", "cancel", "cancel"})
+		}
+		if r := find(t, All(e, nil), "I5"); r.Count != c.want {
+			t.Errorf("lost %v, cancelled by its heir %v: %d violations, want %d: %v", c.lost, c.heir, r.Count, c.want, r.Violations)
 		}
 	}
 }

@@ -94,8 +94,9 @@ type Window struct {
 	Fault    string `json:"fault"`
 	Injected int64  `json:"injected"`
 	Healed   int64  `json:"healed"`
-	Crash    bool   `json:"crash"` // a process died at the injection
-	Drift    bool   `json:"drift"` // money was altered behind the product's back, and had been repaired at the healing
+	Crash    bool   `json:"crash"`          // a process died at the injection
+	Drift    bool   `json:"drift"`          // money was altered behind the product's back, and had been repaired at the healing
+	Lost     bool   `json:"lost,omitempty"` // a region's slots were taken by force, and it returned
 	InFlight int    `json:"in_flight"`
 	AtHeal   int    `json:"at_heal"` // in flight at the healing
 }

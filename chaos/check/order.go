@@ -137,15 +137,16 @@ func fencing(v *view, r *Result) {
 	refused := 0
 	for _, c := range begins {
 		for ; next < len(ends) && ends[next].End < c.Start; next++ {
-			if e := ends[next]; e.Status == http.StatusOK && e.Kind != tap.Lost && e.Op != "apply" {
+			if e := ends[next]; e.Status == http.StatusOK && e.Kind != tap.Lost && e.Op != "apply" && e.Op != "hold" {
 				raise(e.Region, e.Slot, e.Epoch)
 				if e.AccountEpoch > 0 {
 					raise(e.Region, e.AccountSlot, e.AccountEpoch)
 				}
 			}
 		}
-		// An apply carries no epoch of its own: the journal that it comes from is its authority.
-		if c.Epoch == 0 || c.Op == "apply" || c.Kind == tap.Lost || c.Kind == tap.Dropped {
+		// An apply carries no epoch of its own: the journal that it comes from is its authority. Nor has a hold, which does again at
+		// a copy what was tried at a home that is lost: the transaction's record is.
+		if c.Epoch == 0 || c.Op == "apply" || c.Op == "hold" || c.Kind == tap.Lost || c.Kind == tap.Dropped {
 			continue
 		}
 		r.Examined++

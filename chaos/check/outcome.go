@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/lockstep-tx/lockstep/chaos/history"
@@ -186,7 +187,7 @@ func (v *view) judge(rows map[string]string, state string, outcome history.Value
 		return "confirmed and not posted"
 	case !confirm && state == "posted":
 		return "posted without a confirm's row"
-	case cancel && try == "try" && state != "voided" && !(state == "" && v.voidedElsewhere(book, k)):
+	case cancel && try == "try" && state != "voided" && !(state == "" && (v.voidedElsewhere(book, k) || v.lostWith(book, k))):
 		return "cancelled and not voided"
 	case cancel && !tried:
 		return "cancelled without the row that blocks a late try"
@@ -205,6 +206,20 @@ func (v *view) voidedElsewhere(book int, k branchKey) bool {
 			if i != book && t.State == "voided" {
 				return true
 			}
+		}
+	}
+	return false
+}
+
+// lostWith: what was held at a home that was lost with its region is gone with that home, and whoever took the account over has
+// cancelled a try that it never had. Its rows came home with the account.
+func (v *view) lostWith(book int, k branchKey) bool {
+	if !slices.ContainsFunc(v.Windows, func(w Window) bool { return w.Lost }) {
+		return false
+	}
+	for i := range v.rows {
+		if _, ok := v.rows[i][k]["cancel"]; ok && i != book && v.rows[i][k]["try"] == "cancel" {
+			return true
 		}
 	}
 	return false

@@ -21,6 +21,14 @@ func (d *Deployment) Tool(ctx context.Context, args ...string) (string, error) {
 	return string(out), err
 }
 
+// Paste runs a command as the product prints it for its operators, by the shell.
+func (d *Deployment) Paste(ctx context.Context, command string) (string, error) {
+	cmd := exec.CommandContext(ctx, "sh", "-c", command)
+	cmd.Env = append(append(os.Environ(), d.cfg.Env...), "PATH="+d.cfg.Bin+string(os.PathListSeparator)+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
 // Follow runs lockstep and gives each line that it says, until it ends or ctx does: then it is told to end, and that is no error.
 func (d *Deployment) Follow(ctx context.Context, line func(string), args ...string) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(d.cfg.Bin, "lockstep"), args...)

@@ -197,7 +197,7 @@ func (r *running) inject(ctx context.Context) (fault.Active, error) {
 	if r.o.Disabled {
 		f = fault.Disabled{Fault: f}
 	}
-	r.win = check.Window{Fault: f.Name(), InFlight: len(r.log.Flying()), Crash: r.s.Crash, Drift: r.s.Drift, Injected: r.log.Now()}
+	r.win = check.Window{Fault: f.Name(), InFlight: len(r.log.Flying()), Crash: r.s.Crash, Drift: r.s.Drift, Lost: r.s.Lost, Injected: r.log.Now()}
 	r.res.InFlight = r.win.InFlight
 	active, err := f.Inject(ctx, r.env)
 	if err != nil {

@@ -43,6 +43,8 @@ type Scenario struct {
 	Crash bool
 	// Drift: money is altered behind the product's back, and repaired at the healing.
 	Drift bool
+	// Lost: a region's slots are taken by force, and it returns.
+	Lost bool
 	// TryLimit is how long a branch call may take; 0 is the usual.
 	TryLimit time.Duration
 	// Volumes are the sets of parts of the first region whose data are on volumes of their own; the seed says which set.
@@ -73,6 +75,7 @@ func All() []Scenario {
 		{ID: "N1k", Title: "one coordinator isolated by the kernel", Fault: fault.IsolateByKernel{}, Hold: 2 * time.Second, Arms: armed("I3"), Pair: true},
 		{ID: "M8", Title: "confirms and cancels of an epoch that has ended", Fault: fault.Moved{Slots: proc.Moving}, Hold: time.Second, Arms: armed("I3", "I11")},
 		{ID: "O3", Title: "a handover whose coordinator is killed on the way", Fault: fault.Moved{Slots: proc.Moving, Kill: true}, Hold: time.Second, Arms: armed("I3", "I11"), Crash: true},
+		{ID: "O3-forced", Title: "a region lost, failed over by force with the tool killed on the way, returned, and failed back", Fault: fault.Lost{}, Hold: 2 * time.Second, Arms: armed("I3", "I8"), Crash: true, Lost: true},
 		{ID: "K1", Title: "the power of a participant's or of the coordinator's volume cut", Fault: fault.PowerCut{}, Hold: 500 * time.Millisecond, Arms: armed("I3", "I8"), Crash: true,
 			Volumes: [][]string{{proc.Wallet}, {proc.Coordinator}}},
 	}
