@@ -164,17 +164,14 @@ const arriveAtOnce = 64
 
 // arrive takes slots that came under a seal: their live records first, then they are held like others.
 func (r *Runner) arrive(ctx context.Context, moves []Move) {
-	var slots []int
-	for _, m := range moves {
-		slots = append(slots, m.Slot)
-	}
-	defer r.working.end(slots...)
+	defer r.working.end(slotsOf(moves)...)
 	moves = slices.DeleteFunc(moves, func(m Move) bool {
 		o, _ := r.owner(m.Slot)
 		// They may have waited for others, and have moved on; and one that arrived while it was considered is here already: taken
 		// once more it would repeat every call under way.
 		return !o.Equal(m.Owner) || r.holds(m.Slot) && r.heldEpoch[m.Slot].Load() == uint64(o.Epoch)
 	})
+	slots := slotsOf(moves)
 	if len(moves) == 0 || r.Ask(ctx, func(c *Core, _ int64) { c.Expect(slots) }) != nil {
 		return
 	}
@@ -210,6 +207,14 @@ func (r *Runner) arrive(ctx context.Context, moves []Move) {
 			}
 		}
 	})
+}
+
+func slotsOf(moves []Move) []int {
+	out := make([]int, len(moves))
+	for i, m := range moves {
+		out[i] = m.Slot
+	}
+	return out
 }
 
 // wantedFirst puts the slots first that requests wait for: when hundreds arrive, the others' turn comes later.

@@ -54,8 +54,14 @@ func (r *Runner) Do(ctx context.Context, req Request) (Reply, error) {
 }
 
 func (r *Runner) try(ctx context.Context, n int, req Request) (Reply, error) {
-	if r.holds(n) {
-		return r.local(ctx, req)
+	if term := Term(r.held[n].Load()); term != 0 {
+		rep, err := r.local(ctx, req)
+		if err == nil && req.Event == nil && !rep.State.Phase.Decided() {
+			// What is decided stays so, whoever asks. That nothing is decided only the holder knows, and one that was cut off does not
+			// know that it is no more.
+			err = r.stands(ctx, n, term)
+		}
+		return rep, err
 	}
 	if o, known := r.owner(n); r.regions != nil && known && !r.ours(n) {
 		if req.Hops > 0 || req.Border {
@@ -136,6 +142,23 @@ func (r *Runner) ask(ctx context.Context, n int, m Member, req Request) (Reply, 
 		return Reply{}, ErrNotHolder
 	}
 	return rep, err
+}
+
+// standsLimit bounds the question whether a term stands.
+const standsLimit = 2 * time.Second
+
+// stands asks the store whether a slot's term is the one given: ErrNotHolder when it is not, ErrUnavailable when nobody knows.
+func (r *Runner) stands(ctx context.Context, n int, term Term) error {
+	ctx, cancel := context.WithTimeout(ctx, standsLimit)
+	defer cancel()
+	err := r.store.Commit(ctx, &Batch{Guards: []Guard{{Slot: n, Term: term}}}) // it compares, and writes nothing
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrFenced):
+		return ErrNotHolder
+	}
+	return fmt.Errorf("%w: whether slot %d is still held here the store does not say: %w", ErrUnavailable, n, err)
 }
 
 func (r *Runner) local(ctx context.Context, req Request) (Reply, error) {
