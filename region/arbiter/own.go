@@ -25,10 +25,19 @@ type Change struct {
 // seal of the epoch before in the same transaction. Durable on nil. ErrChanged when a slot stands otherwise; what stands
 // as To already counts as changed by this call, so that a call whose answer was lost can be repeated.
 func (a *Arbiter) Change(ctx context.Context, changes ...Change) error {
+	return a.change(ctx, nil, changes)
+}
+
+// ChangeUnder is Change on the condition that a row of a table has the Rev given; its Value is not looked at. ErrChanged also where it has
+// another one.
+func (a *Arbiter) ChangeUnder(ctx context.Context, row In, changes ...Change) error {
+	return a.change(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(tablePrefix+row.Table+"/"+row.Key), "=", row.Rev)}, changes)
+}
+
+func (a *Arbiter) change(ctx context.Context, cmps []clientv3.Cmp, changes []Change) error {
 	if len(changes) == 0 || len(changes) > 20 {
 		return fmt.Errorf("%d changes at once; 1 to 20 are possible", len(changes))
 	}
-	var cmps []clientv3.Cmp
 	var ops, reads []clientv3.Op
 	for _, c := range changes {
 		cmps = append(cmps, clientv3.Compare(clientv3.Value(ownKey(c.Slot)), "=", mustJSON(c.From)))

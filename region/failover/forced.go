@@ -71,7 +71,7 @@ func nextForced(r Run, o Observed) Step {
 			bound = append(bound, n)
 		case w.Region == to && w.Status == slot.Active && w.Epoch > r.Plan.Loss.Epochs[i]:
 			there = append(there, n)
-		case w.Epoch == r.Plan.Loss.Epochs[i] && (w.Region == r.Plan.From || w.Region == to && w.Status == slot.Active):
+		case w.Epoch == r.Plan.Loss.Epochs[i] && (w.Region == r.Plan.From || w.Region == to && (w.Status == slot.Active || w.Status == slot.Taken)):
 			toTake = append(toTake, n)
 		default:
 			astray = append(astray, n)

@@ -167,6 +167,16 @@ func (o Owner) Take(to, op string, index int, risk Risk) (Owner, error) {
 	return t, nil
 }
 
+// Retake is a taken slot whose operation has ended before it was served, for another operation of the same region; index is the
+// region's. Error when it is not taken, or op has it already.
+func (o Owner) Retake(op string, index int, risk Risk) (Owner, error) {
+	if o.Status != Taken || o.Op == op {
+		return o, fmt.Errorf("it is %s by operation %q", o.Status, o.Op)
+	}
+	o.Epoch, o.Op, o.Risk = o.Epoch.Next(index), op, risk
+	return o, nil
+}
+
 // Readopt is an active slot that came by plan from a region that is lost now, and whose accounts nobody can bring any more: as if it
 // had been taken by force, at the end that its owner had written. index is the slot's region's. Error when it did not come so.
 func (o Owner) Readopt(index int, risk Risk) (Owner, error) {

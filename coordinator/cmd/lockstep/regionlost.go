@@ -67,11 +67,18 @@ func (c *regionFailoverCmd) run(e *env, o *opened) error {
 	if err != nil {
 		return err
 	}
-	p, err := c.plan(owners, x, stranded)
+	left, err := c.left(ctx, o, owners)
+	if err != nil {
+		return err
+	}
+	p, err := c.plan(owners, x, append(left, stranded...))
 	if err != nil {
 		return err
 	}
 	x.print(e.out, c.From, c.To)
+	if len(left) > 0 {
+		fmt.Fprintf(e.out, "slots %s were taken for %s by an operation that has ended before they were served: this one goes on with them\n", slotList(left), c.To)
+	}
 	if len(stranded) > 0 {
 		fmt.Fprintf(e.out, "slots %s came to %s by plan and their accounts did not: %s's copies of them become homes too, and what was held of them is held again as far as it is known\n",
 			slotList(stranded), c.To, c.To)
@@ -117,6 +124,25 @@ func (c *regionFailoverCmd) stranded(ctx context.Context, e *env, o *opened, own
 	}
 	slices.Sort(out)
 	return slices.Compact(out), nil
+}
+
+// left gives the slots that an operation which has ended took from the lost region for the target, and that nobody serves: it was aborted
+// with --leave. No operation is under way when it is called.
+func (c *regionFailoverCmd) left(ctx context.Context, o *opened, owners *slot.Map) (out []int, err error) {
+	dep, err := o.arbiter.Deployment(ctx)
+	if err != nil {
+		return nil, err
+	}
+	want, err := parseSlots(c.Slots)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	for n, w := range owners {
+		if w.Region == c.To && w.Status == slot.Taken && dep.Name(w.Lost.Region()) == c.From && (want == nil || want[n]) {
+			out = append(out, n)
+		}
+	}
+	return out, nil
 }
 
 // unsettledOf counts a region's slots that it serves after taking them by force, and whose loss is not worked off.

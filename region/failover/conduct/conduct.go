@@ -418,7 +418,9 @@ func (c *Conductor) perform(ctx context.Context, s failover.Step) (failover.Run,
 		case failover.Undo:
 			next, err = from.Undo()
 		case failover.Take:
-			if from.Region == to {
+			if from.Region == to && from.Status == slot.Taken {
+				next, err = from.Retake(s.Run.Plan.ID, c.dep.Index(to), s.Run.Plan.Loss.Risk)
+			} else if from.Region == to {
 				next, err = from.Readopt(c.dep.Index(to), s.Run.Plan.Loss.Risk)
 			} else {
 				next, err = from.Take(to, s.Run.Plan.ID, c.dep.Index(to), s.Run.Plan.Loss.Risk)
@@ -435,9 +437,11 @@ func (c *Conductor) perform(ctx context.Context, s failover.Step) (failover.Run,
 		}
 		changes = append(changes, arbiter.Change{Slot: n, From: from, To: next})
 	}
+	// A tool that slept between the two writes is not to do what was aborted meanwhile.
+	under := arbiter.In{Table: opTable, Row: arbiter.Row{Key: runKey(s.Run.Plan.ID), Rev: c.rev}}
 	var g errgroup.Group
 	for part := range slices.Chunk(changes, changesAtOnce) {
-		g.Go(func() error { return c.Arbiter.Change(ctx, part...) })
+		g.Go(func() error { return c.Arbiter.ChangeUnder(ctx, under, part...) })
 	}
 	if err := g.Wait(); err != nil {
 		return s.Run, err
