@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/lockstep-tx/lockstep/coordinator/bench/build"
 	"github.com/lockstep-tx/lockstep/coordinator/config"
 	"github.com/lockstep-tx/lockstep/coordinator/dtmwire"
 	"github.com/lockstep-tx/lockstep/coordinator/telemetry"
@@ -204,9 +205,9 @@ var (
 func flagsOf(t *testing.T, name, pkg string) map[string]map[string]bool {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), name)
-	build := exec.Command("go", "build", "-o", program, "./"+pkg)
-	build.Dir = root
-	if out, err := build.CombinedOutput(); err != nil {
+	cmd := build.ForTest("-o", program, "./"+pkg)
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", name, err, out)
 	}
 	help := func(args ...string) string {

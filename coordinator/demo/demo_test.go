@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/bench/build"
 )
 
 // programs builds the programs that the demo starts.
@@ -20,7 +21,7 @@ func programs(t *testing.T) (lockstep, participants, chaos string) {
 	t.Helper()
 	dir := t.TempDir()
 	const module = "github.com/lockstep-tx/lockstep/"
-	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", dir+"/", module+"coordinator/cmd/lockstep", module+"participants/cmd/lockstep-participants", module+"chaos/cmd/lockstep-chaos")
+	cmd := build.ForTest("-ldflags", "-s -w", "-o", dir+"/", module+"coordinator/cmd/lockstep", module+"participants/cmd/lockstep-participants", module+"chaos/cmd/lockstep-chaos")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

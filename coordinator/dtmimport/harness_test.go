@@ -21,6 +21,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/lockstep-tx/lockstep/coordinator/bench/build"
 )
 
 // program is the coordinator's binary, built once.
@@ -36,9 +38,9 @@ func testMain(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	program = filepath.Join(dir, "lockstep")
-	build := exec.Command("go", "build", "-o", program, "../cmd/lockstep")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
+	cmd := build.ForTest("-o", program, "../cmd/lockstep")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build lockstep: %v\n%s", err, out)
 		return 1
 	}

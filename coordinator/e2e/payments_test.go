@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockstep-tx/lockstep/coordinator/bench/build"
 	"github.com/lockstep-tx/lockstep/participants/payment"
 	"github.com/lockstep-tx/lockstep/participants/payment/apitest"
 )
@@ -36,9 +37,9 @@ type shop struct {
 // shopProgram builds the participants' binary once.
 var shopProgram = sync.OnceValues(func() (string, error) {
 	bin := filepath.Join(filepath.Dir(program), "lockstep-participants")
-	build := exec.Command("go", "build", "-o", bin, "../../participants/cmd/lockstep-participants")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	out, err := build.CombinedOutput()
+	cmd := build.ForTest("-o", bin, "../../participants/cmd/lockstep-participants")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("build lockstep-participants: %w\n%s", err, out)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/chaos/check"
 	"github.com/lockstep-tx/lockstep/chaos/report"
+	"github.com/lockstep-tx/lockstep/coordinator/bench/build"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/peer"
 )
 
@@ -24,7 +25,7 @@ func dtmPrograms(t *testing.T) string {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	out, err := exec.Command("go", "build", "-ldflags", "-s -w", "-o", dir+"/", module+"chaos/cmd/dtm-wallet").CombinedOutput()
+	out, err := build.ForTest("-ldflags", "-s -w", "-o", dir+"/", module+"chaos/cmd/dtm-wallet").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/chaos/check"
 	"github.com/lockstep-tx/lockstep/chaos/report"
+	"github.com/lockstep-tx/lockstep/coordinator/bench/build"
 )
 
 const module = "github.com/lockstep-tx/lockstep/"
@@ -26,7 +26,7 @@ const module = "github.com/lockstep-tx/lockstep/"
 func programs(t *testing.T, tags string) string {
 	t.Helper()
 	dir := t.TempDir()
-	out, err := exec.Command("go", "build", "-tags", tags, "-ldflags", "-s -w", "-o", dir+"/", module+"coordinator/cmd/lockstep", module+"participants/cmd/lockstep-participants").CombinedOutput()
+	out, err := build.ForTest("-tags", tags, "-ldflags", "-s -w", "-o", dir+"/", module+"coordinator/cmd/lockstep", module+"participants/cmd/lockstep-participants").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

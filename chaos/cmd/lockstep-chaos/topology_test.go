@@ -4,13 +4,13 @@ package main
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/lockstep-tx/lockstep/chaos/check"
 	"github.com/lockstep-tx/lockstep/chaos/report"
+	"github.com/lockstep-tx/lockstep/coordinator/bench/build"
 )
 
 // wallet is ours, as a user's own would be named; till is somebody else's.
@@ -63,7 +63,7 @@ func TestAUsersOwnParticipant(t *testing.T) {
 		t.Skip("make chaos-mutants runs it")
 	}
 	bin := programs(t, "")
-	if out, err := exec.Command("go", "build", "-o", filepath.Join(bin, "till"), "./testdata/till").CombinedOutput(); err != nil {
+	if out, err := build.ForTest("-o", filepath.Join(bin, "till"), "./testdata/till").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	till := "participant:\n  command: [" + filepath.Join(bin, "till") + tillFile[len("participant:\n  command: [TILL"):]

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/bench/bed"
+	"github.com/lockstep-tx/lockstep/coordinator/bench/build"
 )
 
 // TestARegionIsKilledAndMeasured is one whole run, short: every figure comes from what happened.
@@ -16,7 +17,7 @@ func TestARegionIsKilledAndMeasured(t *testing.T) {
 	}
 	bin := t.TempDir()
 	const module = "github.com/lockstep-tx/lockstep/"
-	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", bin+"/", module+"coordinator/cmd/lockstep", module+"participants/cmd/lockstep-participants", module+"chaos/cmd/lockstep-chaos")
+	cmd := build.ForTest("-ldflags", "-s -w", "-o", bin+"/", module+"coordinator/cmd/lockstep", module+"participants/cmd/lockstep-participants", module+"chaos/cmd/lockstep-chaos")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
