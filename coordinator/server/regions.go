@@ -138,7 +138,7 @@ func (s *Server) buildRegions() error {
 		TLS: secure, Region: s.cfg.Region, Index: r.place.Index(), Journal: s.journal, Brokers: own.Kafka, Partitions: r.file.Partitions, HTTP: r.admin,
 		Owners: r.place.Owners, Seals: r.arbiter.Seals, Live: func() eventlog.Live {
 			open, backlog := s.runner.Counts()
-			return eventlog.Live{Open: open, Unpublished: backlog}
+			return eventlog.Live{Member: s.member.ID, Open: open, Unpublished: backlog}
 		},
 		Mine: func(part int) bool { return s.mine(part) }, Shared: !s.cfg.Embedded, Registerer: s.metrics.Registry(), Log: s.log,
 	}
