@@ -34,8 +34,8 @@ func (p *tellers) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// TestTheArbitersSilenceIsConclusiveUnlessItWasRestored: a try without a record ends in abort only where it is global
-// and the arbiter, whose silence that rests on, has never been rebuilt from a backup: what was decided after the backup is not in
+// TestTheArbitersSilenceIsConclusiveUnlessItWasRestored: a try without a record ends in abort only where it is global in everybody's
+// words and the arbiter, whose silence that rests on, has never been rebuilt from a backup: what was decided after the backup is not in
 // it. Everything else is in doubt. The arbiter is asked each time: it may be restored while a coordinator runs.
 func TestTheArbitersSilenceIsConclusiveUnlessItWasRestored(t *testing.T) {
 	arb, _ := arbitertest.Start(t)
@@ -77,6 +77,9 @@ func TestTheArbitersSilenceIsConclusiveUnlessItWasRestored(t *testing.T) {
 	}{
 		{name: "global, the arbiter knows nothing of it", tries: []wireTry{try("01", "global", "tried"), try("02", "global", "tried")}, phase: abort},
 		{name: "regional", tries: []wireTry{try("01", "regional", "tried")}, phase: doubt},
+		{name: "global, and one participant says that it is not", tries: []wireTry{try("01", "regional", "tried"), try("02", "global", "tried")}, phase: doubt},
+		{name: "global, and the first one says so", tries: []wireTry{try("01", "global", "tried"), try("02", "", "tried")}, phase: doubt},
+		{name: "two over one database do not agree", tries: []wireTry{try("01", "global", "tried"), try("01", "regional", "tried")}, phase: doubt},
 		{name: "global, the arbiter was restored", restored: 900, tries: []wireTry{try("01", "global", "tried")}, phase: doubt},
 		{name: "global, confirmed somewhere, the arbiter was restored", restored: 900, tries: []wireTry{try("01", "global", "confirmed")}, phase: doubt, resolved: &txn.Resolve{Commit: true}},
 	} {
