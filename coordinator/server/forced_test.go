@@ -78,3 +78,24 @@ func TestNoAccountIsAdoptedBeforeWhatWasDecidedIsPosted(t *testing.T) {
 	s.wallet.refuses(false)
 	eventually(t, "the accounts are adopted", func() bool { return s.wallet.has(home) })
 }
+
+// TestADecisionPastTheSealIsStillKnown: it was taken out of the journal, and is what the region hands back whatever its store says.
+func TestADecisionPastTheSealIsStillKnown(t *testing.T) {
+	s := survive(t, func(int) string { return "east" })
+	maker := &sample.Maker{Epoch: uint64(slot.Initial(2))}
+	rows := []engine.Row{maker.Row(sample.Payment{Gid: "{a}:1", BegunAt: 1}), maker.Row(sample.Payment{Gid: "{a}:2", BegunAt: 1, Abort: true}), maker.Row(sample.Payment{Gid: "{a}:3", BegunAt: 1})}
+	if err := s.journal.Append(t.Context(), rows); err != nil {
+		t.Fatal(err)
+	}
+	seal := slot.SealOf(slot.Initial(2), rows[0].Finish.Seq, rows[0].Finish.Chain[:])
+	seal.Forced = true
+	if _, err := s.journal.Cut(t.Context(), rows[0].Slot, *seal); err != nil {
+		t.Fatal(err)
+	}
+	for gid, want := range map[txn.Gid]txn.Phase{"{a}:1": 0, "{a}:2": txn.PhaseAborting, "{a}:3": txn.PhaseCommitting, "{a}:4": 0} {
+		tx, err := s.decidedPast(t.Context(), rows[0].Slot, gid)
+		if err != nil || (tx == nil) != (want == 0) || tx != nil && tx.State.Phase != want {
+			t.Errorf("%s: %+v, %v; want phase %s", gid, tx, err, want)
+		}
+	}
+}
