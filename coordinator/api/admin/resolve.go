@@ -79,8 +79,9 @@ func (s *Server) resolved(ctx context.Context, gid txn.Gid, commit bool, reason 
 	return rep, s.Late.Post(ctx, late)
 }
 
-// contradicted is why a transaction is not to be committed: a record of it is here, the lost region's as a rule, that is aborted. Its participants
-// have cancelled, and its client was told so; effects posted from that record would be a commit and a cancel of one transaction.
+// contradicted is why a transaction is not to be committed: a record of it is here, the lost region's as a rule, that is aborted. Its
+// participants have cancelled, and its client was told so; effects posted from that record would be a commit and a cancel of one
+// transaction.
 func (s *Server) contradicted(ctx context.Context, gid txn.Gid) error {
 	late, err := s.Late.Record(ctx, gid)
 	if err != nil || late == nil || !late.State.Phase.Decided() || late.State.Phase.Commit() {
