@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -178,9 +179,13 @@ func TestTheExposureIsWhatIsHeldAndEverythingEndsByItsDurability(t *testing.T) {
 			t.Fatalf("%s: %v %v", name, s.GetPhase(), err)
 		}
 	}
+	// Nothing has ended, the shop's two neither; four are decided: those three and the shop's.
+	last := lastWord{Open: len(all) + 2, Unpublished: 4}
+	d.lastWordIs(last)
 	d.coord["east"].kill()
 	d.purse["east"].kill()
 	d.again(d.purse, "west")
+	d.lastWordIs(last)
 	shop.shut.Store(false)
 
 	d.exposureIsTrue(all, owners)
@@ -203,6 +208,26 @@ func TestTheExposureIsWhatIsHeldAndEverythingEndsByItsDurability(t *testing.T) {
 		more[all[name].to] += all[name].amount
 	}
 	(&load{d: d, stop: func() {}}).end(30*time.Second, more)
+}
+
+// lastWord is what the west says that the east said last of itself.
+type lastWord struct{ Open, Unpublished int }
+
+// lastWordIs waits until the upper bound of what is exposed is what was done.
+func (d *deployment) lastWordIs(want lastWord) {
+	d.t.Helper()
+	var got lastWord
+	for until := time.Now().Add(20 * time.Second); got != want; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(until) {
+			d.t.Fatalf("the east's last word is %+v, true is %+v", got, want)
+		}
+		if resp, err := http.Get("http://" + d.coord["west"].addr.Admin + "/v1/region/exposure?origin=east"); err == nil {
+			err = json.NewDecoder(resp.Body).Decode(&got)
+			if resp.Body.Close(); err != nil {
+				d.t.Fatal(err)
+			}
+		}
+	}
 }
 
 // exposureIsTrue compares what a dry run shows with what is held, and sees that a consent is to what was shown and nothing else.
@@ -233,6 +258,9 @@ func (d *deployment) exposureIsTrue(all map[string]held, owners *slot.Map) {
 	}
 	first := d.dryRun("--at-risk", "block")
 	same(first)
+	if want := fmt.Sprintf("%d transactions open, 4 decisions not published", len(all)+2); !strings.Contains(first.text, want) {
+		t.Errorf("the bound at the last word is not %q:\n%s", want, first.text)
+	}
 
 	// One more try changes what is exposed.
 	late := d.payment("late", d.accounts.staying[3], d.accounts.west[5], d.accounts.west[0], 37)

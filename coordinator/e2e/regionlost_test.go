@@ -169,12 +169,13 @@ func (l *load) known() (paid map[string]map[string]int64, lost []string) {
 	return paid, lost
 }
 
-// TestARegionIsLost kills a region whole under load, takes its slots, pays on, brings it back from its disks and moves its slots
-// back: every payment that anybody was told is committed has its effects in both regions, once, and there are no others.
+// TestARegionIsLost kills a region whole under load, after the other region's Kafka, takes its slots, pays on, brings it back from its
+// disks and moves its slots back; no Kafka is there until it returns. Every payment that anybody was told is committed has its effects in both regions, once, and there are no others.
 func TestARegionIsLost(t *testing.T) {
 	d := newDeployment(t)
 	l := d.pay(3)
 	eventually(t, 30*time.Second, "payments run", func() bool { return l.count() > 100 })
+	d.broker["west"].kill()
 	d.killRegion("east")
 	refused := d.failover("east", "west", "--at-risk", "limit", "--cap", "100000")
 	if code := refused.ended(30 * time.Second); code == 0 || !strings.Contains(refused.text(), "--fenced-by") {
@@ -200,6 +201,7 @@ func TestARegionIsLost(t *testing.T) {
 		more[to] += 5
 	}
 	eventually(t, 60*time.Second, "payments go on", func() bool { return l.count() > before+100 })
+	d.broker["west"] = startChild(t, d.broker["west"].log, d.broker["west"].cmd.Path, d.broker["west"].cmd.Args[1:]...)
 	d.revive("east")
 	t.Logf("%d transactions had been committed in the lost region alone", d.settle(90*time.Second))
 	out, err := exec.Command(program, "tx", "list", "--in-doubt", "--admin-addr", d.coord["west"].addr.Admin).CombinedOutput()

@@ -423,20 +423,33 @@ func (l late) Record(ctx context.Context, gid txn.Gid) (*record.Tx, error) {
 	}
 	dep := l.s.regions.place.Deployment()
 	for i := range dep.Regions {
-		list, err := l.s.journal.Diverged(ctx, i+1, slot.Of(string(gid)))
-		if err != nil {
-			return nil, err
-		}
-		for _, d := range list {
-			if d.Gid != gid {
-				continue
-			}
-			if e, err := record.DecodeEvent(d.Event); err == nil && e.Kind == record.KindDecision {
-				return record.FromParts(e.Body, nil, e.Head, record.Head{}, e.Epoch, 0)
-			}
+		if tx, err := l.s.divergedDecision(ctx, i+1, slot.Of(string(gid)), gid); err != nil || tx != nil {
+			return tx, err
 		}
 	}
 	return nil, nil
+}
+
+// divergedDecision gives a transaction as a region had decided it past a forced seal; nil where none is known.
+func (s *Server) divergedDecision(ctx context.Context, index, n int, gid txn.Gid) (*record.Tx, error) {
+	list, err := s.journal.Diverged(ctx, index, n)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range list {
+		if d.Gid != gid {
+			continue
+		}
+		if e, err := record.DecodeEvent(d.Event); err == nil && e.Kind == record.KindDecision {
+			return record.FromParts(e.Body, nil, e.Head, record.Head{}, e.Epoch, 0)
+		}
+	}
+	return nil, nil
+}
+
+// decidedPast is place.Config.Decided.
+func (s *Server) decidedPast(ctx context.Context, n int, gid txn.Gid) (*record.Tx, error) {
+	return s.divergedDecision(ctx, s.regions.place.Index(), n, gid)
 }
 
 // cancelFrom is place.Config.Cancel.

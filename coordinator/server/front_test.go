@@ -80,7 +80,7 @@ func TestProbesAreAnsweredWhileTheStoreStarts(t *testing.T) {
 		_, _, body := ask(t, http.DefaultClient, "GET", base+"/readyz", "", "")
 		return strings.Contains(body, "embedded etcd")
 	})
-	for path, want := range map[string]string{"/healthz": "200 alive", "/readyz": "503 not ready: starting: the embedded etcd", "/v1/transactions": "503 ", "/metrics": "503 "} {
+	for path, want := range map[string]string{"/healthz": "200 alive", "/readyz": "503 not ready: starting: the embedded etcd", "/v1/transactions": "503 ", "/metrics": "503 ", "/region/ready": "503 "} {
 		code, _, body := ask(t, http.DefaultClient, "GET", base+path, "", "")
 		if got := fmt.Sprintf("%d %s", code, body); !strings.HasPrefix(got, want) {
 			t.Errorf("starting, %s: %s, want %s", path, got, want)

@@ -67,7 +67,7 @@ func (s *Server) openRegions(ctx context.Context) error {
 	s.regions = &regions{file: f, posts: posts{owed: map[int][]*post{}, read: map[int]readAt{}}, arbiter: arbiter.New(cli, s.log), http: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: secure, MaxIdleConnsPerHost: 16}}}
 	s.regions.admin = &http.Client{Timeout: 10 * time.Second, Transport: s.peerTransport()}
 	s.regions.place, err = place.New(ctx, place.Config{
-		Self: c.Region, Topology: f, Arbiter: s.regions.arbiter, Forward: forwarder{s}, Arrivals: s.arrivals, Reached: s.reached, Cut: s.cut, CaughtUp: s.caughtUp, Post: late{s}.Post, Cancel: s.cancelFrom, End: s.endTry, Close: s.closeDivergences, Noted: s.noted, HTTP: s.regions.http, Log: s.log,
+		Self: c.Region, Topology: f, Arbiter: s.regions.arbiter, Forward: forwarder{s}, Arrivals: s.arrivals, Reached: s.reached, Cut: s.cut, CaughtUp: s.caughtUp, Post: late{s}.Post, Cancel: s.cancelFrom, End: s.endTry, Close: s.closeDivergences, Noted: s.noted, Decided: s.decidedPast, HTTP: s.regions.http, Log: s.log,
 	})
 	if errors.Is(err, arbiter.ErrNoDeployment) {
 		return fmt.Errorf("regions-file: %w", err)
@@ -138,7 +138,7 @@ func (s *Server) buildRegions() error {
 		TLS: secure, Region: s.cfg.Region, Index: r.place.Index(), Journal: s.journal, Brokers: own.Kafka, Partitions: r.file.Partitions, HTTP: r.admin,
 		Owners: r.place.Owners, Seals: r.arbiter.Seals, Live: func() eventlog.Live {
 			open, backlog := s.runner.Counts()
-			return eventlog.Live{Open: open, Unpublished: backlog}
+			return eventlog.Live{Member: s.member.ID, Open: open, Unpublished: backlog}
 		},
 		Mine: func(part int) bool { return s.mine(part) }, Shared: !s.cfg.Embedded, Registerer: s.metrics.Registry(), Log: s.log,
 	}

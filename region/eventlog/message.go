@@ -16,13 +16,16 @@ type Head struct {
 	Head record.Head
 }
 
-// Live is what an origin says of itself beside the heads.
+// Live is what a coordinator of an origin says of itself beside the heads: its part of the region.
 type Live struct {
+	// Member is its id; empty of one that does not say.
+	Member string
 	// Open transactions, and Unpublished events: decided or finished, and not in Kafka.
 	Open, Unpublished int
 }
 
-// Beat is a partition's heartbeat: the heads of its slots, those that have changed or all of them, and the region's counts.
+// Beat is a partition's heartbeat: the heads of its slots, those that have changed or all of them, and the counts of the
+// coordinator that publishes the partition.
 type Beat struct {
 	At int64 // unix milliseconds, by the origin's clock
 	Live
@@ -79,7 +82,30 @@ func (h *Beat) Encode() []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(h.At))
 	b = binary.BigEndian.AppendUint64(b, uint64(h.Open))
 	b = binary.BigEndian.AppendUint64(b, uint64(h.Unpublished))
-	return AppendHeads(b, h.Heads)
+	return AppendMember(AppendHeads(b, h.Heads), h.Member)
+}
+
+// memberMax bounds a member's id, in bytes.
+const memberMax = 255
+
+// AppendMember encodes who says something: one byte of length, and the id. It comes last, where a reader that does not know of it
+// does not look.
+func AppendMember(b []byte, member string) []byte {
+	if len(member) > memberMax {
+		member = member[:memberMax]
+	}
+	return append(append(b, byte(len(member))), member...)
+}
+
+// DecodeMember reads what AppendMember wrote; nothing where there is nothing: who wrote it does not know of it.
+func DecodeMember(b []byte) (string, error) {
+	switch {
+	case len(b) == 0:
+		return "", nil
+	case len(b) < 1+int(b[0]):
+		return "", errShort
+	}
+	return string(b[1 : 1+int(b[0])]), nil
 }
 
 // DecodeBeat reads what Encode wrote.
@@ -93,7 +119,10 @@ func DecodeBeat(b []byte) (*Beat, error) {
 	h := &Beat{At: int64(binary.BigEndian.Uint64(b[1:]))}
 	h.Open, h.Unpublished = int(int64(binary.BigEndian.Uint64(b[9:]))), int(int64(binary.BigEndian.Uint64(b[17:])))
 	var err error
-	h.Heads, _, err = DecodeHeads(b[25:])
+	if h.Heads, b, err = DecodeHeads(b[25:]); err != nil {
+		return nil, err
+	}
+	h.Member, err = DecodeMember(b)
 	return h, err
 }
 

@@ -171,10 +171,22 @@ func (p *Place) Cut(ctx context.Context, m engine.Move, seal *slot.Seal, rows []
 	return p.cfg.Cut(ctx, m.Slot, *seal, rows, events)
 }
 
-// Returned is engine.Regions's.
+// Returned is engine.Regions's. Where the store has a transaction undecided that the journal has decided, the store is an older one,
+// restored from a backup, and the journal is believed: as undecided its owner would abort what a client was told is committed.
 func (p *Place) Returned(ctx context.Context, m engine.Move, tx *record.Tx) error {
 	cctx, cancel := context.WithTimeout(ctx, returnedTimeout)
 	defer cancel()
+	if !tx.State.Phase.Decided() {
+		decided, err := p.cfg.Decided(cctx, m.Slot, tx.State.Gid)
+		if err != nil {
+			return err
+		}
+		if decided != nil {
+			p.cfg.Log.Error("the store has a transaction undecided that the journal has decided: it is older than the journal; was it restored from a backup? The journal's decision is handed back",
+				"gid", tx.State.Gid, "slot", m.Slot, "decided", decided.State.Phase.String())
+			tx = decided
+		}
+	}
 	rep, err := p.Forward(cctx, m.Owner.Region, engine.Request{Gid: tx.State.Gid, Event: engine.Returned{Tx: *tx}, Want: engine.WantAccepted, Border: true})
 	var refused *txn.Error
 	switch {

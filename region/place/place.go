@@ -55,6 +55,9 @@ type Config struct {
 	End func(ctx context.Context, m engine.Move, try recovery.Try, op txn.Op) error
 	// Noted says that an operator has settled what diverges of a transaction, outside of it.
 	Noted func(ctx context.Context, n int, gid txn.Gid) (bool, error)
+	// Decided gives this region's own decision of a transaction that was past a forced seal, as its journal had it; nil where it had
+	// none.
+	Decided func(ctx context.Context, n int, gid txn.Gid) (*record.Tx, error)
 	// Close notes that the divergences of a slot's events of an epoch and before are worked off.
 	Close func(ctx context.Context, n int, epoch slot.Epoch) error
 	// HTTP calls participants; nil is a client with a timeout of 10 s.

@@ -3,6 +3,7 @@ package place
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -72,4 +73,47 @@ type answers struct {
 
 func (a answers) Forward(context.Context, engine.Member, engine.Request) (engine.Reply, error) {
 	return a.reply, a.err
+}
+
+// TestAnOlderStoreDoesNotUndoADecision: a returned region's store that was restored from a backup has as undecided what the region had
+// decided; its journal knows better.
+func TestAnOlderStoreDoesNotUndoADecision(t *testing.T) {
+	broken := errors.New("the journal does not answer")
+	decided := &record.Tx{State: txn.State{Gid: "g", Phase: txn.PhaseCommitting}}
+	for _, c := range []struct {
+		name  string
+		store txn.Phase
+		known *record.Tx
+		err   error
+		sent  txn.Phase // 0: nothing
+	}{
+		{name: "undecided everywhere", store: txn.PhasePrepared, sent: txn.PhasePrepared},
+		{name: "the journal has a decision", store: txn.PhasePrepared, known: decided, sent: txn.PhaseCommitting},
+		{name: "the store has one itself", store: txn.PhaseAborting, known: decided, sent: txn.PhaseAborting},
+		{name: "nobody can say", store: txn.PhasePrepared, err: broken},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var sent txn.Phase
+			p := &Place{diverged: map[txn.Gid]Diverged{}, cfg: Config{Self: "east", Log: slog.New(slog.DiscardHandler),
+				Topology: &topology.File{Regions: map[string]topology.Region{"west": {Grpc: []string{"127.0.0.1:1"}}}},
+				Forward: forwards(func(req engine.Request) (engine.Reply, error) {
+					sent = req.Event.(engine.Returned).Tx.State.Phase
+					return engine.Reply{}, nil
+				}),
+				Decided: func(context.Context, int, txn.Gid) (*record.Tx, error) { return c.known, c.err },
+			}}
+			m := engine.Move{Slot: slot.Of("g"), Owner: slot.Owner{Region: "west", Epoch: 202, Status: slot.Active}}
+			err := p.Returned(t.Context(), m, &record.Tx{State: txn.State{Gid: "g", Phase: c.store}})
+			if !errors.Is(err, c.err) || c.err == nil && err != nil || sent != c.sent {
+				t.Errorf("handed back as %s, %v; want %s", sent, err, c.sent)
+			}
+		})
+	}
+}
+
+// forwards is a forwarder that is a function.
+type forwards func(engine.Request) (engine.Reply, error)
+
+func (f forwards) Forward(_ context.Context, _ engine.Member, req engine.Request) (engine.Reply, error) {
+	return f(req)
 }

@@ -155,7 +155,7 @@ func (s *Service) cutsMade(cuts []journal.Cut) {
 // reach brings an origin's chains to the forced seals that the slots' owners have: it does not wait for the origin nor for
 // its Kafka. Chains that are past a seal it cuts.
 func (s *Service) reach(ctx context.Context, o *origin) {
-	again := map[int]time.Time{}
+	again := map[int]time.Time{} // by slot: when it is tried again
 	read := func(ctx context.Context) error {
 		marks, err := s.cfg.Journal.Marks(ctx)
 		if err == nil {
@@ -171,7 +171,7 @@ func (s *Service) reach(ctx context.Context, o *origin) {
 		if owners == nil {
 			continue
 		}
-		s.bindEnded(ctx, o, owners)
+		s.bindEnded(ctx, o, owners, again)
 		var mu sync.Mutex
 		var all sync.WaitGroup
 		room := make(chan struct{}, fillsAtOnce)
@@ -208,11 +208,12 @@ func (s *Service) boundTo(o *origin, n int, seal *slot.Seal) bool {
 }
 
 // bindEnded binds together the chains that are at their forced seals already, which after a loss nearly all are: one by one they would
-// keep the journal from the payments that wait for their slots. What it cannot bind is reachSlot's.
-func (s *Service) bindEnded(ctx context.Context, o *origin, owners *slot.Map) {
+// keep the journal from the payments that wait for their slots. What it cannot bind is reachSlot's, and where that fails too, it is left
+// until again.
+func (s *Service) bindEnded(ctx context.Context, o *origin, owners *slot.Map, again map[int]time.Time) {
 	seals := map[int]slot.Seal{}
 	for n := range owners {
-		if seal := owners[n].Seal; s.boundTo(o, n, seal) && o.boundedAt(n) < uint64(seal.Epoch) && o.appliedOf(n) == seal.Seq {
+		if seal := owners[n].Seal; s.boundTo(o, n, seal) && o.boundedAt(n) < uint64(seal.Epoch) && o.appliedOf(n) == seal.Seq && !time.Now().Before(again[n]) {
 			o.sealed(n, seal)
 			seals[n] = *seal
 		}

@@ -95,7 +95,8 @@ func decodeEvents(b []byte) ([]record.Event, error) {
 	return out, nil
 }
 
-// answer is what a region says of itself over HTTP: a version, its counts, and for each origin how far its journal is.
+// answer is what a coordinator says of its region over HTTP: a version, its own counts, for each origin how far the journal is, and
+// its id.
 type answer struct {
 	live  eventlog.Live
 	heads map[int][]eventlog.Head
@@ -112,7 +113,7 @@ func (a *answer) encode() []byte {
 		b = binary.BigEndian.AppendUint32(b, uint32(index))
 		b = eventlog.AppendHeads(b, heads)
 	}
-	return b
+	return eventlog.AppendMember(b, a.live.Member)
 }
 
 func decodeAnswer(b []byte) (*answer, error) {
@@ -133,13 +134,15 @@ func decodeAnswer(b []byte) (*answer, error) {
 			return nil, err
 		}
 	}
-	return a, nil
+	var err error
+	a.live.Member, err = eventlog.DecodeMember(b)
+	return a, err
 }
 
 // serveHeads answers with how far this journal has every region's chains; the own ones as far as they are published.
 func (s *Service) serveHeads(w http.ResponseWriter, req *http.Request) {
-	st := s.cfg.Live()
-	a := &answer{live: eventlog.Live{Open: st.Open, Unpublished: st.Unpublished + s.pub.Unpublished()}, heads: map[int][]eventlog.Head{}}
+	a := &answer{live: s.cfg.Live(), heads: map[int][]eventlog.Head{}}
+	a.live.Unpublished += s.pub.Unpublished()
 	published, err := s.cfg.Journal.Published(req.Context(), s.cfg.Index)
 	var marks []journal.Mark
 	if err == nil {

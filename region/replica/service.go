@@ -68,7 +68,8 @@ type Config struct {
 	// Cut, where set, is told that this process found a chain past a forced seal in the journal, and that it ends at seq now:
 	// what the copies are believed to have of it goes back. It must not wait.
 	Cut func(origin, slot int, seq uint64)
-	// Live counts the open transactions, and the decided or finished ones that the journal does not have. nil: none.
+	// Live counts this process's open transactions, and the decided or finished ones that the journal does not have, and says by
+	// Member which process of the region this is: without that the peers take it for the only one. nil: none.
 	Live func() eventlog.Live
 	// Mine says which partitions this process publishes and pulls, where several share the journal; it may change at any
 	// time, and two may think the same one theirs. nil: all.
@@ -203,6 +204,7 @@ func (s *Service) Run(ctx context.Context) error {
 			all.Go(func() { s.pull(ctx, o, p) })
 		}
 		all.Go(func() { s.ask(ctx, o) })
+		all.Go(func() { s.askEach(ctx, o) })
 		if s.cfg.Owners != nil {
 			all.Go(func() { s.reach(ctx, o) })
 		}

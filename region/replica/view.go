@@ -20,7 +20,7 @@ type origin struct {
 	mu    sync.Mutex
 	slots [slot.Count]view
 	heard time.Time // the last heartbeat or answer
-	live  eventlog.Live
+	words words
 	trust int               // which of AdminURLs answered last
 	marks map[[2]int]uint64 // by origin and slot: how far its journal is
 }
@@ -63,7 +63,7 @@ func (o *origin) learn(heads []eventlog.Head, live *eventlog.Live) {
 	defer o.mu.Unlock()
 	o.heard = time.Now()
 	if live != nil {
-		o.live = *live
+		o.words.learn(*live, o.heard)
 	}
 	for _, h := range heads {
 		v := &o.slots[h.Slot]
@@ -256,7 +256,7 @@ type OriginStatus struct {
 	// heard where that is more than 3 s.
 	LagEvents uint64 `json:"lag_events"`
 	LagMillis int64  `json:"lag_ms"`
-	// Open and Unpublished are what the region said last of itself.
+	// Open and Unpublished are what the region's coordinators said last of themselves, summed up.
 	Open        int `json:"open"`
 	Unpublished int `json:"unpublished"`
 	// Stopped slots, those included whose next event is nowhere to be had.
@@ -321,7 +321,8 @@ func (o *origin) status() OriginStatus {
 	now := time.Now()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	out := OriginStatus{Region: o.peer.Name, Index: o.peer.Index, HeardMillis: -1, Open: o.live.Open, Unpublished: o.live.Unpublished}
+	live := o.words.sum()
+	out := OriginStatus{Region: o.peer.Name, Index: o.peer.Index, HeardMillis: -1, Open: live.Open, Unpublished: live.Unpublished}
 	silent := now.Sub(o.started)
 	if !o.heard.IsZero() {
 		silent = now.Sub(o.heard)

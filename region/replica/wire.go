@@ -48,7 +48,7 @@ type Exposure struct {
 	Origin string `json:"origin"`
 	// HeardMillis is how long ago it was last heard of; -1: never.
 	HeardMillis int64 `json:"heard_ms"`
-	// Open and Unpublished are what it said last of itself.
+	// Open and Unpublished are what its coordinators said last of themselves, summed up.
 	Open        int `json:"open"`
 	Unpublished int `json:"unpublished"`
 	// Slots that are behind what is known of them, or do not go on; Unapplied sums up by how many events.

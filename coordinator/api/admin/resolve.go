@@ -51,6 +51,11 @@ func (s *Server) resolve(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) resolved(ctx context.Context, gid txn.Gid, commit bool, reason string) (engine.Reply, error) {
+	if commit && s.Late != nil {
+		if err := s.contradicted(ctx, gid); err != nil {
+			return engine.Reply{}, err
+		}
+	}
 	rep, err := s.Engine.Do(ctx, engine.Request{Gid: gid, Event: txn.Resolve{Commit: commit, Reason: reason}, Want: engine.WantAccepted})
 	var refused *txn.Error
 	unknown := errors.As(err, &refused) && refused.Code == txn.CodeNotFound
@@ -72,4 +77,15 @@ func (s *Server) resolved(ctx context.Context, gid txn.Gid, commit bool, reason 
 	}
 	// The lost region's record may have branches that nobody here knew of, and an account of it may have no money any more.
 	return rep, s.Late.Post(ctx, late)
+}
+
+// contradicted is why a transaction is not to be committed: a record of it is here, the lost region's as a rule, that is aborted. Its
+// participants have cancelled, and its client was told so; effects posted from that record would be a commit and a cancel of one
+// transaction.
+func (s *Server) contradicted(ctx context.Context, gid txn.Gid) error {
+	late, err := s.Late.Record(ctx, gid)
+	if err != nil || late == nil || !late.State.Phase.Decided() || late.State.Phase.Commit() {
+		return err
+	}
+	return &txn.Error{Code: txn.CodePhase, Gid: gid, Phase: late.State.Phase, Text: "this region has a record of it that says it was aborted: its participants were told to cancel, and nothing is posted"}
 }

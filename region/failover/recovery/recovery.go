@@ -158,26 +158,28 @@ func BranchOf(t Try) txn.Branch {
 
 // Doubt makes the transaction of tries that have no record, as a live one in doubt; begun is when it began as far as anybody
 // knows, unix ms. Of what stands at the participants only positive evidence counts: it gives the decision that they prove, nil
-// where they prove none, and an error where they prove both.
+// where they prove none, and an error where they prove both. It is global where all tries say so: of a regional one the arbiter's silence
+// proves nothing, and one that words contradict of may be that.
 func Doubt(gid txn.Gid, tries []Try, begun int64, epoch uint64) (tx *record.Tx, commit *bool, err error) {
 	s := txn.State{Gid: gid, Mode: txn.ModeTCC, Phase: txn.PhasePrepared, InDoubt: true, Epoch: epoch, BegunAt: begun, UpdatedAt: begun}
 	s.Query.Status = txn.OpSkipped
 	yes, no := true, false
-	confirmed, cancelled := false, false
+	confirmed, cancelled, global := false, false, len(tries) > 0
 	known := map[txn.BranchID]bool{}
 	for _, t := range tries {
 		confirmed, cancelled = confirmed || t.State == Confirmed, cancelled || t.State == Cancelled
+		global = global && t.Global
 		if known[t.Branch] {
 			continue // two participants over one database
 		}
 		known[t.Branch] = true
 		s.Branches = append(s.Branches, BranchOf(t))
-		if t.Global {
-			s.Opt.Durability = txn.Global
-		}
 		if t.Mode != 0 {
 			s.Mode = t.Mode
 		}
+	}
+	if global {
+		s.Opt.Durability = txn.Global
 	}
 	tx = &record.Tx{State: s}
 	switch {

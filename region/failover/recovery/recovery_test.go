@@ -152,6 +152,11 @@ func TestOnlyPositiveEvidenceSettles(t *testing.T) {
 	if err != nil || tx.State.Opt.Durability != txn.Global {
 		t.Fatalf("%+v, %v", tx, err)
 	}
+	for _, mixed := range [][]Try{{try("01", Tried, true), try("02", Tried, false)}, {try("01", Tried, false), try("02", Tried, true)}, {try("01", Tried, true), try("01", Tried, false)}} {
+		if tx, _, err := Doubt("g", mixed, 5, 302); err != nil || tx.State.Opt.Durability != txn.Regional || !tx.State.InDoubt {
+			t.Errorf("not all say that it is global: %+v, %v", tx.State, err)
+		}
+	}
 	gone, err := Aborted(tx, 7)
 	if err != nil || gone.State.Phase != txn.PhaseAborting || gone.State.Reason != Lost || gone.State.Branches[0].Two.Status != txn.OpPending {
 		t.Fatalf("%+v, %v", gone, err)
