@@ -454,7 +454,7 @@ func (c *regionVerifyCmd) run(e *env, o *opened) error {
 				failed = a.Canary(e.ctx, v.Region, n)
 			}
 		}
-		checks = append(checks, check{Name: "writes in " + v.Region, OK: failed == nil, Text: fmt.Sprintf("%d slots (%v)", wrote, failed)})
+		checks = append(checks, check{Name: "writes in " + v.Region, OK: failed == nil, Text: fmt.Sprintf("%d slots%s", wrote, because(failed))})
 		if v.Status == nil {
 			continue
 		}

@@ -23,7 +23,7 @@ func (c *regionDrillCmd) rehearse(e *env, o *opened) error {
 	a := c.asker(e, o)
 	ctx, cancel := c.within(e.ctx)
 	defer cancel()
-	checks, err := c.preflight(e, o, c.From, c.To)
+	checks, err := c.preflight(e, o, c.From, c.To, nil)
 	if err != nil {
 		return err
 	}

@@ -89,6 +89,7 @@ func (w *world) masked(out string) string {
 	for _, m := range []struct{ pattern, by string }{
 		{`127\.0\.0\.1:\d+`, "HOST:PORT"}, {`[0-9a-f]{8}-[0-9a-f]{4}`, "OPERATION"}, {`plan [0-9a-f]{16}`, "plan HASH"}, {`--plan [0-9a-f]{16}`, "--plan HASH"}, {`this one is [0-9a-f]{16}`, "this one is HASH"},
 		{`it is [0-9a-f]{16} by now`, "it is HASH by now"}, {`after \d+ ms`, "after N ms"}, {`in \d+ ms`, "in N ms"}, {`slots moved in \d+ ms`, "slots moved in N ms"},
+		{`a majority answers in \d+m?s`, "a majority answers in N ms"}, {`within \d+ ms`, "within N ms"},
 	} {
 		out = regexp.MustCompile(m.pattern).ReplaceAllString(out, m.by)
 	}
@@ -126,6 +127,7 @@ func TestTheTranscriptOfALostRegion(t *testing.T) {
 	step("outside traffic does not move", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "any", "--slots", "10", "--on-switch", "exit 3")...)
 	w.diverge()
 	step("the lost region is back, and says otherwise", "region", "divergence")
+	step("it gets nothing back by plan before that", "region", "failback", "--from", "west", "--to", "east")
 	step("one that is open yet is not settled outside", "region", "divergence", "settle", "order-7", "--text", "settled as payment 12")
 	step("one that both have alike is not settled outside either", "region", "divergence", "settle", "order-11", "--text", "settled as payment 12")
 	step("one that aborted where nobody else knew of it is none", "region", "divergence", "settle", "order-10", "--text", "settled as payment 12")

@@ -159,7 +159,7 @@ func (m *moveFlags) move(e *env, kind failover.Kind, from, to string, hold time.
 	if err != nil {
 		return err
 	}
-	checks, err := m.preflight(e, o, from, to)
+	checks, err := m.preflight(e, o, from, to, p.Slots)
 	if err != nil {
 		return err
 	}
