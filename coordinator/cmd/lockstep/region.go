@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -86,92 +84,6 @@ func (c *regionInitCmd) run(e *env, o *opened) error {
 	}
 	fmt.Fprintf(e.out, "the deployment has the regions %s and %d slots\n", strings.Join(names, ", "), slot.Count)
 	return nil
-}
-
-// asker asks the regions' coordinators.
-type asker struct {
-	o      *opened
-	client *http.Client
-	token  string
-}
-
-func (c *contextFile) asker(e *env, o *opened) *asker {
-	return &asker{o: o, client: &http.Client{Timeout: min(c.Timeout, 5*time.Second), Transport: &http.Transport{MaxIdleConnsPerHost: conduct.AsksAtOnce}}, token: e.getenv("LOCKSTEP_TOKEN")}
-}
-
-// ask tries a region's coordinators one after the other.
-func (a *asker) ask(ctx context.Context, region, method, path string, out any) error {
-	var errs []error
-	for _, base := range a.o.file.Regions[region].Admin {
-		if errs = append(errs, a.askOne(ctx, base, method, path, out)); errs[len(errs)-1] == nil {
-			return nil
-		}
-	}
-	if len(errs) == 0 {
-		return fmt.Errorf("the regions file has no admin address of region %s", region)
-	}
-	return errors.Join(errs...)
-}
-
-func (a *asker) askOne(ctx context.Context, base, method, path string, out any) error {
-	req, err := http.NewRequestWithContext(ctx, method, base+path, nil)
-	if err != nil {
-		return err
-	}
-	raw, err := a.do(req)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(raw, out)
-}
-
-func (a *asker) do(req *http.Request) ([]byte, error) {
-	if a.token != "" {
-		req.Header.Set("Authorization", "Bearer "+a.token)
-	}
-	resp, err := a.client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, &statusError{resp.StatusCode, fmt.Sprintf("%s: %s: %s", req.URL, resp.Status, cut(string(raw), 200))}
-	}
-	return raw, nil
-}
-
-// statusError is an answer that is not 200.
-type statusError struct {
-	status int
-	text   string
-}
-
-func (e *statusError) Error() string { return e.text }
-
-// Reached is conduct.World's.
-func (a *asker) Reached(ctx context.Context, region string, seals map[int]*slot.Seal) map[int]bool {
-	yes := map[int]bool{}
-	body, err := json.Marshal(map[string]any{"seals": seals})
-	if err != nil {
-		return yes
-	}
-	var out struct{ Reached []int }
-	if raw, err := a.askAny(ctx, region, "/v1/region/reached", body); err == nil && json.Unmarshal(raw, &out) == nil {
-		for _, n := range out.Reached {
-			yes[n] = true
-		}
-	}
-	return yes
-}
-
-// Canary is conduct.World's.
-func (a *asker) Canary(ctx context.Context, region string, n int) error {
-	var out struct{}
-	return a.ask(ctx, region, http.MethodPost, fmt.Sprintf("/v1/region/canary?slot=%d", n), &out)
 }
 
 type regionStatusCmd struct {
@@ -370,9 +282,17 @@ func (a *asker) view(ctx context.Context, region string, owners *slot.Map) regio
 	}
 	bases := a.o.file.Regions[region].Admin
 	answers, seen, errs := make([]server.RegionStatus, len(bases)), make([]coordinatorView, len(bases)), make([]error, len(bases))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var first sync.Once
 	var all sync.WaitGroup
 	for i, base := range bases {
-		all.Go(func() { seen[i], errs[i] = a.statusOf(ctx, base, &answers[i]) })
+		all.Go(func() {
+			if seen[i], errs[i] = a.statusOf(ctx, base, &answers[i]); errs[i] == nil {
+				a.o.heard.note(region, base)
+				first.Do(func() { time.AfterFunc(silence, cancel) }) // the others are not waited for as long as a whole region
+			}
+		})
 	}
 	all.Wait()
 	up := 0

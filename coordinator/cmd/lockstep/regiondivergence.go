@@ -150,7 +150,7 @@ func (d *divergent) agrees() bool {
 // events asks all regions for their divergence records, by gid.
 func (a *asker) events(ctx context.Context) (by map[string]*divergent, unheard []string) {
 	by = map[string]*divergent{}
-	answers := a.askAll(ctx, "", fmt.Sprintf("/v1/region/divergence?limit=%d", divergenceMost), nil)
+	answers := a.askAll(ctx, "", fmt.Sprintf("/v1/region/divergence?limit=%d", divergenceMost), nil, nil)
 	for _, region := range slices.Sorted(maps.Keys(answers)) {
 		var list []replica.DivergenceInfo
 		ans := answers[region]
@@ -190,7 +190,7 @@ func gather(by map[string]*divergent, region string, info *replica.DivergenceInf
 // waiting asks all regions what they had when they were lost and have not worked off, and why, by gid.
 func (a *asker) waiting(ctx context.Context) (why map[string]string, unheard []string) {
 	why = map[string]string{}
-	answers := a.askAll(ctx, "", "/v1/region/status", nil)
+	answers := a.askAll(ctx, "", "/v1/region/status", nil, nil)
 	for _, region := range slices.Sorted(maps.Keys(answers)) {
 		var st server.RegionStatus
 		ans := answers[region]

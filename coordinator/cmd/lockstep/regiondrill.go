@@ -35,7 +35,7 @@ func (c *regionDrillCmd) rehearse(e *env, o *opened) error {
 	if err != nil {
 		return err
 	}
-	x, err := f.expose(ctx, e, o, owners)
+	x, err := f.expose(e, o, owners, f.viewsOf(e.ctx, a))
 	if err != nil {
 		return err
 	}

@@ -60,6 +60,7 @@ type opened struct {
 	file    *topology.File
 	arbiter *arbiter.Arbiter
 	close   func()
+	heard   heard
 }
 
 // open reads the file and asks the arbiter a first time.

@@ -139,7 +139,7 @@ func (c *regionWatchCmd) look(e *env, o *opened) sight {
 	if !s.Here {
 		return s
 	}
-	for region, ans := range a.askAll(ctx, c.From, "/v1/region/exposure?"+url.Values{"origin": {c.From}}.Encode(), nil) {
+	for region, ans := range a.askAll(ctx, c.From, "/v1/region/exposure?"+url.Values{"origin": {c.From}}.Encode(), nil, nil) {
 		var v regionExposure
 		if ans.err != nil || json.Unmarshal(ans.body, &v) != nil {
 			s.Unheard[region] = -1
