@@ -98,9 +98,38 @@ type regionView struct {
 	Error  string               `json:"error,omitempty"`
 	Slots  map[slot.Status]int  `json:"slots"`
 	Forced int                  `json:"forced,omitempty"` // slots taken by force whose loss is not worked off
+	Lost   int                  `json:"lost,omitempty"`   // slots taken from it by force whose loss is not worked off
 	Status *server.RegionStatus `json:"status,omitempty"`
 	// Coordinators are those that answer.
 	Coordinators []coordinatorView `json:"coordinators,omitempty"`
+}
+
+// lost says that the region was lost whole: it owns nothing, and what was taken from it is not worked off. It is silent by right.
+func (v *regionView) lost() bool {
+	return v.Lost > 0 && v.Slots[slot.Active]+v.Slots[slot.Draining]+v.Slots[slot.Sealed]+v.Slots[slot.Taken] == 0
+}
+
+// lostOf gives the regions that were lost whole, with how many slots were taken from them.
+func lostOf(views []regionView) map[string]int {
+	lost := map[string]int{}
+	for _, v := range views {
+		if v.lost() {
+			lost[v.Region] = v.Lost
+		}
+	}
+	return lost
+}
+
+// stopOf is the stop of another region's chains that wants somebody first; nil for none. What a region that was lost alone has is
+// missing until it is back.
+func stopOf(or *replica.OriginStatus, lost bool) *replica.SlotStop {
+	if at := slices.IndexFunc(or.Stopped, func(s replica.SlotStop) bool { return !s.Missing }); at >= 0 {
+		return &or.Stopped[at]
+	}
+	if len(or.Stopped) == 0 || lost {
+		return nil
+	}
+	return &or.Stopped[0]
 }
 
 // Run shows the regions.
@@ -116,7 +145,7 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 	}
 	w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "REGION\tSTATE\tSLOTS\tOPEN\tEXPOSED\tLAG\tHEARD\tCOPIES LAG\tARBITER")
-	next := ""
+	next, lost := "", lostOf(views)
 	for _, v := range views {
 		slots := fmt.Sprint(v.Slots[slot.Active])
 		for _, st := range []slot.Status{slot.Draining, slot.Sealed, slot.Taken} {
@@ -129,7 +158,9 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 		}
 		if v.Status == nil {
 			fmt.Fprintf(w, "%s\t%s\t%s\t?\t?\t?\t?\t?\t?\n", v.Region, v.State, slots)
-			next = c.silentNext(o, views, &v)
+			if !v.lost() { // else what is left to do is at the region that took its slots
+				next = c.silentNext(o, views, &v)
+			}
 			continue
 		}
 		if v.Error != "" {
@@ -148,8 +179,8 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 		for _, or := range v.Status.Origins {
 			lag += fmt.Sprintf("%s %d events %d ms ", or.Region, or.LagEvents, or.LagMillis)
 			heard += fmt.Sprintf("%s %d ms ", or.Region, or.HeardMillis)
-			if len(or.Stopped) > 0 {
-				next = c.stoppedNext(o, v.Region, or.Region, &or.Stopped[max(0, slices.IndexFunc(or.Stopped, func(s replica.SlotStop) bool { return !s.Missing }))])
+			if st := stopOf(&or, lost[or.Region] > 0); st != nil {
+				next = c.stoppedNext(o, v.Region, or.Region, st)
 			}
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%d\t%d ms\n", v.Region, v.State, slots, v.Status.Open, exposed(v.Status), strings.TrimSpace(lag), strings.TrimSpace(heard), v.Status.ApplyLag, v.Status.ArbiterMillis)
@@ -266,6 +297,13 @@ func (c *contextFile) look(e *env, o *opened) ([]regionView, *slot.Map, error) {
 		all.Go(func() { out[i] = a.view(ctx, name, owners) })
 	}
 	all.Wait()
+	for i := range out {
+		for _, w := range owners {
+			if w.Lost != 0 && w.Lost.Region() == i+1 {
+				out[i].Lost++
+			}
+		}
+	}
 	return out, owners, nil
 }
 
@@ -349,44 +387,6 @@ func (v *regionView) add(st *server.RegionStatus) {
 		}
 		v.Status.Unacknowledged[peer] += n
 	}
-}
-
-type regionVerifyCmd struct {
-	contextFile
-	Slots int `help:"How many slots of each region are written to." default:"8"`
-}
-
-// Run writes to every region and reads what each says of the others.
-func (c *regionVerifyCmd) Run(e *env) error { return c.with(e, c.run) }
-
-func (c *regionVerifyCmd) run(e *env, o *opened) error {
-	views, owners, err := c.look(e, o)
-	if err != nil {
-		return err
-	}
-	var checks []check
-	a := c.asker(e, o)
-	for _, v := range views {
-		wrote, failed := 0, error(nil)
-		for n, w := range owners {
-			if w.Region == v.Region && w.Status == slot.Active && wrote < c.Slots && failed == nil {
-				wrote++
-				failed = a.Canary(e.ctx, v.Region, n)
-			}
-		}
-		checks = append(checks, check{Name: "writes in " + v.Region, OK: failed == nil, Text: fmt.Sprintf("%d slots%s", wrote, because(failed))})
-		if v.Status == nil {
-			continue
-		}
-		for _, or := range v.Status.Origins {
-			checks = append(checks, check{Name: fmt.Sprintf("%s hears %s", v.Region, or.Region), OK: or.HeardMillis >= 0 && or.HeardMillis < 10_000 && len(or.Stopped) == 0,
-				Text: fmt.Sprintf("%d ms ago, %d events behind, %d chains stopped", or.HeardMillis, or.LagEvents, len(or.Stopped))})
-		}
-	}
-	if !printChecks(e, checks) {
-		return &failure{errors.New("something is wrong"), "lockstep region status --context " + c.Context}
-	}
-	return nil
 }
 
 type regionHistoryCmd struct {

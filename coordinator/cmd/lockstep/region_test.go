@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,12 +26,14 @@ type world struct {
 	arbiter *arbiter.Arbiter
 	file    string
 	admin   map[string]*http.ServeMux
+	mu      sync.Mutex
+	says    map[string]string // statuses, by region
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	a, addr := arbitertest.Start(t)
-	w := &world{t: t, arbiter: a, file: filepath.Join(t.TempDir(), "regions.yaml"), admin: map[string]*http.ServeMux{}}
+	w := &world{t: t, arbiter: a, file: filepath.Join(t.TempDir(), "regions.yaml"), admin: map[string]*http.ServeMux{}, says: map[string]string{}}
 	text := fmt.Sprintf("arbiter: [%q]\nregions:\n", addr)
 	for _, region := range []string{"east", "west"} {
 		w.admin[region] = http.NewServeMux()
@@ -87,9 +90,20 @@ func (w *world) give(to string, index int, slots ...int) {
 	}
 }
 
-// status lets a region answer with a status.
+// status lets a region answer with a status; once more: with another one.
 func (w *world) status(region, text string) {
-	w.admin[region].HandleFunc("GET /v1/region/status", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprint(rw, text) })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, has := w.says[region]
+	w.says[region] = text
+	if has {
+		return
+	}
+	w.admin[region].HandleFunc("GET /v1/region/status", func(rw http.ResponseWriter, _ *http.Request) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		fmt.Fprint(rw, w.says[region])
+	})
 }
 
 // TestFailbackMovesWhatTheTargetHadFirst: even slots are east's, odd ones west's; 0, 2 and 8 went west, and 2 came back.

@@ -20,7 +20,7 @@ import (
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
-var updateGolden = flag.Bool("update", false, "write testdata/region-lost.golden anew")
+var updateGolden = flag.Bool("update", false, "write the transcripts in testdata anew")
 
 // left is a world in which west lives, and a participant that holds something for a transaction of east's slots.
 func left(t *testing.T) *world {
@@ -100,12 +100,8 @@ func (w *world) masked(out string) string {
 // a command to paste.
 func TestTheTranscriptOfALostRegion(t *testing.T) {
 	w := left(t)
-	var b strings.Builder
-	step := func(why string, args ...string) string {
-		out, code := w.command(args...)
-		fmt.Fprintf(&b, "# %s\n$ lockstep %s\n%s[exit code %d]\n\n", why, strings.Join(args, " "), w.masked(out), code)
-		return out
-	}
+	tr := &transcript{w: w}
+	step := tr.step
 	failover := func(more ...string) []string {
 		return append([]string{"region", "failover", "--from", "east", "--to", "west"}, more...)
 	}
@@ -133,9 +129,26 @@ func TestTheTranscriptOfALostRegion(t *testing.T) {
 	step("one that aborted where nobody else knew of it is none", "region", "divergence", "settle", "order-10", "--text", "settled as payment 12")
 	step("one that stands both ways is", "region", "divergence", "settle", "order-8", "--text", "settled as payment 12")
 	step("a region that answers is not lost", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "any")...)
-	file := filepath.Join("testdata", "region-lost.golden")
+	tr.hold(t, "region-lost.golden")
+}
+
+// transcript is commands with all that they wrote.
+type transcript struct {
+	w    *world
+	text strings.Builder
+}
+
+func (tr *transcript) step(why string, args ...string) {
+	out, code := tr.w.command(args...)
+	fmt.Fprintf(&tr.text, "# %s\n$ lockstep %s\n%s[exit code %d]\n\n", why, strings.Join(args, " "), tr.w.masked(out), code)
+}
+
+// hold compares the transcript with a golden file, or writes that.
+func (tr *transcript) hold(t *testing.T, name string) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
 	if *updateGolden {
-		if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(tr.text.String()), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -143,9 +156,21 @@ func TestTheTranscriptOfALostRegion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(string(want), b.String()); d != "" {
-		t.Errorf("the transcript is not testdata/region-lost.golden (-file +now); if it should be: go test ./coordinator/cmd/lockstep -run TestTheTranscript -update\n%s", d)
+	if d := cmp.Diff(string(want), tr.text.String()); d != "" {
+		t.Errorf("the transcript is not testdata/%s (-file +now); if it should be: go test ./coordinator/cmd/lockstep -run TestTheTranscript -update\n%s", name, d)
 	}
+}
+
+// TestTheTranscriptOfAWholeRegion: what stands there when nothing of the lost region is left to be taken.
+func TestTheTranscriptOfAWholeRegion(t *testing.T) {
+	w := left(t)
+	w.status("west", `{"arbiter_ms": 5, "origins": [{"region": "east", "heard_ms": 11038, "lag_events": 2, "stopped": [{"slot": 4, "applied": 7, "reason": "events 8 to 9 are missing", "missing": true}]}]}`)
+	tr := &transcript{w: w}
+	tr.step("before: it is silent, and nobody has said that it was lost", "region", "verify")
+	tr.step("all of it", "region", "failover", "--from", "east", "--to", "west", "--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "any")
+	tr.step("the status after it", "region", "status")
+	tr.step("is it served?", "region", "verify")
+	tr.hold(t, "region-whole.golden")
 }
 
 // diverge has east be back with a transaction in doubt here, one that was aborted meanwhile, one that was committed as it had said,
