@@ -170,7 +170,7 @@ func (x *exposure) print(w io.Writer, from, to string) {
 		v := x.Views[region]
 		switch {
 		case v.Error != "":
-			fmt.Fprintf(w, "  %s does not answer: %s\n", region, cut(v.Error, 120))
+			fmt.Fprintf(w, "  %s does not answer: %s\n", region, shown(cut(v.Error, 120)))
 		case v.HeardMillis < 0:
 			fmt.Fprintf(w, "  %s has never heard of it\n", region)
 		default:
@@ -185,7 +185,7 @@ func (x *exposure) print(w io.Writer, from, to string) {
 			fmt.Fprintf(w, "    and %d more\n", len(x.Tries)-gidsShown)
 			break
 		}
-		fmt.Fprintf(w, "    %s: %s\n", gid, triesText(x.Tries[gid]))
+		fmt.Fprintf(w, "    %s: %s\n", shown(string(gid)), shown(triesText(x.Tries[gid])))
 	}
 	if len(x.Unasked) > 0 {
 		fmt.Fprintf(w, "  not asked, since they do not answer: %s\n", strings.Join(x.Unasked, ", "))
@@ -213,7 +213,7 @@ func (x *exposure) amounts() string {
 	for _, cur := range slices.Sorted(maps.Keys(sums)) {
 		parts = append(parts, fmt.Sprintf("%d %s", sums[cur], cur))
 	}
-	return ", debits held: " + strings.Join(parts, ", ") + " (minor units)"
+	return ", debits held: " + shown(strings.Join(parts, ", ")) + " (minor units)"
 }
 
 func triesText(list []recovery.Try) string {

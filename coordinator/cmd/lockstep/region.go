@@ -66,6 +66,7 @@ func (c *regionInitCmd) run(e *env, o *opened) error {
 		switch {
 		case errors.Is(err, arbiter.ErrNoDeployment):
 			fmt.Fprintf(e.out, "there is no deployment yet; it would have the regions %s and %d slots\n", strings.Join(names, ", "), slot.Count)
+			next(e.out, c.again(names))
 			return nil
 		case err != nil:
 			return err
@@ -74,6 +75,7 @@ func (c *regionInitCmd) run(e *env, o *opened) error {
 			return usageError{err}
 		}
 		fmt.Fprintf(e.out, "the deployment has the regions %s; it would have %s\n", strings.Join(dep.Regions, ", "), strings.Join(names, ", "))
+		next(e.out, c.again(names))
 		return nil
 	}
 	err := o.audited(ctx, c.Who, "init", "regions "+strings.Join(names, ", "), func() error {
@@ -84,6 +86,11 @@ func (c *regionInitCmd) run(e *env, o *opened) error {
 	}
 	fmt.Fprintf(e.out, "the deployment has the regions %s and %d slots\n", strings.Join(names, ", "), slot.Count)
 	return nil
+}
+
+// again is the command with everything said.
+func (c *regionInitCmd) again(names []string) string {
+	return "lockstep region init " + flagOf("regions", strings.Join(names, ",")) + whoFlag(c.Who) + " " + c.here()
 }
 
 type regionStatusCmd struct {
@@ -145,7 +152,7 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 	}
 	w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "REGION\tSTATE\tSLOTS\tOPEN\tEXPOSED\tLAG\tHEARD\tCOPIES LAG\tARBITER")
-	next, lost := "", lostOf(views)
+	then, doubts, lost := "", "", lostOf(views)
 	for _, v := range views {
 		slots := fmt.Sprint(v.Slots[slot.Active])
 		for _, st := range []slot.Status{slot.Draining, slot.Sealed, slot.Taken} {
@@ -159,28 +166,28 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 		if v.Status == nil {
 			fmt.Fprintf(w, "%s\t%s\t%s\t?\t?\t?\t?\t?\t?\n", v.Region, v.State, slots)
 			if !v.lost() { // else what is left to do is at the region that took its slots
-				next = c.silentNext(o, views, &v)
+				then = c.silentNext(o, views, &v)
 			}
 			continue
 		}
 		if v.Error != "" {
-			next = fmt.Sprintf("lockstep region status --context %s --output json  # %s in %s: %s", c.Context, v.State, v.Region, cut(v.Error, 200))
+			then = fmt.Sprintf("lockstep region status %s --output json  # %s in %s: %s", c.here(), v.State, v.Region, cut(v.Error, 200))
 		}
 		if len(v.Status.Diverged) > 0 {
 			d := v.Status.Diverged[0]
-			next = fmt.Sprintf("lockstep region divergence --context %s  # docs/runbooks/divergence.md; %d transactions of %s: %s", c.Context, len(v.Status.Diverged), v.Region, d.Why)
-		} else if v.Forced > 0 && next == "" {
-			next = fmt.Sprintf("lockstep tx list --in-doubt --admin-addr %s  # %d slots were taken by force, docs/runbooks/region-lost.md", hostOf(firstAdmin(o, v.Region)), v.Forced)
+			then = fmt.Sprintf("lockstep region divergence %s  # docs/runbooks/divergence.md; %d transactions of %s: %s", c.here(), len(v.Status.Diverged), v.Region, cut(d.Why, 200))
+		} else if v.Forced > 0 && doubts == "" {
+			doubts = fmt.Sprintf("lockstep tx list --in-doubt --admin-addr %s  # %d slots were taken by force, docs/runbooks/region-lost.md", hostOf(firstAdmin(o, v.Region)), v.Forced)
 		}
 		if n := unpublishable(v.Status); n >= 0 {
-			next = fmt.Sprintf("lockstep drift run --context %s  # slot %d of %s goes to no other region, docs/runbooks/slot-stopped.md: %s", c.Context, n, v.Region, v.Status.Unpublishable[n])
+			then = fmt.Sprintf("lockstep drift run %s  # slot %d of %s goes to no other region, docs/runbooks/slot-stopped.md: %s", c.here(), n, v.Region, cut(v.Status.Unpublishable[n], 200))
 		}
 		lag, heard := "", ""
 		for _, or := range v.Status.Origins {
 			lag += fmt.Sprintf("%s %d events %d ms ", or.Region, or.LagEvents, or.LagMillis)
 			heard += fmt.Sprintf("%s %d ms ", or.Region, or.HeardMillis)
 			if st := stopOf(&or, lost[or.Region] > 0); st != nil {
-				next = c.stoppedNext(o, v.Region, or.Region, st)
+				then = c.stoppedNext(o, v.Region, or.Region, st)
 			}
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%d\t%d ms\n", v.Region, v.State, slots, v.Status.Open, exposed(v.Status), strings.TrimSpace(lag), strings.TrimSpace(heard), v.Status.ApplyLag, v.Status.ArbiterMillis)
@@ -192,11 +199,14 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 	if err != nil {
 		return err
 	}
-	if under != "" && next == "" {
-		next = "lockstep region resume --context " + c.Context + "  # " + under
+	switch { // what came last of the regions' own goes before; an operation ends before what it leaves in doubt is looked at
+	case then == "" && under != "":
+		then = "lockstep region resume " + c.here() + "  # " + under
+	case then == "":
+		then = doubts
 	}
-	if next != "" {
-		fmt.Fprintln(e.out, "next:", next)
+	if then != "" {
+		next(e.out, then)
 	}
 	return nil
 }
@@ -206,19 +216,19 @@ func (c *contextFile) silentNext(o *opened, views []regionView, v *regionView) s
 	owns := v.Slots[slot.Active]+v.Slots[slot.Draining]+v.Slots[slot.Sealed]+v.Slots[slot.Taken] > 0
 	for _, other := range views {
 		if owns && other.Status != nil {
-			return fmt.Sprintf("lockstep region watch --from %s --to %s --context %s  # docs/runbooks/region-lost.md; it does not answer: %s", v.Region, other.Region, c.Context, cut(v.Error, 120))
+			return fmt.Sprintf("lockstep region watch --from %s --to %s %s  # docs/runbooks/region-lost.md; it does not answer: %s", v.Region, other.Region, c.here(), cut(v.Error, 120))
 		}
 	}
-	return fmt.Sprintf("curl %s/readyz  # %s", firstAdmin(o, v.Region), v.Error)
+	return fmt.Sprintf("curl %s/readyz  # %s", firstAdmin(o, v.Region), cut(v.Error, 200))
 }
 
 // stoppedNext is what to do about a slot that does not go on.
 func (c *contextFile) stoppedNext(o *opened, region, origin string, st *replica.SlotStop) string {
 	if st.Missing { // it goes on when its origin answers
-		return fmt.Sprintf("curl %s/readyz  # slot %d of %s does not go on in %s: %s", firstAdmin(o, origin), st.Slot, origin, region, shown(st.Reason))
+		return fmt.Sprintf("curl %s/readyz  # slot %d of %s does not go on in %s: %s", firstAdmin(o, origin), st.Slot, origin, region, cut(st.Reason, 200))
 	}
-	return fmt.Sprintf("lockstep region unstop --region %s --origin %s --slot %d --why REASON --context %s  # first docs/runbooks/slot-stopped.md; it is stopped: %s",
-		region, origin, st.Slot, c.Context, shown(st.Reason))
+	return fmt.Sprintf("lockstep region unstop --region %s --origin %s --slot %d --why REASON %s  # first docs/runbooks/slot-stopped.md; it is stopped: %s",
+		region, origin, st.Slot, c.here(), cut(st.Reason, 200))
 }
 
 func firstAdmin(o *opened, region string) string {
@@ -415,7 +425,7 @@ func (c *regionHistoryCmd) run(e *env, o *opened) error {
 	w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "AT\tWHO\tACT\tOPERATION\tTEXT")
 	for _, en := range entries {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", en.At, en.Who, en.Act, en.Op, cut(en.Text, 120))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", en.At, shown(en.Who), shown(en.Act), shown(en.Op), shown(cut(en.Text, 120)))
 	}
 	if err := w.Flush(); err != nil {
 		return err

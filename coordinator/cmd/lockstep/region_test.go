@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ type world struct {
 	admin   map[string]*http.ServeMux
 	mu      sync.Mutex
 	says    map[string]string // statuses, by region
+	busy    atomic.Bool       // west does not freeze its journal
 }
 
 func newWorld(t *testing.T) *world {

@@ -71,7 +71,11 @@ func (c *regionFailoverCmd) run(e *env, o *opened) error {
 		fmt.Fprintf(e.out, "slots %s came to %s by plan and their accounts did not: %s's copies of them become homes too, and what was held of them is held again as far as it is known\n",
 			slotList(stranded), c.To, c.To)
 	}
-	fmt.Fprintf(e.out, "plan %s: %d slots from %s to %s, accounts at risk: %s, fenced by: %s\n", p.Hash()[:16], len(p.Slots), c.From, c.To, riskText(p.Loss.Risk), p.Loss.Evidence)
+	evidence := string(c.evidence())
+	if evidence == "" {
+		evidence = "not said yet"
+	}
+	fmt.Fprintf(e.out, "plan %s: %d slots from %s to %s, accounts at risk: %s, fenced by: %s\n", p.Hash()[:16], len(p.Slots), c.From, c.To, riskText(p.Loss.Risk), evidence)
 	m := c.moves()
 	con := m.conductor(e, o)
 	ctx, cancel := c.within(e.ctx)
@@ -83,13 +87,9 @@ func (c *regionFailoverCmd) run(e *env, o *opened) error {
 		return err
 	}
 	if err := con.Start(e.ctx, *p, time.Now()); err != nil {
-		return &failure{err, "lockstep region resume --context " + c.Context + "  # or abort it"}
+		return &failure{err, "lockstep region resume " + c.here() + "  # or abort it"}
 	}
-	if err := m.drive(e, con, p.ID); err != nil {
-		return err
-	}
-	next(e.out, "lockstep tx list --in-doubt --admin-addr "+hostOf(firstAdmin(o, c.To)))
-	return nil
+	return m.finish(e, o, con, p.ID)
 }
 
 // scene is what the arbiter and the regions say, before anything is refused or shown.
@@ -202,13 +202,13 @@ func (c *regionFailoverCmd) mayGo(o *opened, sc *scene) error {
 			c.again("--fenced-by power")}
 	}
 	if sc.from.Status != nil && !c.Answers {
-		return &failure{fmt.Errorf("region %s answers (%s): it is not lost, and may still decide", c.From, sc.from.State), fmt.Sprintf("lockstep region handover --from %s --to %s --context %s", c.From, c.To, c.Context)}
+		return &failure{fmt.Errorf("region %s answers (%s): it is not lost, and may still decide", c.From, sc.from.State), fmt.Sprintf("lockstep region handover --from %s --to %s %s", c.From, c.To, c.here())}
 	}
 	if sc.to.Status == nil {
 		return &failure{fmt.Errorf("region %s does not answer: %s", c.To, cut(sc.to.Error, 200)), "curl " + firstAdmin(o, c.To) + "/readyz"}
 	}
 	if sc.under != "" {
-		return &failure{errors.New(sc.under), "lockstep region resume --context " + c.Context + "  # or abort it"}
+		return &failure{errors.New(sc.under), "lockstep region resume " + c.here() + "  # or abort it"}
 	}
 	return nil
 }
@@ -265,6 +265,12 @@ func (c *regionFailoverCmd) consent(e *env, p *failover.Plan) error {
 	return nil
 }
 
+// Defaults of flags, as their tags have them.
+const (
+	whyNot    = "not given"
+	scanLimit = 10 * time.Second
+)
+
 // anyPlan consents to whatever the plan is.
 const anyPlan = "any"
 
@@ -286,7 +292,7 @@ func (c *regionFailoverCmd) again(flags string) string {
 			out += " " + flagOf(f.name, f.value)
 		}
 	}
-	if c.Why != "not given" {
+	if c.Why != whyNot {
 		out += " " + flagOf("why", c.Why)
 	}
 	if c.Answers {
@@ -295,7 +301,10 @@ func (c *regionFailoverCmd) again(flags string) string {
 	if c.Unsettled && !strings.Contains(flags, "--although-unsettled") {
 		out += " --although-unsettled"
 	}
-	return out + " --context " + c.Context + " " + flags
+	if c.Scan != scanLimit {
+		out += " --scan " + c.Scan.String()
+	}
+	return out + " " + c.here() + " " + flags
 }
 
 func riskText(r slot.Risk) string {
@@ -317,9 +326,14 @@ func (m *moveFlags) onSwitch(e *env, p *failover.Plan) error {
 	err := cmd.Run()
 	fmt.Fprintf(e.out, "outside traffic: %v after %d ms\n", orDone(err), time.Since(start).Milliseconds())
 	if err != nil {
-		return &failure{fmt.Errorf("--on-switch: %w; the slots are served by %s, the outside traffic was not moved", err, p.To), p.Loss.OnSwitch}
+		return &failure{fmt.Errorf("--on-switch: %w; the slots are served by %s, the outside traffic was not moved", err, p.To), switchLine(p)}
 	}
 	return nil
+}
+
+// switchLine is what onSwitch runs, for an operator to paste.
+func switchLine(p *failover.Plan) string {
+	return fmt.Sprintf("LOCKSTEP_FROM=%s LOCKSTEP_TO=%s sh -c %s", shellQuote(p.From), shellQuote(p.To), shellQuote(p.Loss.OnSwitch))
 }
 
 func orDone(err error) string {

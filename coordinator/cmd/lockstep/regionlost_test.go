@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/lockstep-tx/lockstep/region/arbiter"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
@@ -32,6 +35,8 @@ func left(t *testing.T) *world {
 			fmt.Fprint(rw, `{"fenced":true,"batch":true,"apply":true,"movable":true,"tries":true,"settle":true}`)
 		case "/lockstep/tries":
 			fmt.Fprint(rw, `{"tries":[{"gid":"order-7","branch":"02","trans_type":"tcc","state":"tried","account":"alice","amount":1200,"currency":"CNY","debit":true}]}`)
+		case "/lockstep/state":
+			fmt.Fprint(rw, "[]")
 		case "/lockstep/effects":
 			var ask []struct{ Path string }
 			if err := json.NewDecoder(r.Body).Decode(&ask); err != nil || len(ask) != 1 {
@@ -52,15 +57,13 @@ func left(t *testing.T) *world {
 		w.admin["west"].HandleFunc(pattern, func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprint(rw, answer) })
 	}
 	handle("GET /v1/region/exposure", `{"origin":"east","heard_ms":4200,"open":3,"unpublished":1,"unapplied":2,"slots":[{"slot":4,"applied":7,"head":9}]}`)
-	w.admin["west"].HandleFunc("POST /v1/region/reached", func(rw http.ResponseWriter, r *http.Request) {
-		var in struct{ Seals map[int]any }
-		if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
-			t.Error(err)
-		}
-		_ = json.NewEncoder(rw).Encode(map[string]any{"reached": slices.Collect(maps.Keys(in.Seals))})
-	})
+	w.admin["west"].HandleFunc("POST /v1/region/reached", w.reached)
 	handle("POST /v1/region/canary", `{"took_ms":1}`)
 	w.admin["west"].HandleFunc("POST /v1/region/freeze", func(rw http.ResponseWriter, r *http.Request) {
+		if w.busy.Load() {
+			http.Error(rw, "the store is busy\nnext: rm -rf /", http.StatusServiceUnavailable)
+			return
+		}
 		var in struct {
 			Slots []struct {
 				Slot  int
@@ -90,6 +93,7 @@ func (w *world) masked(out string) string {
 		{`127\.0\.0\.1:\d+`, "HOST:PORT"}, {`[0-9a-f]{8}-[0-9a-f]{4}`, "OPERATION"}, {`plan [0-9a-f]{16}`, "plan HASH"}, {`--plan [0-9a-f]{16}`, "--plan HASH"}, {`this one is [0-9a-f]{16}`, "this one is HASH"},
 		{`it is [0-9a-f]{16} by now`, "it is HASH by now"}, {`after \d+ ms`, "after N ms"}, {`in \d+ ms`, "in N ms"}, {`slots moved in \d+ ms`, "slots moved in N ms"},
 		{`a majority answers in \d+m?s`, "a majority answers in N ms"}, {`within \d+ ms`, "within N ms"},
+		{`since \d{4}-[-0-9T:]+Z`, "since TIME"}, {`by \S+@\S+`, "by USER@HOST"}, {`hash [0-9a-f]{16}`, "hash HASH"},
 	} {
 		out = regexp.MustCompile(m.pattern).ReplaceAllString(out, m.by)
 	}
@@ -112,7 +116,8 @@ func TestTheTranscriptOfALostRegion(t *testing.T) {
 	step("without the consent", failover("--at-risk", "block", "--fenced-by", "power")...)
 	step("consent to another plan", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "0123456789abcdef")...)
 	step("consent to no plan in particular", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east")...)
-	step("consent to losing another region", failover("--at-risk", "block", "--may-spend", "--confirm-region", "west")...)
+	step("consent to losing another region", failover("--at-risk", "block", "--fenced-by", "power", "--confirm-region", "west", "--plan", "any")...)
+	step("two regions, and nobody in a third failure domain", failover("--at-risk", "block", "--may-spend", "--confirm-region", "east", "--plan", "any")...)
 	step("the region is watched", "region", "watch", "--from", "east", "--to", "west", "--once")
 	if m := w.owned("east"); m != slot.Count/2 {
 		t.Fatalf("east has %d slots before anybody consented", m)
@@ -161,16 +166,111 @@ func (tr *transcript) hold(t *testing.T, name string) {
 	}
 }
 
-// TestTheTranscriptOfAWholeRegion: what stands there when nothing of the lost region is left to be taken.
+// taking are the arguments of a forced failover of east with all that is to be said.
+func taking(more ...string) []string {
+	return append([]string{"region", "failover", "--from", "east", "--to", "west", "--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "any"}, more...)
+}
+
+// TestTheTranscriptOfAWholeRegion: from the watch to the end, with a tool that stops on the way and a second operator.
 func TestTheTranscriptOfAWholeRegion(t *testing.T) {
 	w := left(t)
+	for _, region := range []string{"east", "west"} {
+		w.admin[region].HandleFunc("GET /v1/region/epochs", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprint(rw, `{}`) })
+	}
 	w.status("west", `{"arbiter_ms": 5, "origins": [{"region": "east", "heard_ms": 11038, "lag_events": 2, "stopped": [{"slot": 4, "applied": 7, "reason": "events 8 to 9 are missing", "missing": true}]}]}`)
 	tr := &transcript{w: w}
-	tr.step("before: it is silent, and nobody has said that it was lost", "region", "verify")
-	tr.step("all of it", "region", "failover", "--from", "east", "--to", "west", "--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "any")
+	tr.step("it is silent, and nobody has said that it was lost", "region", "verify")
+	tr.step("the watch finds it dead", "region", "watch", "--from", "east", "--to", "west", "--dead-for", "1ms", "--every", "50ms", "--at-risk", "limit", "--cap", "5", "--on-switch", "dns move")
+	w.busy.Store(true)
+	tr.step("all of it; the target's store is busy", taking("--who", "ann")...)
+	tr.step("another operator, meanwhile", taking("--who", "bob")...)
+	tr.step("the status meanwhile", "region", "status")
+	tr.step("it cannot be paused", "region", "pause")
+	tr.step("what resume would do", "region", "resume", "--dry-run")
+	w.busy.Store(false)
+	tr.step("somebody goes on with it", "region", "resume", "--who", "bob")
+	tr.step("and once more", "region", "resume")
 	tr.step("the status after it", "region", "status")
 	tr.step("is it served?", "region", "verify")
+	tr.step("its disks are gone", "region", "settle", "--from", "east", "--why", "disks shredded")
+	tr.step("what that gives up", "region", "settle", "--from", "east", "--why", "disks shredded", "--confirm-region", "east", "--dry-run")
+	tr.step("it is given up", "region", "settle", "--from", "east", "--why", "disks shredded", "--confirm-region", "east")
+	tr.step("the arbiter was restored from a backup: what would be done", "region", "restored", "--who", "ann", "--dry-run")
+	tr.step("it is done", "region", "restored", "--who", "ann")
 	tr.hold(t, "region-whole.golden")
+}
+
+// TestTheTranscriptOfAnAbortAndADrill: there is no way back from a slot that is taken; a drill takes slots of a region that lives, which
+// hands back what it has.
+func TestTheTranscriptOfAnAbortAndADrill(t *testing.T) {
+	w := left(t)
+	tr := &transcript{w: w}
+	w.busy.Store(true)
+	tr.step("some slots; the target's store is busy", taking("--slots", "0-9")...)
+	w.busy.Store(false)
+	tr.step("it is aborted", "region", "abort", "--why", "second thoughts")
+	w.must("region", "settle", "--from", "east", "--why", "done", "--confirm-region", "east")
+	w.must("participant", "rm", "points") // it cannot be moved
+	w.lives(t)
+	tr.step("east lives: a handover, looked at", "region", "handover", "--from", "west", "--to", "east", "--slots", "0,2", "--pause", "0s", "--why", "it's time", "--dry-run")
+	tr.step("a forced drill, looked at", "region", "drill", "--forced", "--from", "east", "--to", "west", "--slots", "10-13", "--dry-run")
+	tr.step("a forced drill", "region", "drill", "--forced", "--from", "east", "--to", "west", "--slots", "10-13")
+	tr.hold(t, "region-drill.golden")
+}
+
+// TestTheTranscriptOfADeadTarget: neither region answers.
+func TestTheTranscriptOfADeadTarget(t *testing.T) {
+	w := newWorld(t)
+	tr := &transcript{w: w}
+	w.must("region", "init")
+	tr.step("the target is dead too", taking()...)
+	tr.step("the status", "region", "status")
+	tr.hold(t, "region-target.golden")
+}
+
+// lives has both regions' coordinators at work: they close what is drained, and hand back what was taken.
+func (w *world) lives(t *testing.T) {
+	w.status("east", calm)
+	for _, pattern := range []string{"POST /v1/region/canary", "GET /v1/region/divergence"} {
+		answer := map[bool]string{true: "[]", false: "{}"}[strings.HasPrefix(pattern, "GET")]
+		w.admin["east"].HandleFunc(pattern, func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprint(rw, answer) })
+	}
+	w.admin["east"].HandleFunc("POST /v1/region/reached", w.reached)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	t.Cleanup(func() { cancel(); <-done })
+	go func() {
+		defer close(done)
+		w.arbiter.Follow(ctx, func(m *slot.Map) {
+			for n, o := range m {
+				var next slot.Owner
+				var err error
+				switch {
+				case o.Status == slot.Draining:
+					next, err = o.Close(slot.SealOf(o.Epoch, 1, []byte{1}))
+				case o.Status == slot.Active && o.Lost != 0:
+					next, err = o.Settled()
+				default:
+					continue
+				}
+				if err == nil {
+					err = w.arbiter.Change(ctx, arbiter.Change{Slot: n, From: o, To: next})
+				}
+				if err != nil && ctx.Err() == nil && !errors.Is(err, arbiter.ErrChanged) {
+					t.Errorf("slot %d: %v", n, err)
+				}
+			}
+		}, nil)
+	}()
+}
+
+// reached answers that a region has everything.
+func (w *world) reached(rw http.ResponseWriter, r *http.Request) {
+	var in struct{ Seals map[int]any }
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		w.t.Error(err)
+	}
+	_ = json.NewEncoder(rw).Encode(map[string]any{"reached": slices.Collect(maps.Keys(in.Seals))})
 }
 
 // diverge has east be back with a transaction in doubt here, one that was aborted meanwhile, one that was committed as it had said,

@@ -185,7 +185,7 @@ func printChecks(e *env, checks []check) (ok bool) {
 		case !c.OK:
 			word, ok = "FAIL", false
 		}
-		fmt.Fprintf(e.out, "%s %s: %s\n", word, c.Name, strings.TrimSpace(c.Text))
+		fmt.Fprintf(e.out, "%s %s: %s\n", word, shown(c.Name), shown(cut(c.Text, 600)))
 	}
 	return ok
 }
@@ -229,7 +229,7 @@ func (c *regionPreflightCmd) run(e *env, o *opened) error {
 		return nil
 	}
 	if !printChecks(e, checks) {
-		return &failure{errors.New("the preflight failed"), "lockstep region status --context " + c.Context}
+		return &failure{errors.New("the preflight failed"), "lockstep region status " + c.here()}
 	}
 	return nil
 }

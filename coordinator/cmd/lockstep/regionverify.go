@@ -35,7 +35,7 @@ func (c *regionVerifyCmd) run(e *env, o *opened) error {
 		}
 	}
 	if !printChecks(e, checks) {
-		return &failure{errors.New("something is wrong"), "lockstep region status --context " + c.Context}
+		return &failure{errors.New("something is wrong"), "lockstep region status " + c.here()}
 	}
 	return nil
 }
