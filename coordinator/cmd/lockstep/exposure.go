@@ -147,7 +147,7 @@ func (x *exposure) askParticipants(ctx context.Context, c *regionFailoverCmd, a 
 	slices.Sort(x.Unasked)
 }
 
-// digest is over what may change what the operator decides: not over ages.
+// digest is over what may change what the operator decides, states and amounts with it: not over ages.
 func (x *exposure) digest() string {
 	h := sha256.New()
 	for _, region := range slices.Sorted(maps.Keys(x.Views)) {
@@ -155,7 +155,12 @@ func (x *exposure) digest() string {
 		fmt.Fprintln(h, region, v.Error != "", v.Open, v.Unpublished, v.Unapplied)
 	}
 	for _, gid := range slices.Sorted(maps.Keys(x.Tries)) {
-		fmt.Fprintln(h, gid, len(x.Tries[gid]))
+		var each []string
+		for _, t := range x.Tries[gid] {
+			each = append(each, fmt.Sprintf("%+q", []any{t.Participant, string(t.Branch), t.Mode, t.Global, t.State, t.Account, t.Amount, t.Currency, t.Debit}))
+		}
+		slices.Sort(each) // in whatever order they have answered
+		fmt.Fprintf(h, "%q %q\n", gid, each)
 	}
 	fmt.Fprintln(h, x.Unasked, x.Unfenced, x.Decisions, x.Slots)
 	return hex.EncodeToString(h.Sum(nil))[:16]
