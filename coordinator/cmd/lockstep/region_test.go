@@ -34,9 +34,15 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	a, addr := arbitertest.Start(t)
+	return newWorldOf(t, 1)
+}
+
+// newWorldOf has an arbiter of so many members.
+func newWorldOf(t *testing.T, members int) *world {
+	t.Helper()
+	a, addrs := arbitertest.Cluster(t, members)
 	w := &world{t: t, arbiter: a, file: filepath.Join(t.TempDir(), "regions.yaml"), admin: map[string]*http.ServeMux{}, says: map[string]string{}}
-	text := fmt.Sprintf("arbiter: [%q]\nregions:\n", addr)
+	text := fmt.Sprintf("arbiter: [%q]\nregions:\n", addrs[0])
 	for _, region := range []string{"east", "west"} {
 		w.admin[region] = http.NewServeMux()
 		srv := httptest.NewServer(w.admin[region])

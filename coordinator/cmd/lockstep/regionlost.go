@@ -97,6 +97,7 @@ type scene struct {
 	dep      arbiter.Deployment
 	owners   *slot.Map
 	under    string // the operation under way; "" for none
+	voters   int    // members of the arbiter that vote
 	from, to regionView
 	views    map[string]regionExposure // what the regions that are left know of the lost one
 	err      error                     // of the arbiter
@@ -125,6 +126,11 @@ func (c *regionFailoverCmd) ofArbiter(e *env, o *opened, sc *scene) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) { sc.dep, err = o.arbiter.Deployment(gctx); return err })
 	g.Go(func() (err error) { sc.owners, err = o.arbiter.Owners(gctx); return err })
+	g.Go(func() error {
+		names, err := o.arbiter.Voters(gctx)
+		sc.voters = len(names)
+		return err
+	})
 	g.Go(func() (err error) { sc.under, err = c.underWay(e, o, &slot.Map{}); return err })
 	err := g.Wait()
 	if err != nil && !errors.Is(err, arbiter.ErrNoDeployment) {
@@ -197,8 +203,8 @@ func (c *regionFailoverCmd) mayGo(o *opened, sc *scene) error {
 			return usageError{fmt.Errorf("region %q is not one of %s", name, strings.Join(sc.dep.Regions, ", "))}
 		}
 	}
-	if len(sc.dep.Regions) == 2 && len(o.file.Arbiter) < 3 && c.MaySpend {
-		return &failure{errors.New("--may-spend: two regions without a third failure domain (the arbiter has fewer than three members): nobody but you can know that the other one is down"),
+	if len(sc.dep.Regions) == 2 && sc.voters < 3 && c.MaySpend {
+		return &failure{errors.New("--may-spend: two regions without a third failure domain (the arbiter has fewer than three members that vote): nobody but you can know that the other one is down"),
 			c.again("--fenced-by power")}
 	}
 	if sc.from.Status != nil && !c.Answers {

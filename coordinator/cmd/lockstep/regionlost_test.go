@@ -26,8 +26,10 @@ import (
 var updateGolden = flag.Bool("update", false, "write the transcripts in testdata anew")
 
 // left is a world in which west lives, and a participant that holds something for a transaction of east's slots.
-func left(t *testing.T) *world {
-	w := newWorld(t)
+func left(t *testing.T) *world { return leftOf(t, 1) }
+
+func leftOf(t *testing.T, members int) *world {
+	w := newWorldOf(t, members)
 	w.must("region", "init")
 	part := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
@@ -394,6 +396,16 @@ func TestTheWatchFailsOverOnlyWhenItIsToldTo(t *testing.T) {
 	addr := regexp.MustCompile(`arbiter: \["([^"]+)"\]`).FindStringSubmatch(string(raw))[1]
 	if err := os.WriteFile(w.file, []byte(strings.Replace(string(raw), fmt.Sprintf("[%q]", addr), fmt.Sprintf("[%q, %q, %q]", addr, addr, addr), 1)), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	if out, code := watch("--auto", "--fence-cmd", "true"); code != exitFailure || !strings.Contains(out, "no witness") || w.owned("east") != slot.Count/2 {
+		t.Fatal("one member that is listed three times passes for three:", code, out)
+	}
+	if out, code := w.command("region", "failover", "--from", "east", "--to", "west", "--at-risk", "block", "--may-spend", "--dry-run"); code != exitFailure || !strings.Contains(out, "fewer than three members that vote") {
+		t.Fatal("one member that is listed three times passes for three:", code, out)
+	}
+	w = leftOf(t, 3) // and one address of it in the file
+	if out, code := w.command("region", "failover", "--from", "east", "--to", "west", "--at-risk", "block", "--may-spend", "--dry-run"); code != exitOK {
+		t.Fatal(code, out)
 	}
 	if out, code := watch("--auto", "--fence-cmd", "exit 1"); code != exitFailure || !strings.Contains(out, "may still spend") || w.owned("east") != slot.Count/2 {
 		t.Fatal(code, out)

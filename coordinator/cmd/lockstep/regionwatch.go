@@ -184,7 +184,7 @@ func (c *regionWatchCmd) found(e *env, o *opened) error {
 
 // guards are what must be true for a failover that nobody decided (multi-region reference, section 4.1).
 type guards struct {
-	Members int       // of the arbiter, as the regions file has them
+	Members int       // of the arbiter that vote, as the arbiter itself has them
 	Dead    []string  // regions that do not answer
 	Forced  time.Time // the last forced failover; zero where there was none
 	Running string    // the operation under way; "" none
@@ -214,7 +214,13 @@ func (c *regionWatchCmd) guards(e *env, o *opened) (*guards, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &guards{Members: len(o.file.Arbiter)}
+	ctx, cancel := c.within(e.ctx)
+	defer cancel()
+	voters, err := o.arbiter.Voters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	g := &guards{Members: len(voters)}
 	for _, v := range views {
 		if v.Status == nil {
 			g.Dead = append(g.Dead, v.Region)
