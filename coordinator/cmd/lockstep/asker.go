@@ -32,6 +32,9 @@ type asker struct {
 	o      *opened
 	client *http.Client
 	token  string
+
+	mu      sync.Mutex
+	written map[int]bool // slots in which a canary was served
 }
 
 func (c *contextFile) asker(e *env, o *opened) *asker {

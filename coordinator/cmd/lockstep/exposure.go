@@ -53,8 +53,7 @@ type regionExposure struct {
 // viewsOf asks the regions that are left what they know of the lost one. The target has as long as a scan; the others are not
 // waited for.
 func (c *regionFailoverCmd) viewsOf(ctx context.Context, a *asker) map[string]regionExposure {
-	patient := *a
-	patient.client = &http.Client{Timeout: c.Scan, Transport: a.client.Transport}
+	patient := &asker{o: a.o, token: a.token, client: &http.Client{Timeout: c.Scan, Transport: a.client.Transport}}
 	out := map[string]regionExposure{}
 	for region, ans := range patient.askAll(ctx, c.From, "/v1/region/exposure?"+url.Values{"origin": {c.From}}.Encode(), nil, func(region string) time.Duration {
 		if region == c.To {

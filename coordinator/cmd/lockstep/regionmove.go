@@ -217,6 +217,7 @@ func (m *moveFlags) planned(e *env, o *opened, kind failover.Kind, from, to stri
 	return m.plan(owners, first, kind, from, to, hold)
 }
 
+// conductor is one whose world is an asker.
 func (m *moveFlags) conductor(e *env, o *opened) *conduct.Conductor {
 	return &conduct.Conductor{Arbiter: o.arbiter, World: m.asker(e, o), Who: whoOr(m.Who), Tell: func(format string, args ...any) {
 		fmt.Fprintln(e.out, " ", shown(fmt.Sprintf(format, args...)))
@@ -243,11 +244,34 @@ func (m *moveFlags) drive(e *env, c *conduct.Conductor, id string) (failover.Run
 		fmt.Fprintf(e.out, "batch %d: %d slots; switched after %d ms, first success after %d ms\n", i+1, len(b.Slots), b.Given-b.Frozen, b.Served-b.Frozen)
 		moved += len(b.Slots)
 	}
-	fmt.Fprintf(e.out, "%s %s: %s, %d slots moved in %d ms\n", r.Plan.Kind, r.Plan.ID, r.Status, moved, max(r.EndedMillis, r.BegunMillis)-r.BegunMillis)
+	fmt.Fprintf(e.out, "%s %s: %s, %d slots moved in %d ms%s\n", r.Plan.Kind, r.Plan.ID, r.Status, moved, max(r.EndedMillis, r.BegunMillis)-r.BegunMillis, writtenTo(c, &r))
 	if r.Plan.Loss != nil && r.Status == failover.Done {
 		return r, m.onSwitch(e, &r.Plan)
 	}
 	return r, nil
+}
+
+// writtenTo says in how many of the slots that have moved a canary was served, by this process: of a forced failover's not in all.
+func writtenTo(c *conduct.Conductor, r *failover.Run) string {
+	a, ok := c.World.(*asker)
+	if !ok {
+		return ""
+	}
+	moved, written := 0, 0
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, b := range r.Batches {
+		moved += len(b.Slots)
+		for _, n := range b.Slots {
+			if a.written[n] {
+				written++
+			}
+		}
+	}
+	if moved == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %d of %d slots were written to", written, moved)
 }
 
 // ended says what is to be done after an operation.

@@ -32,6 +32,14 @@ func (a *asker) Reached(ctx context.Context, region string, seals map[int]*slot.
 // Canary is conduct.World's.
 func (a *asker) Canary(ctx context.Context, region string, n int) error {
 	_, err := a.askAny(ctx, region, fmt.Sprintf("/v1/region/canary?slot=%d", n), []byte{})
+	if err == nil {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.written == nil {
+			a.written = map[int]bool{}
+		}
+		a.written[n] = true
+	}
 	return err
 }
 
