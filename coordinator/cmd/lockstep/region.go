@@ -267,9 +267,9 @@ func (c *contextFile) underWay(e *env, o *opened, owners *slot.Map) (string, err
 	r, err := (&conduct.Conductor{Arbiter: o.arbiter}).Load(ctx, "")
 	switch {
 	case err == nil && r.Status == failover.Running:
-		return fmt.Sprintf("%s %s is on its way, or its tool was killed", r.Plan.Kind, r.Plan.ID), nil
+		return holder(&r) + " is on its way, or its tool was killed", nil
 	case err == nil:
-		return fmt.Sprintf("%s %s is %s", r.Plan.Kind, r.Plan.ID, r.Status), nil
+		return fmt.Sprintf("%s is %s", holder(&r), r.Status), nil
 	case !errors.Is(err, conduct.ErrNone):
 		return "", err
 	}
@@ -277,6 +277,11 @@ func (c *contextFile) underWay(e *env, o *opened, owners *slot.Map) (string, err
 		return "operation " + op + " has slots on their way", nil
 	}
 	return "", nil
+}
+
+// holder names an operation with who began it, and when: the one to ask before it is resumed or aborted.
+func holder(r *failover.Run) string {
+	return fmt.Sprintf("%s %s by %s since %s", r.Plan.Kind, r.Plan.ID, shown(r.Plan.Who), time.UnixMilli(r.BegunMillis).UTC().Format(time.RFC3339))
 }
 
 func moving(m *slot.Map) string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -205,10 +206,13 @@ func TestAPausedOperationIsSeen(t *testing.T) {
 		t.Error(out)
 	}
 	p := failover.Plan{ID: "held", Kind: failover.Handover, From: "east", To: "west", Slots: []int{0}, Batch: 1, DeadlineMillis: 5000, Who: "test"}
-	if err := w.conductor().Start(t.Context(), p, time.Now()); err != nil {
+	at := time.Now()
+	if err := w.conductor().Start(t.Context(), p, at); err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{"handover held is on its way, or its tool was killed", "handover held is paused"} {
+	held := "handover held by test since " + at.UTC().Format(time.RFC3339)
+	w.refused(p, conduct.ErrBusy.Error()+": "+held+", of 1 slots from east to west")
+	for _, text := range []string{held + " is on its way, or its tool was killed", held + " is paused"} {
 		if out := w.must("region", "status"); !strings.Contains(out, "next: lockstep region resume --context "+w.file+"  # "+text) {
 			t.Error(out)
 		}
@@ -222,6 +226,17 @@ func TestAPausedOperationIsSeen(t *testing.T) {
 	}
 	if out := w.must("region", "status"); strings.Contains(out, "next:") {
 		t.Error(out)
+	}
+}
+
+// refused starts another operation, past every look at what is under way: another operator was faster.
+func (w *world) refused(p failover.Plan, says string) {
+	w.t.Helper()
+	p.ID = "late"
+	m := &moveFlags{contextFile: contextFile{Context: w.file, Timeout: 10 * time.Second}}
+	err := m.with(&env{ctx: w.t.Context(), getenv: noEnv}, func(e *env, o *opened) error { return m.start(e.ctx, m.conductor(e, o), p) })
+	if !errors.Is(err, conduct.ErrBusy) || err.Error() != says {
+		w.t.Errorf("%v, want %s", err, says)
 	}
 }
 

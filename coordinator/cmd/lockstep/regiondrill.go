@@ -51,8 +51,8 @@ func (c *regionDrillCmd) rehearse(e *env, o *opened) error {
 		return nil
 	}
 	con := c.conductor(e, o)
-	if err := con.Start(e.ctx, *p, time.Now()); err != nil {
-		return &failure{err, "lockstep region resume " + c.here() + "  # or abort it"}
+	if err := c.start(e.ctx, con, *p); err != nil {
+		return err
 	}
 	r, err := c.drive(e, con, p.ID)
 	if err == nil && r.Status != failover.Done {

@@ -86,8 +86,8 @@ func (c *regionFailoverCmd) run(e *env, o *opened) error {
 	if err := c.consent(e, p); err != nil || c.DryRun {
 		return err
 	}
-	if err := con.Start(e.ctx, *p, time.Now()); err != nil {
-		return &failure{err, "lockstep region resume " + c.here() + "  # or abort it"}
+	if err := m.start(e.ctx, con, *p); err != nil {
+		return err
 	}
 	return m.finish(e, o, con, p.ID)
 }

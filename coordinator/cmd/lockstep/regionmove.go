@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -180,8 +181,8 @@ func (m *moveFlags) move(e *env, kind failover.Kind, from, to string, hold time.
 		return nil
 	}
 	c := m.conductor(e, o)
-	if err := c.Start(e.ctx, p, time.Now()); err != nil {
-		return &failure{err, "lockstep region resume " + m.here() + "  # or abort it"}
+	if err := m.start(e.ctx, c, p); err != nil {
+		return err
 	}
 	return m.finish(e, o, c, p.ID)
 }
@@ -222,6 +223,20 @@ func (m *moveFlags) conductor(e *env, o *opened) *conduct.Conductor {
 	return &conduct.Conductor{Arbiter: o.arbiter, World: m.asker(e, o), Who: whoOr(m.Who), Tell: func(format string, args ...any) {
 		fmt.Fprintln(e.out, " ", shown(fmt.Sprintf(format, args...)))
 	}}
+}
+
+// start writes a new operation. Where another one was faster it says whose that is.
+func (m *moveFlags) start(ctx context.Context, c *conduct.Conductor, p failover.Plan) error {
+	err := c.Start(ctx, p, time.Now())
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, conduct.ErrBusy) {
+		if r, lerr := c.Load(ctx, ""); lerr == nil {
+			err = fmt.Errorf("%w: %s, of %d slots from %s to %s", conduct.ErrBusy, holder(&r), len(r.Plan.Slots), r.Plan.From, r.Plan.To)
+		}
+	}
+	return &failure{err, "lockstep region resume " + m.here() + "  # or abort it"}
 }
 
 // finish works at an operation until it ends or is paused, and says what is to be done then.
