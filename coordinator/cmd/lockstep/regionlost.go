@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -31,7 +29,7 @@ type regionFailoverCmd struct {
 	AtRisk        string        `help:"What accounts of the lost region may spend until its return is worked off: block, limit or allow." enum:"block,limit,allow" default:"limit"`
 	Cap           int64         `help:"With limit: how much each such account may spend, in minor units." placeholder:"AMOUNT"`
 	Slots         string        `help:"Slots to take: 0-31,40. Defaults to all that the lost region owns." placeholder:"LIST"`
-	OnSwitch      string        `help:"Command that moves outside traffic, run by sh once the slots are served, with LOCKSTEP_FROM and LOCKSTEP_TO; it is timed." placeholder:"CMD"`
+	OnSwitch      string        `help:"Command that moves outside traffic, run by sh once the slots are served, with LOCKSTEP_FROM and LOCKSTEP_TO; it is timed. Where it fails, or the tool is killed before it, region resume runs it again." placeholder:"CMD"`
 	Answers       bool          `help:"Go on although a coordinator of the lost region answers." name:"although-it-answers"`
 	Unsettled     bool          `help:"Go on although slots of --from were taken from another lost region, and that loss is not worked off." name:"although-unsettled"`
 	Why           string        `help:"Reason, for the audit: a ticket, a name." default:"not given"`
@@ -318,33 +316,4 @@ func riskText(r slot.Risk) string {
 		return fmt.Sprintf("limit, %d per account", r.Cap)
 	}
 	return string(r.Policy)
-}
-
-// onSwitch moves outside traffic, where the plan says how: also when it is another one who ends the operation.
-func (m *moveFlags) onSwitch(e *env, p *failover.Plan) error {
-	if p.Loss.OnSwitch == "" {
-		return nil
-	}
-	start := time.Now()
-	cmd := exec.CommandContext(e.ctx, "sh", "-c", p.Loss.OnSwitch)
-	cmd.Env = append(os.Environ(), "LOCKSTEP_FROM="+p.From, "LOCKSTEP_TO="+p.To)
-	cmd.Stdout, cmd.Stderr = e.out, e.err
-	err := cmd.Run()
-	fmt.Fprintf(e.out, "outside traffic: %v after %d ms\n", orDone(err), time.Since(start).Milliseconds())
-	if err != nil {
-		return &failure{fmt.Errorf("--on-switch: %w; the slots are served by %s, the outside traffic was not moved", err, p.To), switchLine(p)}
-	}
-	return nil
-}
-
-// switchLine is what onSwitch runs, for an operator to paste.
-func switchLine(p *failover.Plan) string {
-	return fmt.Sprintf("LOCKSTEP_FROM=%s LOCKSTEP_TO=%s sh -c %s", shellQuote(p.From), shellQuote(p.To), shellQuote(p.Loss.OnSwitch))
-}
-
-func orDone(err error) string {
-	if err == nil {
-		return "moved"
-	}
-	return err.Error()
 }

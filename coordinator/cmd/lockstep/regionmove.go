@@ -261,7 +261,7 @@ func (m *moveFlags) drive(e *env, c *conduct.Conductor, id string) (failover.Run
 	}
 	fmt.Fprintf(e.out, "%s %s: %s, %d slots moved in %d ms%s\n", r.Plan.Kind, r.Plan.ID, r.Status, moved, max(r.EndedMillis, r.BegunMillis)-r.BegunMillis, writtenTo(c, &r))
 	if r.Plan.Loss != nil && r.Status == failover.Done {
-		return r, m.onSwitch(e, &r.Plan)
+		return r, m.onSwitch(e, c, &r.Plan)
 	}
 	return r, nil
 }
@@ -337,6 +337,9 @@ func (m *moveFlags) set(e *env, to failover.Status, leave bool) error {
 	defer o.close()
 	c := m.conductor(e, o)
 	r, err := c.Load(e.ctx, "")
+	if errors.Is(err, conduct.ErrNone) && to == failover.Running {
+		return m.switchOn(e, o, c)
+	}
 	if errors.Is(err, conduct.ErrNone) {
 		return &failure{errors.New("no operation is under way"), "lockstep region history " + m.here()}
 	}
