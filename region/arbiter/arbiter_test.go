@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -308,6 +309,24 @@ func TestTheArbiterGoesOnWithoutOneOfThreeMembers(t *testing.T) {
 		case <-timeout:
 			t.Fatal("the change was not followed")
 		}
+	}
+}
+
+// TestTheMembersAreThoseOfTheClusterAndNotOfAList: a member's address that is listed three times is one member; one of three that is down
+// is still one of three.
+func TestTheMembersAreThoseOfTheClusterAndNotOfAList(t *testing.T) {
+	_, one := cluster(t, 1)
+	if got, err := New(client(t, one[0], one[0], one[0]), nil).Voters(t.Context()); err != nil || !slices.Equal(got, []string{"m0"}) {
+		t.Errorf("%v, %v", got, err)
+	}
+	running, three := cluster(t, 3)
+	a := New(client(t, three[0]), nil)
+	for range 2 {
+		got, err := a.Voters(t.Context())
+		if slices.Sort(got); err != nil || !slices.Equal(got, []string{"m0", "m1", "m2"}) {
+			t.Errorf("%v, %v", got, err)
+		}
+		running[2].Close()
 	}
 }
 

@@ -186,7 +186,7 @@ func (c *driftRunCmd) run(e *env, o *opened) error {
 		return err
 	}
 	if len(rep.Findings) > 0 && c.Output == "table" {
-		fmt.Fprintln(e.out, "next: lockstep drift plan --context", c.Context)
+		fmt.Fprintln(e.out, "next: lockstep drift plan", c.here())
 	}
 	return nil
 }
@@ -233,7 +233,7 @@ func (c *driftShowCmd) run(e *env, o *opened) error {
 			return enc.Encode(f)
 		}
 	}
-	return &failure{fmt.Errorf("no finding %q", c.ID), "lockstep drift list --all --context " + c.Context}
+	return &failure{fmt.Errorf("no finding %q", c.ID), "lockstep drift list --all " + c.here()}
 }
 
 type driftPlanCmd struct{ driftFlags }
@@ -259,7 +259,7 @@ func (c *driftPlanCmd) run(e *env, o *opened) error {
 		}
 	}
 	if len(plan) > 0 {
-		fmt.Fprintln(e.out, "next: lockstep drift apply --context", c.Context)
+		fmt.Fprintln(e.out, "next: lockstep drift apply", c.here())
 	}
 	return nil
 }
@@ -305,10 +305,10 @@ func (c *driftApplyCmd) run(e *env, o *opened) error {
 		return err
 	}
 	if len(failed) > 0 {
-		return &failure{errors.Join(failed...), "lockstep drift run --context " + c.Context}
+		return &failure{errors.Join(failed...), "lockstep drift run " + c.here()}
 	}
 	if c.Output == "table" {
-		fmt.Fprintf(e.out, "%d repaired\nnext: lockstep drift verify --context %s\n", len(done), c.Context)
+		fmt.Fprintf(e.out, "%d repaired\nnext: lockstep drift verify %s\n", len(done), c.here())
 	}
 	return nil
 }
@@ -325,10 +325,10 @@ func (c *driftVerifyCmd) run(e *env, o *opened) error {
 	}
 	rep.Findings = slices.DeleteFunc(rep.Findings, func(f reconcile.Finding) bool { return f.Status == reconcile.Accepted })
 	if len(rep.Findings) > 0 {
-		return &failure{fmt.Errorf("%d findings", len(rep.Findings)), "lockstep drift plan --context " + c.Context}
+		return &failure{fmt.Errorf("%d findings", len(rep.Findings)), "lockstep drift plan " + c.here()}
 	}
 	if len(rep.Skipped) > 0 {
-		return &failure{errors.New("not everything was compared"), "lockstep region status --context " + c.Context}
+		return &failure{errors.New("not everything was compared"), "lockstep region status " + c.here()}
 	}
 	return nil
 }

@@ -99,11 +99,11 @@ func (c *driftDecideCmd) run(e *env, o *opened) error {
 			return nil
 		}
 		if err := o.audited(e.ctx, c.Who, "drift decide", what, func() error { return r.Decide(e.ctx, o.arbiter, f, d) }); err != nil {
-			return &failure{err, fmt.Sprintf("lockstep drift show %s --context %s", c.ID, c.Context)}
+			return &failure{err, fmt.Sprintf("lockstep drift show %s %s", c.ID, c.here())}
 		}
 		fmt.Fprintf(e.out, "%s is %s: %s\n", f.ID, f.Status, shown(f.Outcome))
-		next(e.out, "lockstep drift verify --context "+c.Context)
+		next(e.out, "lockstep drift verify "+c.here())
 		return nil
 	}
-	return &failure{fmt.Errorf("no finding %q", c.ID), "lockstep drift list --all --context " + c.Context}
+	return &failure{fmt.Errorf("no finding %q", c.ID), "lockstep drift list --all " + c.here()}
 }

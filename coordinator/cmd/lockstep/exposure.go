@@ -1,12 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -15,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/txn"
 	"github.com/lockstep-tx/lockstep/region/failover/recovery"
@@ -51,9 +50,32 @@ type regionExposure struct {
 	} `json:"slots"`
 }
 
-// expose asks everybody that is left.
-func (c *regionFailoverCmd) expose(ctx context.Context, e *env, o *opened, owners *slot.Map) (*exposure, error) {
-	x := &exposure{Views: map[string]regionExposure{}, Tries: map[txn.Gid][]recovery.Try{}}
+// viewsOf asks the regions that are left what they know of the lost one. The target has as long as a scan; the others are not
+// waited for.
+func (c *regionFailoverCmd) viewsOf(ctx context.Context, a *asker) map[string]regionExposure {
+	patient := &asker{o: a.o, token: a.token, client: &http.Client{Timeout: c.Scan, Transport: a.client.Transport}}
+	out := map[string]regionExposure{}
+	for region, ans := range patient.askAll(ctx, c.From, "/v1/region/exposure?"+url.Values{"origin": {c.From}}.Encode(), nil, func(region string) time.Duration {
+		if region == c.To {
+			return c.Scan
+		}
+		return silence
+	}) {
+		var v regionExposure
+		if ans.err == nil {
+			ans.err = json.Unmarshal(ans.body, &v)
+		}
+		if ans.err != nil {
+			v = regionExposure{Error: ans.err.Error(), HeardMillis: -1}
+		}
+		out[region] = v
+	}
+	return out
+}
+
+// expose asks the arbiter and the participants that are left for what stands there; views are viewsOf's.
+func (c *regionFailoverCmd) expose(e *env, o *opened, owners *slot.Map, views map[string]regionExposure) (*exposure, error) {
+	x := &exposure{Views: views, Tries: map[txn.Gid][]recovery.Try{}}
 	want, err := parseSlots(c.Slots)
 	if err != nil {
 		return nil, usageError{err}
@@ -65,18 +87,8 @@ func (c *regionFailoverCmd) expose(ctx context.Context, e *env, o *opened, owner
 		}
 	}
 	x.Slots = len(slots)
-	a := c.asker(e, o)
-	a.client.Timeout = c.Scan
-	for region, ans := range a.askAll(ctx, c.From, "/v1/region/exposure?"+url.Values{"origin": {c.From}}.Encode(), nil) {
-		var v regionExposure
-		if ans.err == nil {
-			ans.err = json.Unmarshal(ans.body, &v)
-		}
-		if ans.err != nil {
-			v = regionExposure{Error: ans.err.Error(), HeardMillis: -1}
-		}
-		x.Views[region] = v
-	}
+	ctx, cancel := c.within(e.ctx)
+	defer cancel()
 	decisions, err := o.arbiter.AllDecisions(ctx)
 	if err != nil {
 		return nil, err
@@ -87,15 +99,18 @@ func (c *regionFailoverCmd) expose(ctx context.Context, e *env, o *opened, owner
 	if len(slots) == 0 {
 		return x, nil
 	}
-	return x, x.askParticipants(ctx, a.client, o, c.From, slots)
-}
-
-// askParticipants asks those that survive for what stands there.
-func (x *exposure) askParticipants(ctx context.Context, client *http.Client, o *opened, lost string, slots []int) error {
 	t, err := registry.Load(ctx, o.arbiter)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	x.askParticipants(e.ctx, c, c.asker(e, o), t, slots)
+	return x, nil
+}
+
+// askParticipants asks those that survive for what stands there. One beside coordinators that say nothing may live all the same, but
+// is not waited for as long as for a scan.
+func (x *exposure) askParticipants(ctx context.Context, c *regionFailoverCmd, a *asker, t *registry.Table, slots []int) {
+	client := &http.Client{Transport: a.client.Transport}
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	for _, part := range t.All() {
@@ -104,11 +119,17 @@ func (x *exposure) askParticipants(ctx context.Context, client *http.Client, o *
 			continue
 		}
 		for region, endpoint := range part.Endpoints {
-			if region == lost {
+			if region == c.From {
 				continue
 			}
+			limit := c.Scan
+			if region != c.To && x.Views[region].Error != "" {
+				limit = min(c.Scan, time.Second)
+			}
 			all.Go(func() {
-				list, err := place.Tries(ctx, client, endpoint, slots)
+				pctx, cancel := context.WithTimeout(ctx, limit)
+				defer cancel()
+				list, err := place.Tries(pctx, client, endpoint, slots)
 				mu.Lock()
 				defer mu.Unlock()
 				if err != nil {
@@ -123,10 +144,9 @@ func (x *exposure) askParticipants(ctx context.Context, client *http.Client, o *
 	}
 	all.Wait()
 	slices.Sort(x.Unasked)
-	return nil
 }
 
-// digest is over what may change what the operator decides: not over ages.
+// digest is over what may change what the operator decides, states and amounts with it: not over ages.
 func (x *exposure) digest() string {
 	h := sha256.New()
 	for _, region := range slices.Sorted(maps.Keys(x.Views)) {
@@ -134,7 +154,12 @@ func (x *exposure) digest() string {
 		fmt.Fprintln(h, region, v.Error != "", v.Open, v.Unpublished, v.Unapplied)
 	}
 	for _, gid := range slices.Sorted(maps.Keys(x.Tries)) {
-		fmt.Fprintln(h, gid, len(x.Tries[gid]))
+		var each []string
+		for _, t := range x.Tries[gid] {
+			each = append(each, fmt.Sprintf("%+q", []any{t.Participant, string(t.Branch), t.Mode, t.Global, t.State, t.Account, t.Amount, t.Currency, t.Debit}))
+		}
+		slices.Sort(each) // in whatever order they have answered
+		fmt.Fprintf(h, "%q %q\n", gid, each)
 	}
 	fmt.Fprintln(h, x.Unasked, x.Unfenced, x.Decisions, x.Slots)
 	return hex.EncodeToString(h.Sum(nil))[:16]
@@ -149,7 +174,7 @@ func (x *exposure) print(w io.Writer, from, to string) {
 		v := x.Views[region]
 		switch {
 		case v.Error != "":
-			fmt.Fprintf(w, "  %s does not answer: %s\n", region, cut(v.Error, 120))
+			fmt.Fprintf(w, "  %s does not answer: %s\n", region, shown(cut(v.Error, 120)))
 		case v.HeardMillis < 0:
 			fmt.Fprintf(w, "  %s has never heard of it\n", region)
 		default:
@@ -164,7 +189,7 @@ func (x *exposure) print(w io.Writer, from, to string) {
 			fmt.Fprintf(w, "    and %d more\n", len(x.Tries)-gidsShown)
 			break
 		}
-		fmt.Fprintf(w, "    %s: %s\n", gid, triesText(x.Tries[gid]))
+		fmt.Fprintf(w, "    %s: %s\n", shown(string(gid)), shown(triesText(x.Tries[gid])))
 	}
 	if len(x.Unasked) > 0 {
 		fmt.Fprintf(w, "  not asked, since they do not answer: %s\n", strings.Join(x.Unasked, ", "))
@@ -192,7 +217,7 @@ func (x *exposure) amounts() string {
 	for _, cur := range slices.Sorted(maps.Keys(sums)) {
 		parts = append(parts, fmt.Sprintf("%d %s", sums[cur], cur))
 	}
-	return ", debits held: " + strings.Join(parts, ", ") + " (minor units)"
+	return ", debits held: " + shown(strings.Join(parts, ", ")) + " (minor units)"
 }
 
 func triesText(list []recovery.Try) string {
@@ -206,51 +231,4 @@ func triesText(list []recovery.Try) string {
 	}
 	slices.Sort(parts)
 	return strings.Join(parts, "; ")
-}
-
-// answered is what a region's coordinator answered.
-type answered struct {
-	body []byte
-	err  error
-}
-
-// askAll asks a coordinator of every region but one, side by side: POST where there is a body.
-func (a *asker) askAll(ctx context.Context, but, path string, body []byte) map[string]answered {
-	out := map[string]answered{}
-	var mu sync.Mutex
-	var all sync.WaitGroup
-	for _, region := range a.o.file.Names() {
-		if region == but {
-			continue
-		}
-		all.Go(func() {
-			raw, err := a.askAny(ctx, region, path, body)
-			mu.Lock()
-			defer mu.Unlock()
-			out[region] = answered{raw, err}
-		})
-	}
-	all.Wait()
-	return out
-}
-
-// askAny tries a region's coordinators one after the other.
-func (a *asker) askAny(ctx context.Context, region, path string, body []byte) ([]byte, error) {
-	errs := []error{fmt.Errorf("no coordinator of region %s answers", region)}
-	for _, base := range a.o.file.Regions[region].Admin {
-		method := http.MethodGet
-		if body != nil {
-			method = http.MethodPost
-		}
-		req, err := http.NewRequestWithContext(ctx, method, base+path, bytes.NewReader(body))
-		if err != nil {
-			return nil, err
-		}
-		raw, err := a.do(req)
-		if err == nil {
-			return raw, nil
-		}
-		errs = append(errs, err)
-	}
-	return nil, errors.Join(errs...)
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -132,7 +133,7 @@ func report(stderr io.Writer, err error, command string) int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintln(stderr, "lockstep:", err)
+	fmt.Fprintln(stderr, "lockstep:", told(err))
 	advice := "lockstep " + command + " --help"
 	if f := (*failure)(nil); errors.As(err, &f) && f.next != "" {
 		advice = f.next
@@ -143,6 +144,17 @@ func report(stderr io.Writer, err error, command string) int {
 		return exitUsage
 	}
 	return exitFailure
+}
+
+// told is an error's text for a terminal. An error may have lines, each about one thing; others' words in them pass for none of ours.
+func told(err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	for i, l := range lines {
+		if lines[i] = shown(l); i > 0 && strings.HasPrefix(strings.ToLower(strings.TrimSpace(l)), "next:") {
+			lines[i] = strconv.Quote(l)
+		}
+	}
+	return strings.Join(lines, "\n")
 }
 
 // configValues reads the configuration file, if one is named, and the environment, which wins over it.

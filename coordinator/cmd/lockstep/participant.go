@@ -75,7 +75,7 @@ func (c *participantSetCmd) run(e *env, o *opened) error {
 	})
 	if err != nil {
 		if errors.Is(err, arbiter.ErrChanged) {
-			return &failure{err, "lockstep participant list --context " + c.Context}
+			return &failure{err, "lockstep participant list " + c.here()}
 		}
 		return err
 	}
@@ -178,7 +178,7 @@ func (c *participantListCmd) run(e *env, o *opened) error {
 		return err
 	}
 	if unfenced != "" {
-		fmt.Fprintf(e.out, "next: lockstep participant probe %s --context %s\n", unfenced, c.Context)
+		fmt.Fprintf(e.out, "next: lockstep participant probe %s %s\n", unfenced, c.here())
 	}
 	return nil
 }
@@ -212,7 +212,7 @@ func (c *participantRmCmd) run(e *env, o *opened) error {
 	}
 	p := t.Named(c.Name)
 	if p == nil {
-		return &failure{fmt.Errorf("no participant %q", c.Name), "lockstep participant list --context " + c.Context}
+		return &failure{fmt.Errorf("no participant %q", c.Name), "lockstep participant list " + c.here()}
 	}
 	if c.DryRun {
 		fmt.Fprintf(e.out, "would remove %s: branches that name it would not be called until it is back\n", p.Name)

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -68,6 +66,7 @@ func (c *regionInitCmd) run(e *env, o *opened) error {
 		switch {
 		case errors.Is(err, arbiter.ErrNoDeployment):
 			fmt.Fprintf(e.out, "there is no deployment yet; it would have the regions %s and %d slots\n", strings.Join(names, ", "), slot.Count)
+			next(e.out, c.again(names))
 			return nil
 		case err != nil:
 			return err
@@ -76,6 +75,7 @@ func (c *regionInitCmd) run(e *env, o *opened) error {
 			return usageError{err}
 		}
 		fmt.Fprintf(e.out, "the deployment has the regions %s; it would have %s\n", strings.Join(dep.Regions, ", "), strings.Join(names, ", "))
+		next(e.out, c.again(names))
 		return nil
 	}
 	err := o.audited(ctx, c.Who, "init", "regions "+strings.Join(names, ", "), func() error {
@@ -88,90 +88,9 @@ func (c *regionInitCmd) run(e *env, o *opened) error {
 	return nil
 }
 
-// asker asks the regions' coordinators.
-type asker struct {
-	o      *opened
-	client *http.Client
-	token  string
-}
-
-func (c *contextFile) asker(e *env, o *opened) *asker {
-	return &asker{o: o, client: &http.Client{Timeout: min(c.Timeout, 5*time.Second), Transport: &http.Transport{MaxIdleConnsPerHost: conduct.AsksAtOnce}}, token: e.getenv("LOCKSTEP_TOKEN")}
-}
-
-// ask tries a region's coordinators one after the other.
-func (a *asker) ask(ctx context.Context, region, method, path string, out any) error {
-	var errs []error
-	for _, base := range a.o.file.Regions[region].Admin {
-		if errs = append(errs, a.askOne(ctx, base, method, path, out)); errs[len(errs)-1] == nil {
-			return nil
-		}
-	}
-	if len(errs) == 0 {
-		return fmt.Errorf("the regions file has no admin address of region %s", region)
-	}
-	return errors.Join(errs...)
-}
-
-func (a *asker) askOne(ctx context.Context, base, method, path string, out any) error {
-	req, err := http.NewRequestWithContext(ctx, method, base+path, nil)
-	if err != nil {
-		return err
-	}
-	raw, err := a.do(req)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(raw, out)
-}
-
-func (a *asker) do(req *http.Request) ([]byte, error) {
-	if a.token != "" {
-		req.Header.Set("Authorization", "Bearer "+a.token)
-	}
-	resp, err := a.client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, &statusError{resp.StatusCode, fmt.Sprintf("%s: %s: %s", req.URL, resp.Status, cut(string(raw), 200))}
-	}
-	return raw, nil
-}
-
-// statusError is an answer that is not 200.
-type statusError struct {
-	status int
-	text   string
-}
-
-func (e *statusError) Error() string { return e.text }
-
-// Reached is conduct.World's.
-func (a *asker) Reached(ctx context.Context, region string, seals map[int]*slot.Seal) map[int]bool {
-	yes := map[int]bool{}
-	body, err := json.Marshal(map[string]any{"seals": seals})
-	if err != nil {
-		return yes
-	}
-	var out struct{ Reached []int }
-	if raw, err := a.askAny(ctx, region, "/v1/region/reached", body); err == nil && json.Unmarshal(raw, &out) == nil {
-		for _, n := range out.Reached {
-			yes[n] = true
-		}
-	}
-	return yes
-}
-
-// Canary is conduct.World's.
-func (a *asker) Canary(ctx context.Context, region string, n int) error {
-	var out struct{}
-	return a.ask(ctx, region, http.MethodPost, fmt.Sprintf("/v1/region/canary?slot=%d", n), &out)
+// again is the command with everything said.
+func (c *regionInitCmd) again(names []string) string {
+	return "lockstep region init " + flagOf("regions", strings.Join(names, ",")) + whoFlag(c.Who) + " " + c.here()
 }
 
 type regionStatusCmd struct {
@@ -186,9 +105,38 @@ type regionView struct {
 	Error  string               `json:"error,omitempty"`
 	Slots  map[slot.Status]int  `json:"slots"`
 	Forced int                  `json:"forced,omitempty"` // slots taken by force whose loss is not worked off
+	Lost   int                  `json:"lost,omitempty"`   // slots taken from it by force whose loss is not worked off
 	Status *server.RegionStatus `json:"status,omitempty"`
 	// Coordinators are those that answer.
 	Coordinators []coordinatorView `json:"coordinators,omitempty"`
+}
+
+// lost says that the region was lost whole: it owns nothing, and what was taken from it is not worked off. It is silent by right.
+func (v *regionView) lost() bool {
+	return v.Lost > 0 && v.Slots[slot.Active]+v.Slots[slot.Draining]+v.Slots[slot.Sealed]+v.Slots[slot.Taken] == 0
+}
+
+// lostOf gives the regions that were lost whole, with how many slots were taken from them.
+func lostOf(views []regionView) map[string]int {
+	lost := map[string]int{}
+	for _, v := range views {
+		if v.lost() {
+			lost[v.Region] = v.Lost
+		}
+	}
+	return lost
+}
+
+// stopOf is the stop of another region's chains that wants somebody first; nil for none. What a region that was lost alone has is
+// missing until it is back.
+func stopOf(or *replica.OriginStatus, lost bool) *replica.SlotStop {
+	if at := slices.IndexFunc(or.Stopped, func(s replica.SlotStop) bool { return !s.Missing }); at >= 0 {
+		return &or.Stopped[at]
+	}
+	if len(or.Stopped) == 0 || lost {
+		return nil
+	}
+	return &or.Stopped[0]
 }
 
 // Run shows the regions.
@@ -204,7 +152,7 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 	}
 	w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "REGION\tSTATE\tSLOTS\tOPEN\tEXPOSED\tLAG\tHEARD\tCOPIES LAG\tARBITER")
-	next := ""
+	then, doubts, lost := "", "", lostOf(views)
 	for _, v := range views {
 		slots := fmt.Sprint(v.Slots[slot.Active])
 		for _, st := range []slot.Status{slot.Draining, slot.Sealed, slot.Taken} {
@@ -217,27 +165,29 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 		}
 		if v.Status == nil {
 			fmt.Fprintf(w, "%s\t%s\t%s\t?\t?\t?\t?\t?\t?\n", v.Region, v.State, slots)
-			next = c.silentNext(o, views, &v)
+			if !v.lost() { // else what is left to do is at the region that took its slots
+				then = c.silentNext(o, views, &v)
+			}
 			continue
 		}
 		if v.Error != "" {
-			next = fmt.Sprintf("lockstep region status --context %s --output json  # %s in %s: %s", c.Context, v.State, v.Region, cut(v.Error, 200))
+			then = fmt.Sprintf("lockstep region status %s --output json  # %s in %s: %s", c.here(), v.State, v.Region, cut(v.Error, 200))
 		}
 		if len(v.Status.Diverged) > 0 {
 			d := v.Status.Diverged[0]
-			next = fmt.Sprintf("lockstep region divergence --context %s  # docs/runbooks/divergence.md; %d transactions of %s: %s", c.Context, len(v.Status.Diverged), v.Region, d.Why)
-		} else if v.Forced > 0 && next == "" {
-			next = fmt.Sprintf("lockstep tx list --in-doubt --admin-addr %s  # %d slots were taken by force, docs/runbooks/region-lost.md", hostOf(firstAdmin(o, v.Region)), v.Forced)
+			then = fmt.Sprintf("lockstep region divergence %s  # docs/runbooks/divergence.md; %d transactions of %s: %s", c.here(), len(v.Status.Diverged), v.Region, cut(d.Why, 200))
+		} else if v.Forced > 0 && doubts == "" {
+			doubts = fmt.Sprintf("lockstep tx list --in-doubt --admin-addr %s  # %d slots were taken by force, docs/runbooks/region-lost.md", hostOf(firstAdmin(o, v.Region)), v.Forced)
 		}
 		if n := unpublishable(v.Status); n >= 0 {
-			next = fmt.Sprintf("lockstep drift run --context %s  # slot %d of %s goes to no other region, docs/runbooks/slot-stopped.md: %s", c.Context, n, v.Region, v.Status.Unpublishable[n])
+			then = fmt.Sprintf("lockstep drift run %s  # slot %d of %s goes to no other region, docs/runbooks/slot-stopped.md: %s", c.here(), n, v.Region, cut(v.Status.Unpublishable[n], 200))
 		}
 		lag, heard := "", ""
 		for _, or := range v.Status.Origins {
 			lag += fmt.Sprintf("%s %d events %d ms ", or.Region, or.LagEvents, or.LagMillis)
 			heard += fmt.Sprintf("%s %d ms ", or.Region, or.HeardMillis)
-			if len(or.Stopped) > 0 {
-				next = c.stoppedNext(o, v.Region, or.Region, &or.Stopped[max(0, slices.IndexFunc(or.Stopped, func(s replica.SlotStop) bool { return !s.Missing }))])
+			if st := stopOf(&or, lost[or.Region] > 0); st != nil {
+				then = c.stoppedNext(o, v.Region, or.Region, st)
 			}
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%d\t%d ms\n", v.Region, v.State, slots, v.Status.Open, exposed(v.Status), strings.TrimSpace(lag), strings.TrimSpace(heard), v.Status.ApplyLag, v.Status.ArbiterMillis)
@@ -249,11 +199,14 @@ func (c *regionStatusCmd) run(e *env, o *opened) error {
 	if err != nil {
 		return err
 	}
-	if under != "" && next == "" {
-		next = "lockstep region resume --context " + c.Context + "  # " + under
+	switch { // what came last of the regions' own goes before; an operation ends before what it leaves in doubt is looked at
+	case then == "" && under != "":
+		then = "lockstep region resume " + c.here() + "  # " + under
+	case then == "":
+		then = doubts
 	}
-	if next != "" {
-		fmt.Fprintln(e.out, "next:", next)
+	if then != "" {
+		next(e.out, then)
 	}
 	return nil
 }
@@ -263,19 +216,19 @@ func (c *contextFile) silentNext(o *opened, views []regionView, v *regionView) s
 	owns := v.Slots[slot.Active]+v.Slots[slot.Draining]+v.Slots[slot.Sealed]+v.Slots[slot.Taken] > 0
 	for _, other := range views {
 		if owns && other.Status != nil {
-			return fmt.Sprintf("lockstep region watch --from %s --to %s --context %s  # docs/runbooks/region-lost.md; it does not answer: %s", v.Region, other.Region, c.Context, cut(v.Error, 120))
+			return fmt.Sprintf("lockstep region watch --from %s --to %s %s  # docs/runbooks/region-lost.md; it does not answer: %s", v.Region, other.Region, c.here(), cut(v.Error, 120))
 		}
 	}
-	return fmt.Sprintf("curl %s/readyz  # %s", firstAdmin(o, v.Region), v.Error)
+	return fmt.Sprintf("curl %s/readyz  # %s", firstAdmin(o, v.Region), cut(v.Error, 200))
 }
 
 // stoppedNext is what to do about a slot that does not go on.
 func (c *contextFile) stoppedNext(o *opened, region, origin string, st *replica.SlotStop) string {
 	if st.Missing { // it goes on when its origin answers
-		return fmt.Sprintf("curl %s/readyz  # slot %d of %s does not go on in %s: %s", firstAdmin(o, origin), st.Slot, origin, region, shown(st.Reason))
+		return fmt.Sprintf("curl %s/readyz  # slot %d of %s does not go on in %s: %s", firstAdmin(o, origin), st.Slot, origin, region, cut(st.Reason, 200))
 	}
-	return fmt.Sprintf("lockstep region unstop --region %s --origin %s --slot %d --why REASON --context %s  # first docs/runbooks/slot-stopped.md; it is stopped: %s",
-		region, origin, st.Slot, c.Context, shown(st.Reason))
+	return fmt.Sprintf("lockstep region unstop --region %s --origin %s --slot %d --why REASON %s  # first docs/runbooks/slot-stopped.md; it is stopped: %s",
+		region, origin, st.Slot, c.here(), cut(st.Reason, 200))
 }
 
 func firstAdmin(o *opened, region string) string {
@@ -314,9 +267,9 @@ func (c *contextFile) underWay(e *env, o *opened, owners *slot.Map) (string, err
 	r, err := (&conduct.Conductor{Arbiter: o.arbiter}).Load(ctx, "")
 	switch {
 	case err == nil && r.Status == failover.Running:
-		return fmt.Sprintf("%s %s is on its way, or its tool was killed", r.Plan.Kind, r.Plan.ID), nil
+		return holder(&r) + " is on its way, or its tool was killed", nil
 	case err == nil:
-		return fmt.Sprintf("%s %s is %s", r.Plan.Kind, r.Plan.ID, r.Status), nil
+		return fmt.Sprintf("%s is %s", holder(&r), r.Status), nil
 	case !errors.Is(err, conduct.ErrNone):
 		return "", err
 	}
@@ -324,6 +277,11 @@ func (c *contextFile) underWay(e *env, o *opened, owners *slot.Map) (string, err
 		return "operation " + op + " has slots on their way", nil
 	}
 	return "", nil
+}
+
+// holder names an operation with who began it, and when: the one to ask before it is resumed or aborted.
+func holder(r *failover.Run) string {
+	return fmt.Sprintf("%s %s by %s since %s", r.Plan.Kind, r.Plan.ID, shown(r.Plan.Who), time.UnixMilli(r.BegunMillis).UTC().Format(time.RFC3339))
 }
 
 func moving(m *slot.Map) string {
@@ -354,6 +312,13 @@ func (c *contextFile) look(e *env, o *opened) ([]regionView, *slot.Map, error) {
 		all.Go(func() { out[i] = a.view(ctx, name, owners) })
 	}
 	all.Wait()
+	for i := range out {
+		for _, w := range owners {
+			if w.Lost != 0 && w.Lost.Region() == i+1 {
+				out[i].Lost++
+			}
+		}
+	}
 	return out, owners, nil
 }
 
@@ -370,9 +335,17 @@ func (a *asker) view(ctx context.Context, region string, owners *slot.Map) regio
 	}
 	bases := a.o.file.Regions[region].Admin
 	answers, seen, errs := make([]server.RegionStatus, len(bases)), make([]coordinatorView, len(bases)), make([]error, len(bases))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var first sync.Once
 	var all sync.WaitGroup
 	for i, base := range bases {
-		all.Go(func() { seen[i], errs[i] = a.statusOf(ctx, base, &answers[i]) })
+		all.Go(func() {
+			if seen[i], errs[i] = a.statusOf(ctx, base, &answers[i]); errs[i] == nil {
+				a.o.heard.note(region, base)
+				first.Do(func() { time.AfterFunc(silence, cancel) }) // the others are not waited for as long as a whole region
+			}
+		})
 	}
 	all.Wait()
 	up := 0
@@ -431,44 +404,6 @@ func (v *regionView) add(st *server.RegionStatus) {
 	}
 }
 
-type regionVerifyCmd struct {
-	contextFile
-	Slots int `help:"How many slots of each region are written to." default:"8"`
-}
-
-// Run writes to every region and reads what each says of the others.
-func (c *regionVerifyCmd) Run(e *env) error { return c.with(e, c.run) }
-
-func (c *regionVerifyCmd) run(e *env, o *opened) error {
-	views, owners, err := c.look(e, o)
-	if err != nil {
-		return err
-	}
-	var checks []check
-	a := c.asker(e, o)
-	for _, v := range views {
-		wrote, failed := 0, error(nil)
-		for n, w := range owners {
-			if w.Region == v.Region && w.Status == slot.Active && wrote < c.Slots && failed == nil {
-				wrote++
-				failed = a.Canary(e.ctx, v.Region, n)
-			}
-		}
-		checks = append(checks, check{Name: "writes in " + v.Region, OK: failed == nil, Text: fmt.Sprintf("%d slots (%v)", wrote, failed)})
-		if v.Status == nil {
-			continue
-		}
-		for _, or := range v.Status.Origins {
-			checks = append(checks, check{Name: fmt.Sprintf("%s hears %s", v.Region, or.Region), OK: or.HeardMillis >= 0 && or.HeardMillis < 10_000 && len(or.Stopped) == 0,
-				Text: fmt.Sprintf("%d ms ago, %d events behind, %d chains stopped", or.HeardMillis, or.LagEvents, len(or.Stopped))})
-		}
-	}
-	if !printChecks(e, checks) {
-		return &failure{errors.New("something is wrong"), "lockstep region status --context " + c.Context}
-	}
-	return nil
-}
-
 type regionHistoryCmd struct {
 	contextFile
 	Output string `help:"table or json." enum:"table,json" default:"table" short:"o"`
@@ -495,7 +430,7 @@ func (c *regionHistoryCmd) run(e *env, o *opened) error {
 	w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "AT\tWHO\tACT\tOPERATION\tTEXT")
 	for _, en := range entries {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", en.At, en.Who, en.Act, en.Op, cut(en.Text, 120))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", en.At, shown(en.Who), shown(en.Act), shown(en.Op), shown(cut(en.Text, 120)))
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -2,12 +2,15 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,13 +28,22 @@ type world struct {
 	arbiter *arbiter.Arbiter
 	file    string
 	admin   map[string]*http.ServeMux
+	mu      sync.Mutex
+	says    map[string]string // statuses, by region
+	busy    atomic.Bool       // west does not freeze its journal
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	a, addr := arbitertest.Start(t)
-	w := &world{t: t, arbiter: a, file: filepath.Join(t.TempDir(), "regions.yaml"), admin: map[string]*http.ServeMux{}}
-	text := fmt.Sprintf("arbiter: [%q]\nregions:\n", addr)
+	return newWorldOf(t, 1)
+}
+
+// newWorldOf has an arbiter of so many members.
+func newWorldOf(t *testing.T, members int) *world {
+	t.Helper()
+	a, addrs := arbitertest.Cluster(t, members)
+	w := &world{t: t, arbiter: a, file: filepath.Join(t.TempDir(), "regions.yaml"), admin: map[string]*http.ServeMux{}, says: map[string]string{}}
+	text := fmt.Sprintf("arbiter: [%q]\nregions:\n", addrs[0])
 	for _, region := range []string{"east", "west"} {
 		w.admin[region] = http.NewServeMux()
 		srv := httptest.NewServer(w.admin[region])
@@ -87,9 +99,20 @@ func (w *world) give(to string, index int, slots ...int) {
 	}
 }
 
-// status lets a region answer with a status.
+// status lets a region answer with a status; once more: with another one.
 func (w *world) status(region, text string) {
-	w.admin[region].HandleFunc("GET /v1/region/status", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprint(rw, text) })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, has := w.says[region]
+	w.says[region] = text
+	if has {
+		return
+	}
+	w.admin[region].HandleFunc("GET /v1/region/status", func(rw http.ResponseWriter, _ *http.Request) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		fmt.Fprint(rw, w.says[region])
+	})
 }
 
 // TestFailbackMovesWhatTheTargetHadFirst: even slots are east's, odd ones west's; 0, 2 and 8 went west, and 2 came back.
@@ -183,10 +206,13 @@ func TestAPausedOperationIsSeen(t *testing.T) {
 		t.Error(out)
 	}
 	p := failover.Plan{ID: "held", Kind: failover.Handover, From: "east", To: "west", Slots: []int{0}, Batch: 1, DeadlineMillis: 5000, Who: "test"}
-	if err := w.conductor().Start(t.Context(), p, time.Now()); err != nil {
+	at := time.Now()
+	if err := w.conductor().Start(t.Context(), p, at); err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{"handover held is on its way, or its tool was killed", "handover held is paused"} {
+	held := "handover held by test since " + at.UTC().Format(time.RFC3339)
+	w.refused(p, conduct.ErrBusy.Error()+": "+held+", of 1 slots from east to west")
+	for _, text := range []string{held + " is on its way, or its tool was killed", held + " is paused"} {
 		if out := w.must("region", "status"); !strings.Contains(out, "next: lockstep region resume --context "+w.file+"  # "+text) {
 			t.Error(out)
 		}
@@ -200,6 +226,17 @@ func TestAPausedOperationIsSeen(t *testing.T) {
 	}
 	if out := w.must("region", "status"); strings.Contains(out, "next:") {
 		t.Error(out)
+	}
+}
+
+// refused starts another operation, past every look at what is under way: another operator was faster.
+func (w *world) refused(p failover.Plan, says string) {
+	w.t.Helper()
+	p.ID = "late"
+	m := &moveFlags{contextFile: contextFile{Context: w.file, Timeout: 10 * time.Second}}
+	err := m.with(&env{ctx: w.t.Context(), getenv: noEnv}, func(e *env, o *opened) error { return m.start(e.ctx, m.conductor(e, o), p) })
+	if !errors.Is(err, conduct.ErrBusy) || err.Error() != says {
+		w.t.Errorf("%v, want %s", err, says)
 	}
 }
 

@@ -134,7 +134,7 @@ func (c *contextFile) divergences(ctx context.Context, e *env, o *opened) (*dive
 	}
 	for _, gid := range slices.Sorted(maps.Keys(by)) {
 		if d := by[gid]; !d.agrees() {
-			d.propose(hostOf(firstAdmin(o, d.Origin)), c.Context)
+			d.propose(hostOf(firstAdmin(o, d.Origin)), c.here())
 			all.Transactions = append(all.Transactions, d)
 		}
 	}
@@ -150,7 +150,7 @@ func (d *divergent) agrees() bool {
 // events asks all regions for their divergence records, by gid.
 func (a *asker) events(ctx context.Context) (by map[string]*divergent, unheard []string) {
 	by = map[string]*divergent{}
-	answers := a.askAll(ctx, "", fmt.Sprintf("/v1/region/divergence?limit=%d", divergenceMost), nil)
+	answers := a.askAll(ctx, "", fmt.Sprintf("/v1/region/divergence?limit=%d", divergenceMost), nil, nil)
 	for _, region := range slices.Sorted(maps.Keys(answers)) {
 		var list []replica.DivergenceInfo
 		ans := answers[region]
@@ -190,7 +190,7 @@ func gather(by map[string]*divergent, region string, info *replica.DivergenceInf
 // waiting asks all regions what they had when they were lost and have not worked off, and why, by gid.
 func (a *asker) waiting(ctx context.Context) (why map[string]string, unheard []string) {
 	why = map[string]string{}
-	answers := a.askAll(ctx, "", "/v1/region/status", nil)
+	answers := a.askAll(ctx, "", "/v1/region/status", nil, nil)
 	for _, region := range slices.Sorted(maps.Keys(answers)) {
 		var st server.RegionStatus
 		ans := answers[region]
@@ -254,13 +254,13 @@ const suspense = "suspense"
 
 // propose fills in the settlement. What nobody has ended yet is taken over as the lost region told its client; what stands both
 // ways changes no more, and is evened out by entries against suspense, which sum to nothing where all legs are known.
-func (d *divergent) propose(adminAddr, context string) {
-	settle := fmt.Sprintf("lockstep region divergence settle %s --text 'settled as payment P' --context %s", shellQuote(d.Gid), context)
+func (d *divergent) propose(adminAddr, here string) {
+	settle := fmt.Sprintf("lockstep region divergence settle %s --text 'settled as payment P' %s", shellQuote(d.Gid), here)
 	switch {
 	case d.Ours == d.Theirs:
 		d.Book = append([]string{"both say the same, but it waits: " + d.Waits}, d.legLines()...)
 		d.Book = append(d.Book, "an account that lacks the money is paid it from "+suspense+"; what waits is tried again by itself")
-		d.Next = "lockstep region divergence --context " + context
+		d.Next = "lockstep region divergence " + here
 	case d.Ours == "commit":
 		d.Book = d.entries(true, "its client was told abort: take the payment back")
 		d.Next = settle
@@ -315,7 +315,7 @@ func (c *divergenceSettleCmd) Run(e *env) error { return c.with(e, c.run) }
 func (c *divergenceSettleCmd) run(e *env, o *opened) error {
 	ctx, cancel := c.within(e.ctx)
 	defer cancel()
-	again := "lockstep region divergence --context " + c.Context
+	again := "lockstep region divergence " + c.here()
 	all, err := c.divergences(ctx, e, o)
 	if err != nil {
 		return &failure{err, again}
@@ -337,6 +337,7 @@ func (c *divergenceSettleCmd) run(e *env, o *opened) error {
 	}
 	if c.DryRun {
 		fmt.Fprintf(e.out, "%s would be noted as settled in %s; nothing was written\n", shellQuote(c.Gid), strings.Join(slices.Sorted(maps.Keys(d.ids)), ", "))
+		next(e.out, "lockstep region divergence settle "+shellQuote(c.Gid)+" "+flagOf("text", c.Text)+whoFlag(c.Who)+" "+c.here())
 		return nil
 	}
 	a := c.asker(e, o)
@@ -358,6 +359,6 @@ func (c *divergenceSettleCmd) run(e *env, o *opened) error {
 		return &failure{err, again}
 	}
 	fmt.Fprintf(e.out, "%s is noted as settled in %s\n", shellQuote(c.Gid), strings.Join(slices.Sorted(maps.Keys(d.ids)), ", "))
-	next(e.out, "lockstep region status --context "+c.Context)
+	next(e.out, "lockstep region status "+c.here())
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/region/failover"
@@ -23,19 +24,19 @@ func (c *regionDrillCmd) rehearse(e *env, o *opened) error {
 	a := c.asker(e, o)
 	ctx, cancel := c.within(e.ctx)
 	defer cancel()
-	checks, err := c.preflight(e, o, c.From, c.To)
+	checks, err := c.preflight(e, o, c.From, c.To, nil)
 	if err != nil {
 		return err
 	}
 	if !printChecks(e, checks) {
-		return &failure{errors.New("the preflight failed; nothing was moved"), "lockstep region status --context " + c.Context}
+		return &failure{errors.New("the preflight failed; nothing was moved"), "lockstep region status " + c.here()}
 	}
-	f := &regionFailoverCmd{contextFile: c.contextFile, From: c.From, To: c.To, AtRisk: string(slot.Block), Slots: c.Slots, Why: c.Why, Who: c.Who, Answers: true, Scan: 10 * time.Second}
+	f := &regionFailoverCmd{contextFile: c.contextFile, From: c.From, To: c.To, AtRisk: string(slot.Block), Slots: c.Slots, Why: c.Why, Who: c.Who, Answers: true, Scan: scanLimit}
 	owners, err := o.arbiter.Owners(ctx)
 	if err != nil {
 		return err
 	}
-	x, err := f.expose(ctx, e, o, owners)
+	x, err := f.expose(e, o, owners, f.viewsOf(e.ctx, a))
 	if err != nil {
 		return err
 	}
@@ -46,13 +47,18 @@ func (c *regionDrillCmd) rehearse(e *env, o *opened) error {
 	x.print(e.out, c.From, c.To)
 	if c.DryRun {
 		fmt.Fprintf(e.out, "plan %s: %d slots would be taken by force and go home again; nothing was written\n", p.Hash()[:16], len(p.Slots))
+		next(e.out, c.again("drill --forced", c.From, c.To))
 		return nil
 	}
 	con := c.conductor(e, o)
-	if err := con.Start(e.ctx, *p, time.Now()); err != nil {
-		return &failure{err, "lockstep region resume --context " + c.Context + "  # or abort it"}
+	if err := c.start(e.ctx, con, *p); err != nil {
+		return err
 	}
-	if err := c.drive(e, con, p.ID); err != nil {
+	r, err := c.drive(e, con, p.ID)
+	if err == nil && r.Status != failover.Done {
+		err = c.ended(e, o, &r)
+	}
+	if err != nil {
 		return err
 	}
 	return c.measure(e, o, a, p)
@@ -74,7 +80,7 @@ func (c *regionDrillCmd) measure(e *env, o *opened, a *asker, p *failover.Plan) 
 			break
 		}
 		if time.Now().After(end) {
-			return &failure{fmt.Errorf("region %s has not handed back what it had in %d slots", c.From, left), "lockstep region status --context " + c.Context}
+			return &failure{fmt.Errorf("region %s has not handed back what it had in %d slots", c.From, left), "lockstep region status " + c.here()}
 		}
 		for _, d := range a.view(e.ctx, c.From, &slot.Map{}).diverged() {
 			if taken[d] {
@@ -99,6 +105,7 @@ func (c *regionDrillCmd) measure(e *env, o *opened, a *asker, p *failover.Plan) 
 	fmt.Fprintf(e.out, "against what %s had: %d decisions were past the seals, %d transactions were known to nobody else and were taken over\n", c.From, lost, len(taken))
 	back := c.moveFlags
 	back.Why = "back from forced drill " + p.ID
+	back.Slots = slotList(slices.Sorted(slices.Values(p.Slots))) // not others of --slots, which were not taken
 	return back.move(e, failover.Handover, c.To, c.From, 0)
 }
 

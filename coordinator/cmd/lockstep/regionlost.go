@@ -2,20 +2,18 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
+	"github.com/lockstep-tx/lockstep/region/arbiter"
 	"github.com/lockstep-tx/lockstep/region/failover"
-	"github.com/lockstep-tx/lockstep/region/failover/conduct"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
 
@@ -31,7 +29,7 @@ type regionFailoverCmd struct {
 	AtRisk        string        `help:"What accounts of the lost region may spend until its return is worked off: block, limit or allow." enum:"block,limit,allow" default:"limit"`
 	Cap           int64         `help:"With limit: how much each such account may spend, in minor units." placeholder:"AMOUNT"`
 	Slots         string        `help:"Slots to take: 0-31,40. Defaults to all that the lost region owns." placeholder:"LIST"`
-	OnSwitch      string        `help:"Command that moves outside traffic, run by sh once the slots are served, with LOCKSTEP_FROM and LOCKSTEP_TO; it is timed." placeholder:"CMD"`
+	OnSwitch      string        `help:"Command that moves outside traffic, run by sh once the slots are served, with LOCKSTEP_FROM and LOCKSTEP_TO; it is timed. Where it fails, or the tool is killed before it, region resume runs it again." placeholder:"CMD"`
 	Answers       bool          `help:"Go on although a coordinator of the lost region answers." name:"although-it-answers"`
 	Unsettled     bool          `help:"Go on although slots of --from were taken from another lost region, and that loss is not worked off." name:"although-unsettled"`
 	Why           string        `help:"Reason, for the audit: a ticket, a name." default:"not given"`
@@ -47,31 +45,26 @@ func (c *regionFailoverCmd) run(e *env, o *opened) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(e.ctx, c.Timeout+c.Scan)
-	defer cancel()
-	if err := c.mayGo(ctx, e, o); err != nil {
+	sc := c.scene(e, o)
+	if err := c.mayGo(o, sc); err != nil {
 		return err
 	}
-	owners, err := o.arbiter.Owners(ctx)
-	if err != nil {
-		return &failure{err, "lockstep arbiter --help  # a majority of its members must run"}
-	}
-	if n := unsettledOf(owners, c.From); n > 0 && !c.Unsettled {
+	if n := unsettledOf(sc.owners, c.From); n > 0 && !c.Unsettled {
 		return &failure{fmt.Errorf("%d slots of %s were taken by force from another region, and that loss is not worked off: a second one is told apart from the first by nobody but you", n, c.From), c.again("--although-unsettled --dry-run")}
 	}
-	x, err := c.expose(ctx, e, o, owners)
+	x, err := c.expose(e, o, sc.owners, sc.views)
 	if err != nil {
 		return err
 	}
-	stranded, err := c.stranded(ctx, e, o, owners)
+	stranded, err := c.stranded(sc)
 	if err != nil {
 		return err
 	}
-	left, err := c.left(ctx, o, owners)
+	left, err := c.left(sc)
 	if err != nil {
 		return err
 	}
-	p, err := c.plan(owners, x, append(left, stranded...))
+	p, err := c.plan(sc.owners, x, append(left, stranded...))
 	if err != nil {
 		return err
 	}
@@ -83,42 +76,83 @@ func (c *regionFailoverCmd) run(e *env, o *opened) error {
 		fmt.Fprintf(e.out, "slots %s came to %s by plan and their accounts did not: %s's copies of them become homes too, and what was held of them is held again as far as it is known\n",
 			slotList(stranded), c.To, c.To)
 	}
-	fmt.Fprintf(e.out, "plan %s: %d slots from %s to %s, accounts at risk: %s, fenced by: %s\n", p.Hash()[:16], len(p.Slots), c.From, c.To, riskText(p.Loss.Risk), p.Loss.Evidence)
+	evidence := string(c.evidence())
+	if evidence == "" {
+		evidence = "not said yet"
+	}
+	fmt.Fprintf(e.out, "plan %s: %d slots from %s to %s, accounts at risk: %s, fenced by: %s\n", p.Hash()[:16], len(p.Slots), c.From, c.To, riskText(p.Loss.Risk), evidence)
 	m := c.moves()
 	con := m.conductor(e, o)
-	if err := con.Prepare(ctx, owners); err != nil {
+	ctx, cancel := c.within(e.ctx)
+	defer cancel()
+	if err := con.Prepare(ctx, sc.owners); err != nil {
 		return &failure{err, "lockstep arbiter --help  # a majority of its members must run"}
 	}
 	if err := c.consent(e, p); err != nil || c.DryRun {
 		return err
 	}
-	if err := con.Start(e.ctx, *p, time.Now()); err != nil {
-		return &failure{err, "lockstep region resume --context " + c.Context + "  # or abort it"}
-	}
-	if err := m.drive(e, con, p.ID); err != nil {
+	if err := m.start(e.ctx, con, *p); err != nil {
 		return err
 	}
-	next(e.out, "lockstep tx list --in-doubt --admin-addr "+hostOf(firstAdmin(o, c.To)))
-	return nil
+	return m.finish(e, o, con, p.ID)
+}
+
+// scene is what the arbiter and the regions say, before anything is refused or shown.
+type scene struct {
+	dep      arbiter.Deployment
+	owners   *slot.Map
+	under    string // the operation under way; "" for none
+	voters   int    // members of the arbiter that vote
+	from, to regionView
+	views    map[string]regionExposure // what the regions that are left know of the lost one
+	err      error                     // of the arbiter
+}
+
+// scene asks everybody side by side, each question with a limit of its own: a region whose packets are dropped takes nothing of the
+// arbiter's time, nor of the target's.
+func (c *regionFailoverCmd) scene(e *env, o *opened) *scene {
+	sc, a := &scene{}, c.asker(e, o)
+	var all sync.WaitGroup
+	all.Go(func() {
+		ctx, cancel := context.WithTimeout(e.ctx, silence)
+		defer cancel()
+		sc.from = a.view(ctx, c.From, &slot.Map{})
+	})
+	all.Go(func() { sc.to = a.view(e.ctx, c.To, &slot.Map{}) })
+	all.Go(func() { sc.views = c.viewsOf(e.ctx, a) })
+	all.Go(func() { sc.err = c.ofArbiter(e, o, sc) })
+	all.Wait()
+	return sc
+}
+
+func (c *regionFailoverCmd) ofArbiter(e *env, o *opened, sc *scene) error {
+	ctx, cancel := c.within(e.ctx)
+	defer cancel()
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) { sc.dep, err = o.arbiter.Deployment(gctx); return err })
+	g.Go(func() (err error) { sc.owners, err = o.arbiter.Owners(gctx); return err })
+	g.Go(func() error {
+		names, err := o.arbiter.Voters(gctx)
+		sc.voters = len(names)
+		return err
+	})
+	g.Go(func() (err error) { sc.under, err = c.underWay(e, o, &slot.Map{}); return err })
+	err := g.Wait()
+	if err != nil && !errors.Is(err, arbiter.ErrNoDeployment) {
+		return &failure{err, "lockstep arbiter --help  # a majority of its members must run"}
+	}
+	return err
 }
 
 // stranded gives the slots that the target has by plan from the lost region, and whose accounts were released there and not adopted.
-func (c *regionFailoverCmd) stranded(ctx context.Context, e *env, o *opened, owners *slot.Map) (out []int, err error) {
-	dep, err := o.arbiter.Deployment(ctx)
-	if err != nil {
-		return nil, err
-	}
+func (c *regionFailoverCmd) stranded(sc *scene) (out []int, err error) {
 	want, err := parseSlots(c.Slots)
 	if err != nil {
 		return nil, usageError{err}
 	}
-	to := c.asker(e, o).view(ctx, c.To, &slot.Map{})
-	if to.Status == nil {
-		return nil, &failure{fmt.Errorf("region %s does not answer: %s", c.To, cut(to.Error, 200)), "curl " + firstAdmin(o, c.To) + "/readyz"}
-	}
-	for _, n := range to.Status.Unadopted {
-		w := owners[n]
-		if w.Region == c.To && w.Status == slot.Active && w.Lost == 0 && w.Seal != nil && !w.Seal.Forced && dep.Name(w.Seal.Epoch.Region()) == c.From && (want == nil || want[n]) {
+	for _, n := range sc.to.Status.Unadopted {
+		w := sc.owners[n]
+		if w.Region == c.To && w.Status == slot.Active && w.Lost == 0 && w.Seal != nil && !w.Seal.Forced && sc.dep.Name(w.Seal.Epoch.Region()) == c.From && (want == nil || want[n]) {
 			out = append(out, n)
 		}
 	}
@@ -128,17 +162,13 @@ func (c *regionFailoverCmd) stranded(ctx context.Context, e *env, o *opened, own
 
 // left gives the slots that an operation which has ended took from the lost region for the target, and that nobody serves: it was aborted
 // with --leave. No operation is under way when it is called.
-func (c *regionFailoverCmd) left(ctx context.Context, o *opened, owners *slot.Map) (out []int, err error) {
-	dep, err := o.arbiter.Deployment(ctx)
-	if err != nil {
-		return nil, err
-	}
+func (c *regionFailoverCmd) left(sc *scene) (out []int, err error) {
 	want, err := parseSlots(c.Slots)
 	if err != nil {
 		return nil, usageError{err}
 	}
-	for n, w := range owners {
-		if w.Region == c.To && w.Status == slot.Taken && dep.Name(w.Lost.Region()) == c.From && (want == nil || want[n]) {
+	for n, w := range sc.owners {
+		if w.Region == c.To && w.Status == slot.Taken && sc.dep.Name(w.Lost.Region()) == c.From && (want == nil || want[n]) {
 			out = append(out, n)
 		}
 	}
@@ -184,34 +214,27 @@ func (c *regionFailoverCmd) evidence() failover.Evidence {
 }
 
 // mayGo refuses what the guards refuse whatever the consent says.
-func (c *regionFailoverCmd) mayGo(ctx context.Context, e *env, o *opened) error {
-	dep, err := o.arbiter.Deployment(ctx)
-	if err != nil {
-		return err
+func (c *regionFailoverCmd) mayGo(o *opened, sc *scene) error {
+	if sc.err != nil {
+		return sc.err
 	}
 	for _, name := range []string{c.From, c.To} {
-		if dep.Index(name) == 0 {
-			return usageError{fmt.Errorf("region %q is not one of %s", name, strings.Join(dep.Regions, ", "))}
+		if sc.dep.Index(name) == 0 {
+			return usageError{fmt.Errorf("region %q is not one of %s", name, strings.Join(sc.dep.Regions, ", "))}
 		}
 	}
-	if len(dep.Regions) == 2 && len(o.file.Arbiter) < 3 && c.MaySpend {
-		return &failure{errors.New("--may-spend: two regions without a third failure domain (the arbiter has fewer than three members): nobody but you can know that the other one is down"),
+	if len(sc.dep.Regions) == 2 && sc.voters < 3 && c.MaySpend {
+		return &failure{errors.New("--may-spend: two regions without a third failure domain (the arbiter has fewer than three members that vote): nobody but you can know that the other one is down"),
 			c.again("--fenced-by power")}
 	}
-	a := c.asker(e, o)
-	answers := a.view(ctx, c.From, &slot.Map{})
-	if answers.Status != nil && !c.Answers {
-		return &failure{fmt.Errorf("region %s answers (%s): it is not lost, and may still decide", c.From, answers.State), fmt.Sprintf("lockstep region handover --from %s --to %s --context %s", c.From, c.To, c.Context)}
+	if sc.from.Status != nil && !c.Answers {
+		return &failure{fmt.Errorf("region %s answers (%s): it is not lost, and may still decide", c.From, sc.from.State), fmt.Sprintf("lockstep region handover --from %s --to %s %s", c.From, c.To, c.here())}
 	}
-	if answers = a.view(ctx, c.To, &slot.Map{}); answers.Status == nil {
-		return &failure{fmt.Errorf("region %s does not answer: %s", c.To, cut(answers.Error, 200)), "curl " + firstAdmin(o, c.To) + "/readyz"}
+	if sc.to.Status == nil {
+		return &failure{fmt.Errorf("region %s does not answer: %s", c.To, cut(sc.to.Error, 200)), "curl " + firstAdmin(o, c.To) + "/readyz"}
 	}
-	under, err := c.underWay(e, o, &slot.Map{})
-	if err != nil {
-		return err
-	}
-	if under != "" {
-		return &failure{errors.New(under), "lockstep region resume --context " + c.Context + "  # or abort it"}
+	if sc.under != "" {
+		return &failure{errors.New(sc.under), "lockstep region resume " + c.here() + "  # or abort it"}
 	}
 	return nil
 }
@@ -268,6 +291,12 @@ func (c *regionFailoverCmd) consent(e *env, p *failover.Plan) error {
 	return nil
 }
 
+// Defaults of flags, as their tags have them.
+const (
+	whyNot    = "not given"
+	scanLimit = 10 * time.Second
+)
+
 // anyPlan consents to whatever the plan is.
 const anyPlan = "any"
 
@@ -289,7 +318,7 @@ func (c *regionFailoverCmd) again(flags string) string {
 			out += " " + flagOf(f.name, f.value)
 		}
 	}
-	if c.Why != "not given" {
+	if c.Why != whyNot {
 		out += " " + flagOf("why", c.Why)
 	}
 	if c.Answers {
@@ -298,7 +327,10 @@ func (c *regionFailoverCmd) again(flags string) string {
 	if c.Unsettled && !strings.Contains(flags, "--although-unsettled") {
 		out += " --although-unsettled"
 	}
-	return out + " --context " + c.Context + " " + flags
+	if c.Scan != scanLimit {
+		out += " --scan " + c.Scan.String()
+	}
+	return out + " " + c.here() + " " + flags
 }
 
 func riskText(r slot.Risk) string {
@@ -306,67 +338,4 @@ func riskText(r slot.Risk) string {
 		return fmt.Sprintf("limit, %d per account", r.Cap)
 	}
 	return string(r.Policy)
-}
-
-// onSwitch moves outside traffic, where the plan says how: also when it is another one who ends the operation.
-func (m *moveFlags) onSwitch(e *env, p *failover.Plan) error {
-	if p.Loss.OnSwitch == "" {
-		return nil
-	}
-	start := time.Now()
-	cmd := exec.CommandContext(e.ctx, "sh", "-c", p.Loss.OnSwitch)
-	cmd.Env = append(os.Environ(), "LOCKSTEP_FROM="+p.From, "LOCKSTEP_TO="+p.To)
-	cmd.Stdout, cmd.Stderr = e.out, e.err
-	err := cmd.Run()
-	fmt.Fprintf(e.out, "outside traffic: %v after %d ms\n", orDone(err), time.Since(start).Milliseconds())
-	if err != nil {
-		return &failure{fmt.Errorf("--on-switch: %w; the slots are served by %s, the outside traffic was not moved", err, p.To), p.Loss.OnSwitch}
-	}
-	return nil
-}
-
-func orDone(err error) string {
-	if err == nil {
-		return "moved"
-	}
-	return err.Error()
-}
-
-// Freeze is conduct.World's.
-func (a *asker) Freeze(ctx context.Context, lost, target string, epochs map[int]slot.Epoch) (map[int]*slot.Seal, error) {
-	type at struct {
-		Slot  int    `json:"slot"`
-		Epoch uint64 `json:"epoch"`
-	}
-	var in struct {
-		Origin string `json:"origin"`
-		Slots  []at   `json:"slots"`
-	}
-	in.Origin = lost
-	for _, n := range slices.Sorted(maps.Keys(epochs)) {
-		in.Slots = append(in.Slots, at{n, uint64(epochs[n])})
-	}
-	body, err := json.Marshal(&in)
-	if err != nil {
-		return nil, err
-	}
-	answers := a.askAll(ctx, lost, "/v1/region/freeze", body)
-	if err := answers[target].err; err != nil {
-		return nil, fmt.Errorf("region %s did not freeze its journal: %w", target, err)
-	}
-	return conduct.Seals(epochs, marksOf(answers))
-}
-
-// marksOf reads what journals that answered say; the others' silence is theirs to find out (ADR 9).
-func marksOf(answers map[string]answered) map[string][]conduct.Mark {
-	out := map[string][]conduct.Mark{}
-	for region, ans := range answers {
-		var got struct {
-			Marks []conduct.Mark `json:"marks"`
-		}
-		if ans.err == nil && json.Unmarshal(ans.body, &got) == nil {
-			out[region] = got.Marks
-		}
-	}
-	return out
 }

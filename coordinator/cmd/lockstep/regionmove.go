@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -49,7 +50,7 @@ func (m *moveFlags) plan(owners *slot.Map, first *[slot.Count]string, kind failo
 	}
 	if want != nil && len(foreign) > 0 {
 		return p, &failure{usageError{fmt.Errorf("--slots: %s were not %s's first; leave them out, or hand them over", slotList(foreign), to)},
-			fmt.Sprintf("lockstep region handover --from %s --to %s --slots %s --context %s", from, to, slotList(foreign), m.Context)}
+			fmt.Sprintf("lockstep region handover --from %s --to %s --slots %s %s", from, to, slotList(foreign), m.here())}
 	}
 	if len(foreign) > 0 && len(p.Slots) == 0 {
 		return p, usageError{fmt.Errorf("slots: none of those that %s has were %s's first", from, to)}
@@ -159,7 +160,7 @@ func (m *moveFlags) move(e *env, kind failover.Kind, from, to string, hold time.
 	if err != nil {
 		return err
 	}
-	checks, err := m.preflight(e, o, from, to)
+	checks, err := m.preflight(e, o, from, to, p.Slots)
 	if err != nil {
 		return err
 	}
@@ -168,17 +169,36 @@ func (m *moveFlags) move(e *env, kind failover.Kind, from, to string, hold time.
 	fmt.Fprintf(e.out, "plan %s: %s of %d slots from %s to %s in batches of %d; each is held for as long as its move takes, and undoes itself after %v; hash %s\n",
 		p.ID, kind, len(p.Slots), from, to, p.Batch, m.Deadline, p.Hash()[:16])
 	if !ok {
-		return &failure{errors.New("the preflight failed; nothing was moved"), "lockstep region status --context " + m.Context}
+		return &failure{errors.New("the preflight failed; nothing was moved"), "lockstep region status " + m.here()}
 	}
 	if m.DryRun {
 		fmt.Fprintln(e.out, "nothing was written")
+		command := string(kind)
+		if hold != 0 {
+			command += " --hold " + hold.String()
+		}
+		next(e.out, m.again(command, from, to))
 		return nil
 	}
 	c := m.conductor(e, o)
-	if err := c.Start(e.ctx, p, time.Now()); err != nil {
-		return &failure{err, "lockstep region resume --context " + m.Context + "  # or abort it"}
+	if err := m.start(e.ctx, c, p); err != nil {
+		return err
 	}
-	return m.drive(e, c, p.ID)
+	return m.finish(e, o, c, p.ID)
+}
+
+// again is the command without --dry-run.
+func (m *moveFlags) again(command, from, to string) string {
+	out := "lockstep region " + command
+	for _, f := range []struct{ name, value, usual string }{
+		{"from", from, ""}, {"to", to, ""}, {"slots", m.Slots, ""}, {"batch", strconv.Itoa(m.Batch), "32"}, {"deadline", m.Deadline.String(), "10s"}, {"pause", m.Pause.String(), "1s"},
+		{"max-lag", m.MaxLag.String(), "5s"}, {"waive", strings.Join(m.Waive, ","), ""}, {"why", m.Why, whyNot}, {"who", m.Who, ""},
+	} {
+		if f.value != f.usual {
+			out += " " + flagOf(f.name, f.value)
+		}
+	}
+	return out + " " + m.here()
 }
 
 // planned reads what a plan is made of, and makes it.
@@ -198,37 +218,93 @@ func (m *moveFlags) planned(e *env, o *opened, kind failover.Kind, from, to stri
 	return m.plan(owners, first, kind, from, to, hold)
 }
 
+// conductor is one whose world is an asker.
 func (m *moveFlags) conductor(e *env, o *opened) *conduct.Conductor {
 	return &conduct.Conductor{Arbiter: o.arbiter, World: m.asker(e, o), Who: whoOr(m.Who), Tell: func(format string, args ...any) {
-		fmt.Fprintf(e.out, "  "+format+"\n", args...)
+		fmt.Fprintln(e.out, " ", shown(fmt.Sprintf(format, args...)))
 	}}
 }
 
-// drive works at an operation and reports how it ended.
-func (m *moveFlags) drive(e *env, c *conduct.Conductor, id string) error {
-	r, err := c.Drive(e.ctx, id)
-	if err != nil {
-		return &failure{fmt.Errorf("the operation stands still: %w", err), "lockstep region resume --context " + m.Context}
+// start writes a new operation. Where another one was faster it says whose that is.
+func (m *moveFlags) start(ctx context.Context, c *conduct.Conductor, p failover.Plan) error {
+	err := c.Start(ctx, p, time.Now())
+	if err == nil {
+		return nil
 	}
-	for i, b := range r.Batches {
-		fmt.Fprintf(e.out, "batch %d: %d slots; switched after %d ms, first success after %d ms\n", i+1, len(b.Slots), b.Given-b.Frozen, b.Served-b.Frozen)
-	}
-	moved := 0
-	for _, b := range r.Batches {
-		moved += len(b.Slots)
-	}
-	fmt.Fprintf(e.out, "%s %s: %s, %d slots moved in %d ms\n", r.Plan.Kind, r.Plan.ID, r.Status, moved, max(r.EndedMillis, r.BegunMillis)-r.BegunMillis)
-	if r.Plan.Loss != nil && r.Status == failover.Done {
-		if err := m.onSwitch(e, &r.Plan); err != nil {
-			return err
+	if errors.Is(err, conduct.ErrBusy) {
+		if r, lerr := c.Load(ctx, ""); lerr == nil {
+			err = fmt.Errorf("%w: %s, of %d slots from %s to %s", conduct.ErrBusy, holder(&r), len(r.Plan.Slots), r.Plan.From, r.Plan.To)
 		}
 	}
-	if r.Status == failover.Aborted {
-		return &failure{fmt.Errorf("it was aborted: %s", r.Failure), "lockstep region status --context " + m.Context}
+	return &failure{err, "lockstep region resume " + m.here() + "  # or abort it"}
+}
+
+// finish works at an operation until it ends or is paused, and says what is to be done then.
+func (m *moveFlags) finish(e *env, o *opened, c *conduct.Conductor, id string) error {
+	r, err := m.drive(e, c, id)
+	if err != nil {
+		return err
 	}
-	if r.Status == failover.Paused {
-		fmt.Fprintf(e.out, "next: lockstep region resume --context %s\n", m.Context)
+	return m.ended(e, o, &r)
+}
+
+// drive works at an operation and reports how it ended.
+func (m *moveFlags) drive(e *env, c *conduct.Conductor, id string) (failover.Run, error) {
+	r, err := c.Drive(e.ctx, id)
+	if err != nil {
+		return r, &failure{fmt.Errorf("the operation stands still: %w", err), "lockstep region resume " + m.here()}
 	}
+	moved := 0
+	for i, b := range r.Batches {
+		fmt.Fprintf(e.out, "batch %d: %d slots; switched after %d ms, first success after %d ms\n", i+1, len(b.Slots), b.Given-b.Frozen, b.Served-b.Frozen)
+		moved += len(b.Slots)
+	}
+	fmt.Fprintf(e.out, "%s %s: %s, %d slots moved in %d ms%s\n", r.Plan.Kind, r.Plan.ID, r.Status, moved, max(r.EndedMillis, r.BegunMillis)-r.BegunMillis, writtenTo(c, &r))
+	if r.Plan.Loss != nil && r.Status == failover.Done {
+		return r, m.onSwitch(e, c, &r.Plan)
+	}
+	return r, nil
+}
+
+// writtenTo says in how many of the slots that have moved a canary was served, by this process: of a forced failover's not in all.
+func writtenTo(c *conduct.Conductor, r *failover.Run) string {
+	a, ok := c.World.(*asker)
+	if !ok {
+		return ""
+	}
+	moved, written := 0, 0
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, b := range r.Batches {
+		moved += len(b.Slots)
+		for _, n := range b.Slots {
+			if a.written[n] {
+				written++
+			}
+		}
+	}
+	if moved == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %d of %d slots were written to", written, moved)
+}
+
+// ended says what is to be done after an operation.
+func (m *moveFlags) ended(e *env, o *opened, r *failover.Run) error {
+	then := "lockstep region verify " + m.here()
+	if r.Plan.Kind == failover.Forced && len(r.Batches) > 0 {
+		then = "lockstep tx list --in-doubt --admin-addr " + hostOf(firstAdmin(o, r.Plan.To))
+	} else if r.Status == failover.Aborted {
+		then = "lockstep region status " + m.here()
+	}
+	switch r.Status {
+	case failover.Aborted:
+		return &failure{fmt.Errorf("it was aborted: %s", cut(r.Failure, 300)), then}
+	case failover.Paused:
+		then = "lockstep region resume " + m.here()
+	case failover.Done, failover.Running, failover.Aborting:
+	}
+	next(e.out, then)
 	return nil
 }
 
@@ -261,14 +337,22 @@ func (m *moveFlags) set(e *env, to failover.Status, leave bool) error {
 	defer o.close()
 	c := m.conductor(e, o)
 	r, err := c.Load(e.ctx, "")
+	if errors.Is(err, conduct.ErrNone) && to == failover.Running {
+		return m.switchOn(e, o, c)
+	}
 	if errors.Is(err, conduct.ErrNone) {
-		return &failure{errors.New("no operation is under way"), "lockstep region history --context " + m.Context}
+		return &failure{errors.New("no operation is under way"), "lockstep region history " + m.here()}
 	}
 	if err != nil {
 		return err
 	}
 	if m.DryRun {
 		fmt.Fprintf(e.out, "operation %s is %s and would be %s; nothing was written\n", r.Plan.ID, r.Status, to)
+		command := map[failover.Status]string{failover.Paused: "pause", failover.Running: "resume", failover.Aborting: "abort"}[to]
+		if leave {
+			command += " --leave"
+		}
+		next(e.out, m.again(command, "", ""))
 		return nil
 	}
 	if r.Status != failover.Aborting || to != failover.Running {
@@ -280,16 +364,18 @@ func (m *moveFlags) set(e *env, to failover.Status, leave bool) error {
 		switch {
 		case errors.Is(err, conduct.ErrEnded) && to != failover.Running:
 			// Its tool may have been killed before it let the lock go.
-			return errors.Join(&failure{fmt.Errorf("operation %s was %s before it could be %s", r.Plan.ID, set.Status, to), "lockstep region history --context " + m.Context}, m.drive(e, c, r.Plan.ID))
+			_, err := m.drive(e, c, r.Plan.ID)
+			return errors.Join(&failure{fmt.Errorf("operation %s was %s before it could be %s", r.Plan.ID, set.Status, to), "lockstep region history " + m.here()}, err)
 		case errors.Is(err, conduct.ErrAtOnce):
-			return &failure{fmt.Errorf("%w; abort takes no more slots and ends what was begun", err), "lockstep region abort --context " + m.Context}
+			return &failure{fmt.Errorf("%w; abort takes no more slots and ends what was begun", err), "lockstep region abort " + m.here()}
 		case err != nil && !errors.Is(err, conduct.ErrEnded):
-			return &failure{err, "lockstep region resume --context " + m.Context}
+			return &failure{err, "lockstep region resume " + m.here()}
 		}
 	}
 	if to == failover.Paused {
-		fmt.Fprintf(e.out, "operation %s stops at its next batch\nnext: lockstep region resume --context %s\n", r.Plan.ID, m.Context)
+		fmt.Fprintf(e.out, "operation %s stops at its next batch\n", r.Plan.ID)
+		next(e.out, "lockstep region resume "+m.here())
 		return nil
 	}
-	return m.drive(e, c, r.Plan.ID)
+	return m.finish(e, o, c, r.Plan.ID)
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/server"
+	"github.com/lockstep-tx/lockstep/region/arbiter"
 	"github.com/lockstep-tx/lockstep/region/registry"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -54,8 +55,8 @@ const (
 	clockMax      = time.Second
 )
 
-// preflight checks whether slots may go from one region to another.
-func (m *moveFlags) preflight(e *env, o *opened, from, to string) ([]check, error) {
+// preflight checks whether slots may go from one region to another; nil slots: those of --slots that from owns.
+func (m *moveFlags) preflight(e *env, o *opened, from, to string, slots []int) ([]check, error) {
 	for _, name := range m.Waive {
 		if !slices.Contains(waivable, name) {
 			return nil, usageError{fmt.Errorf("--waive: %q; %s can be waived", name, strings.Join(waivable, ", "))}
@@ -73,7 +74,8 @@ func (m *moveFlags) preflight(e *env, o *opened, from, to string) ([]check, erro
 	ctx, cancel := m.within(e.ctx)
 	defer cancel()
 	began := time.Now()
-	if _, err := o.arbiter.Deployment(ctx); err != nil {
+	dep, err := o.arbiter.Deployment(ctx)
+	if err != nil {
 		return nil, err
 	}
 	took := time.Since(began)
@@ -87,6 +89,18 @@ func (m *moveFlags) preflight(e *env, o *opened, from, to string) ([]check, erro
 	} else {
 		add("operation", false, "%s; resume or abort it", under)
 	}
+	if slots == nil {
+		want, err := parseSlots(m.Slots)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		for n, w := range owners {
+			if w.Region == from && (want == nil || want[n]) {
+				slots = append(slots, n)
+			}
+		}
+	}
+	checkLoss(&dep, owners, slots, add)
 	versions := map[string]bool{}
 	for _, v := range views {
 		if v.Region == from || v.Region == to {
@@ -102,9 +116,29 @@ func (m *moveFlags) preflight(e *env, o *opened, from, to string) ([]check, erro
 	}
 	for _, p := range t.All() {
 		can, err := probeAll(ctx, &p)
-		add("participant "+p.Name, err == nil && can.Movable && p.Endpoints[to] != "", "%s (%v)", describe(&can), err)
+		add("participant "+p.Name, err == nil && can.Movable && p.Endpoints[to] != "", "%s%s", describe(&can), because(err))
 	}
 	return out, nil
+}
+
+// checkLoss is preflight's look at what was taken by force: a slot is not drained before its loss is worked off, so that a move of it
+// would stand still, and hold the lock against the next failover.
+func checkLoss(dep *arbiter.Deployment, owners *slot.Map, slots []int, add func(name string, ok bool, format string, args ...any)) {
+	lost := map[string]int{}
+	for _, n := range slots {
+		if epoch := owners[n].Lost; epoch != 0 {
+			lost[dep.Name(epoch.Region())]++
+		}
+	}
+	if len(lost) == 0 {
+		add("loss", true, "no slot has a loss that is not worked off")
+		return
+	}
+	var parts []string
+	for _, region := range slices.Sorted(maps.Keys(lost)) {
+		parts = append(parts, fmt.Sprintf("%d slots were taken by force from %s", lost[region], region))
+	}
+	add("loss", false, "%s, and what it had of them is not worked off: it hands that over by itself when it is back (docs/runbooks/region-returned.md), or region settle gives it up", strings.Join(parts, ", "))
 }
 
 // checkRegion is preflight's look at one of the two regions.
@@ -132,6 +166,14 @@ func (m *moveFlags) checkRegion(v *regionView, from, to string, versions map[str
 	}
 }
 
+// because is an error behind what it is about; "" where there is none.
+func because(err error) string {
+	if err == nil {
+		return ""
+	}
+	return fmt.Sprintf(" (%s)", cut(err.Error(), 300))
+}
+
 // printChecks prints the checks, and says whether none failed but those that were waived.
 func printChecks(e *env, checks []check) (ok bool) {
 	ok = true
@@ -143,7 +185,7 @@ func printChecks(e *env, checks []check) (ok bool) {
 		case !c.OK:
 			word, ok = "FAIL", false
 		}
-		fmt.Fprintf(e.out, "%s %s: %s\n", word, c.Name, strings.TrimSpace(c.Text))
+		fmt.Fprintf(e.out, "%s %s: %s\n", word, shown(c.Name), shown(cut(c.Text, 600)))
 	}
 	return ok
 }
@@ -173,7 +215,7 @@ type regionPreflightCmd struct {
 func (c *regionPreflightCmd) Run(e *env) error { return c.with(e, c.run) }
 
 func (c *regionPreflightCmd) run(e *env, o *opened) error {
-	checks, err := c.preflight(e, o, c.From, c.To)
+	checks, err := c.preflight(e, o, c.From, c.To, nil)
 	if err != nil {
 		return err
 	}
@@ -187,7 +229,7 @@ func (c *regionPreflightCmd) run(e *env, o *opened) error {
 		return nil
 	}
 	if !printChecks(e, checks) {
-		return &failure{errors.New("the preflight failed"), "lockstep region status --context " + c.Context}
+		return &failure{errors.New("the preflight failed"), "lockstep region status " + c.here()}
 	}
 	return nil
 }

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/lockstep-tx/lockstep/region/failover/conduct"
 )
 
 // TestThePreflightKnowsClocksVersionsAndChains: what it finds can be waived where an operator may know better, and nowhere else.
@@ -58,5 +61,37 @@ func TestThePreflightKnowsClocksVersionsAndChains(t *testing.T) {
 	has(out, code, exitUsage, "--waive:", "lag, version, clock")
 	if got := waivedWhy("T-1", []check{{Name: "lag", Waived: true}, {Name: "region east", OK: true}}); got != "T-1 (waived: lag)" {
 		t.Error(got)
+	}
+}
+
+// TestNothingMovesByPlanBeforeItsLossIsWorkedOff: a slot that was taken by force cannot be drained; the move is refused before it holds
+// the lock, so that a failover of the region that has it now stays possible, and nobody can waive that.
+func TestNothingMovesByPlanBeforeItsLossIsWorkedOff(t *testing.T) {
+	w := left(t)
+	w.must("region", "failover", "--from", "east", "--to", "west", "--at-risk", "block", "--fenced-by", "power", "--confirm-region", "east", "--plan", "any", "--slots", "0-9")
+	w.status("east", calm)
+	w.must("participant", "rm", "points") // it cannot be moved
+	const says = "FAIL loss: 5 slots were taken by force from east, and what it had of them is not worked off"
+	for _, args := range [][]string{
+		{"preflight", "--from", "west", "--to", "east"}, {"failback", "--from", "west", "--to", "east"}, {"handover", "--from", "west", "--to", "east", "--slots", "0-20"},
+		{"drill", "--from", "west", "--to", "east", "--hold", "1ms"}, {"drill", "--forced", "--from", "west", "--to", "east", "--slots", "0-20"},
+	} {
+		out, code := w.command(append([]string{"region"}, args...)...)
+		if code != exitFailure || !strings.Contains(out, says) || !strings.Contains(out, "next: lockstep region status --context ") {
+			t.Errorf("%v: %d\n%s", args, code, out)
+		}
+		if _, err := w.conductor().Load(t.Context(), ""); !errors.Is(err, conduct.ErrNone) {
+			t.Fatalf("%v: an operation holds the lock: %v", args, err)
+		}
+	}
+	if out, code := w.command("region", "failback", "--from", "west", "--to", "east", "--waive", "loss"); code != exitUsage || !strings.Contains(out, "--waive:") {
+		t.Error(code, out)
+	}
+	if out := w.must("region", "preflight", "--from", "west", "--to", "east", "--slots", "11-20"); !strings.Contains(out, "ok   loss:") {
+		t.Error(out)
+	}
+	w.must("region", "settle", "--from", "east", "--why", "T-1", "--confirm-region", "east")
+	if out := w.must("region", "preflight", "--from", "west", "--to", "east"); !strings.Contains(out, "ok   loss: no slot has a loss") {
+		t.Error(out)
 	}
 }

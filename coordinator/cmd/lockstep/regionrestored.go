@@ -98,7 +98,7 @@ func (c *regionRestoredCmd) run(e *env, o *opened) error {
 		}
 	}
 	if under != "" {
-		return &failure{fmt.Errorf("%s, as the backup has it: end it first", under), "lockstep region resume --context " + c.Context + "  # or abort it"}
+		return &failure{fmt.Errorf("%s, as the backup has it: end it first", under), "lockstep region resume " + c.here() + "  # or abort it"}
 	}
 	s := &seen{seals: map[int][]slot.Seal{}}
 	for n, w := range owners {
@@ -106,7 +106,7 @@ func (c *regionRestoredCmd) run(e *env, o *opened) error {
 	}
 	if err := c.ask(ctx, e, o, dep.Regions, s); err != nil {
 		return &failure{fmt.Errorf("%w; an epoch that nobody tells of cannot be passed", err),
-			fmt.Sprintf("lockstep region restored --context %s --without REGION  # only for a region that is gone for good", c.Context)}
+			fmt.Sprintf("lockstep region restored %s --without REGION  # only for a region that is gone for good", c.here())}
 	}
 	floor, changes := raise(&dep, owners, s)
 	moved := 0
@@ -118,6 +118,7 @@ func (c *regionRestoredCmd) run(e *env, o *opened) error {
 	fmt.Fprintf(e.out, "the highest epoch that was seen is %d; every slot goes to an epoch from %d on; %d slots had moved since the backup\n", slices.Max(s.any[:]), floor, moved)
 	if c.DryRun {
 		fmt.Fprintln(e.out, "nothing was written")
+		next(e.out, c.again())
 		return nil
 	}
 	err = o.audited(ctx, c.Who, "restored", fmt.Sprintf("epochs from %d on, %d slots had moved since the backup, not asked: %v", floor, moved, c.Without), func() error {
@@ -136,11 +137,20 @@ func (c *regionRestoredCmd) run(e *env, o *opened) error {
 		return nil
 	})
 	if err != nil {
-		return &failure{err, "lockstep region restored --context " + c.Context + "  # it may be repeated"}
+		return &failure{err, c.again() + "  # it may be repeated"}
 	}
 	fmt.Fprintln(e.out, "done: of transactions that began before, the absence of a decision proves nothing")
-	next(e.out, "lockstep region verify --context "+c.Context)
+	next(e.out, "lockstep region verify "+c.here())
 	return nil
+}
+
+// again is the command without --dry-run.
+func (c *regionRestoredCmd) again() string {
+	out := "lockstep region restored"
+	if len(c.Without) > 0 {
+		out += " " + flagOf("without", strings.Join(c.Without, ","))
+	}
+	return out + whoFlag(c.Who) + " " + c.here()
 }
 
 // raise gives the least new epoch, and every slot's change: to the region that it was last seen with, with the seal and the loss

@@ -41,7 +41,7 @@ func (c *regionSettleCmd) run(e *env, o *opened) error {
 		}
 		to, err := w.Settled()
 		if err != nil {
-			return &failure{fmt.Errorf("slot %d: %w", n, err), "lockstep region resume --context " + c.Context}
+			return &failure{fmt.Errorf("slot %d: %w", n, err), "lockstep region resume " + c.here()}
 		}
 		changes = append(changes, arbiter.Change{Slot: n, From: w, To: to})
 	}
@@ -49,10 +49,11 @@ func (c *regionSettleCmd) run(e *env, o *opened) error {
 	switch {
 	case c.DryRun:
 		fmt.Fprintln(e.out, "nothing was written")
+		next(e.out, c.again("--confirm-region "+c.From))
 		return nil
 	case c.ConfirmRegion != c.From:
 		return &failure{errors.New("--confirm-region: type the region's name to give up what it alone had; nothing was written"),
-			fmt.Sprintf("lockstep region settle --from %s --confirm-region %s --why REASON --context %s", c.From, c.From, c.Context)}
+			c.again("--confirm-region " + c.From)}
 	}
 	err = o.audited(ctx, c.Who, "settle", fmt.Sprintf("%s: %d slots of %s are given up", c.Why, len(changes), c.From), func() error {
 		for len(changes) > 0 {
@@ -65,8 +66,13 @@ func (c *regionSettleCmd) run(e *env, o *opened) error {
 		return nil
 	})
 	if err != nil {
-		return &failure{err, "lockstep region settle --from " + c.From + " --dry-run --why REASON --context " + c.Context}
+		return &failure{err, c.again("--dry-run")}
 	}
-	next(e.out, "lockstep drift run --context "+c.Context)
+	next(e.out, "lockstep drift run "+c.here())
 	return nil
+}
+
+// again is the command with another flag for the consent.
+func (c *regionSettleCmd) again(flags string) string {
+	return "lockstep region settle --from " + c.From + " " + flags + " " + flagOf("why", c.Why) + whoFlag(c.Who) + " " + c.here()
 }

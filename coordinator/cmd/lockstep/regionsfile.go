@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"strings"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/store/etcdstore"
@@ -21,10 +22,30 @@ type contextFile struct {
 	Timeout          time.Duration `help:"How long to wait for an answer." default:"10s"`
 }
 
+// here is the flags that name this file and how it is used, for a command to paste.
+func (c *contextFile) here() string {
+	out := flagOf("context", c.Context)
+	if len(c.ArbiterEndpoints) > 0 {
+		out += " " + flagOf("arbiter-endpoints", strings.Join(c.ArbiterEndpoints, ","))
+	}
+	if c.Timeout != 10*time.Second {
+		out += " --timeout " + c.Timeout.String()
+	}
+	return out
+}
+
 // dryRun is for commands that write.
 type dryRun struct {
 	DryRun bool   `help:"Do every read and every check, and write nothing."`
 	Who    string `help:"Who does it, for the audit. Defaults to the user."`
+}
+
+// whoFlag is --who as it was given, for a command to paste; "" where it was not.
+func whoFlag(name string) string {
+	if name == "" {
+		return ""
+	}
+	return " " + flagOf("who", name)
 }
 
 // whoOr is who does it, for the audit: the user where nobody was named.
@@ -60,6 +81,7 @@ type opened struct {
 	file    *topology.File
 	arbiter *arbiter.Arbiter
 	close   func()
+	heard   heard
 }
 
 // open reads the file and asks the arbiter a first time.

@@ -34,6 +34,7 @@ func (c *regionUnstopCmd) run(e *env, o *opened) error {
 	what := fmt.Sprintf("slot %d of %s in %s, stopped after event %d: %s", c.Slot, c.Origin, c.Region, st.Applied, cut(shown(st.Reason), 300))
 	if c.DryRun {
 		fmt.Fprintf(e.out, "would let go on: %s; nothing was written\n", what)
+		next(e.out, fmt.Sprintf("lockstep region unstop --region %s --origin %s --slot %d %s%s %s", c.Region, c.Origin, c.Slot, flagOf("why", c.Why), whoFlag(c.Who), c.here()))
 		return nil
 	}
 	var out struct {
@@ -51,7 +52,7 @@ func (c *regionUnstopCmd) run(e *env, o *opened) error {
 	default:
 		fmt.Fprintf(e.out, "slot %d of %s goes on in %s from event %d\n", c.Slot, c.Origin, c.Region, st.Applied+1)
 	}
-	fmt.Fprintln(e.out, "next: lockstep region status --context", c.Context)
+	fmt.Fprintln(e.out, "next: lockstep region status", c.here())
 	return nil
 }
 
@@ -79,5 +80,5 @@ func (c *regionUnstopCmd) find(ctx context.Context, o *opened, a *asker) (*repli
 			}
 		}
 	}
-	return nil, &failure{fmt.Errorf("slot %d of %s is not stopped in %s", c.Slot, c.Origin, c.Region), "lockstep region status --context " + c.Context}
+	return nil, &failure{fmt.Errorf("slot %d of %s is not stopped in %s", c.Slot, c.Origin, c.Region), "lockstep region status " + c.here()}
 }

@@ -101,7 +101,7 @@ func (c *regionWatchCmd) run(e *env, o *opened) error {
 			fmt.Fprintf(e.out, "%s lives: %s\n", c.From, why)
 			return nil
 		case c.Once:
-			return &failure{fmt.Errorf("%s is not called dead: %s", c.From, why), fmt.Sprintf("lockstep region watch --from %s --to %s --context %s", c.From, c.To, c.Context)}
+			return &failure{fmt.Errorf("%s is not called dead: %s", c.From, why), fmt.Sprintf("lockstep region watch --from %s --to %s %s", c.From, c.To, c.here())}
 		case why != said && s.Here:
 			fmt.Fprintf(e.out, "%s: %s\n", c.From, why)
 		}
@@ -139,7 +139,7 @@ func (c *regionWatchCmd) look(e *env, o *opened) sight {
 	if !s.Here {
 		return s
 	}
-	for region, ans := range a.askAll(ctx, c.From, "/v1/region/exposure?"+url.Values{"origin": {c.From}}.Encode(), nil) {
+	for region, ans := range a.askAll(ctx, c.From, "/v1/region/exposure?"+url.Values{"origin": {c.From}}.Encode(), nil, nil) {
 		var v regionExposure
 		if ans.err != nil || json.Unmarshal(ans.body, &v) != nil {
 			s.Unheard[region] = -1
@@ -153,13 +153,15 @@ func (c *regionWatchCmd) look(e *env, o *opened) sight {
 // failover is the command that an operator would run.
 func (c *regionWatchCmd) failover() *regionFailoverCmd {
 	return &regionFailoverCmd{contextFile: c.contextFile, From: c.From, To: c.To, FencedBy: c.FencedBy, ConfirmRegion: c.From, Plan: anyPlan, AtRisk: c.AtRisk, Cap: c.Cap, OnSwitch: c.OnSwitch,
-		Why: fmt.Sprintf("watch: unheard for %v from here and from every other region", c.DeadFor), Scan: 10 * time.Second}
+		Why: fmt.Sprintf("watch: unheard for %v from here and from every other region", c.DeadFor), Scan: scanLimit}
 }
 
 // found tells that the region is dead, and where that was asked for and every guard allows it, fails over.
 func (c *regionWatchCmd) found(e *env, o *opened) error {
 	fmt.Fprintf(e.out, "%s is dead: it was not heard for %v, neither from here nor from any other region\n", c.From, c.DeadFor)
-	by := fmt.Sprintf("lockstep region failover --from %s --to %s --at-risk %s%s --context %s --dry-run", c.From, c.To, c.AtRisk, capFlag(c.Cap), c.Context)
+	f := c.failover()
+	f.Why = whyNot
+	by := f.again("--dry-run")
 	if !c.Auto {
 		next(e.out, by)
 		return nil
@@ -180,16 +182,9 @@ func (c *regionWatchCmd) found(e *env, o *opened) error {
 	return c.failover().run(e, o)
 }
 
-func capFlag(n int64) string {
-	if n == 0 {
-		return ""
-	}
-	return fmt.Sprintf(" --cap %d", n)
-}
-
 // guards are what must be true for a failover that nobody decided (multi-region reference, section 4.1).
 type guards struct {
-	Members int       // of the arbiter, as the regions file has them
+	Members int       // of the arbiter that vote, as the arbiter itself has them
 	Dead    []string  // regions that do not answer
 	Forced  time.Time // the last forced failover; zero where there was none
 	Running string    // the operation under way; "" none
@@ -219,7 +214,13 @@ func (c *regionWatchCmd) guards(e *env, o *opened) (*guards, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &guards{Members: len(o.file.Arbiter)}
+	ctx, cancel := c.within(e.ctx)
+	defer cancel()
+	voters, err := o.arbiter.Voters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	g := &guards{Members: len(voters)}
 	for _, v := range views {
 		if v.Status == nil {
 			g.Dead = append(g.Dead, v.Region)

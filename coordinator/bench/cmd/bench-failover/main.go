@@ -119,7 +119,7 @@ func report(all []*outcome) (short int) {
 	got, _ = times(func(o *outcome) time.Duration { return o.given })
 	row("switch: from the confirmation until west may serve", got, "", true)
 	got, _ = times(func(o *outcome) time.Duration { return o.served })
-	row("  until a canary was served in every slot", got, "", true)
+	row("  until canaries in 64 slots, evenly spread, were served", got, "", true)
 	got, worst := times(func(o *outcome) time.Duration { return o.first })
 	short += row("first success: from the confirmation to a payment", got, fmt.Sprintf("worst at most %v", firstSuccess), worst <= firstSuccess)
 	got, _ = times(func(o *outcome) time.Duration { return o.every })

@@ -16,8 +16,8 @@ import (
 type outcome struct {
 	detect time.Duration // from the kill until the heir's status says so
 	decide time.Duration // from the tool's start to the consent
-	// From the consent: until the target may serve, a canary in every slot was served, a payment on one of the lost region's
-	// accounts was made, and one on each of them.
+	// From the consent: until the target may serve, canaries in 64 of its new slots (evenly spread) were served, a payment on
+	// one of the lost region's accounts was made, and one on each of them.
 	given, served, first, every time.Duration
 	rpo                         map[bool]recovered // by whether it was global
 }
