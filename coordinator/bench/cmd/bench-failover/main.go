@@ -122,6 +122,8 @@ func report(all []*outcome) (short int) {
 	row("  until canaries in 64 slots, evenly spread, were served", got, "", true)
 	got, worst := times(func(o *outcome) time.Duration { return o.first })
 	short += row("first success: from the confirmation to a payment", got, fmt.Sprintf("worst at most %v", firstSuccess), worst <= firstSuccess)
+	got, _ = times(func(o *outcome) time.Duration { return o.decide + o.first })
+	row("  from the operator's command, with what it shows first", got, "", true)
 	got, _ = times(func(o *outcome) time.Duration { return o.every })
 	row("  until every account of east that was tried has paid", got, "", true)
 	lost := func(g bool) (counts []int, oldest time.Duration, told int) {
