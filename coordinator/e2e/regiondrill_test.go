@@ -34,10 +34,12 @@ func TestAForcedFailoverIsRehearsedOnALivingDeployment(t *testing.T) {
 	}
 	known := moved(l.ok)
 	time.Sleep(time.Second) // what is known by now is published
+	cut := time.Now()
 	d.broker["east"].kill()
 	published := moved(l.tried)
 	eventually(t, 30*time.Second, "the east pays on", func() bool { return moved(l.ok) >= published+10 })
 	least := moved(l.ok) - published
+	began := time.Now()
 	drill := d.tool(args...)
 	eventually(t, 60*time.Second, "the slots are taken", func() bool {
 		select {
@@ -53,13 +55,13 @@ func TestAForcedFailoverIsRehearsedOnALivingDeployment(t *testing.T) {
 		}
 		return true
 	})
-	most := moved(l.tried) - known
+	most, longest := moved(l.tried)-known, time.Since(cut)+time.Second
 	d.again(d.broker, "east")
 	if code := drill.ended(150 * time.Second); code != 0 {
 		t.Fatalf("the drill ended with %d:\n%s", code, drill.text())
 	}
 	t.Log(drill.text())
-	says := regexp.MustCompile(`against what east had: (\d+) decisions were past the seals`).FindStringSubmatch(drill.text())
+	says := regexp.MustCompile(`against what east had: (\d+) decisions were past the seals, the oldest of them made (\d+) ms before`).FindStringSubmatch(drill.text())
 	if says == nil || !strings.Contains(drill.text(), "first success after") {
 		t.Fatalf("it does not say what it would have lost, or how long it took:\n%s", drill.text())
 	}
@@ -67,6 +69,10 @@ func TestAForcedFailoverIsRehearsedOnALivingDeployment(t *testing.T) {
 		t.Errorf("it says that %s decisions would have been lost (%v); by what clients know it is %d to %d", says[1], err, least, most)
 	} else {
 		t.Logf("%d decisions would have been lost; by what clients know %d to %d", lost, least, most)
+	}
+	// The first of them was made before the drill began, and none before the Kafka was away.
+	if ms, err := strconv.Atoi(says[2]); err != nil || time.Duration(ms)*time.Millisecond > longest || ms <= 0 {
+		t.Errorf("it says that the oldest was made %s ms before the slots were taken (%v); Kafka was away for %v at most, %v of it before the drill", says[2], err, longest, began.Sub(cut))
 	}
 	after := d.epochs()
 	for n := 0; n < movingSlots; n += 2 {

@@ -79,6 +79,8 @@ type DivergenceInfo struct {
 	// Decided is commit or abort where the event tells, Phase what it says the transaction is in.
 	Decided string `json:"decided,omitempty"`
 	Phase   string `json:"phase,omitempty"`
+	// DecidedAt is when it was decided, by its coordinator's clock; unix milliseconds, 0 where the event does not tell.
+	DecidedAt int64 `json:"decided_at,omitempty"`
 	// Branches are those that the decision is about, where the event has them.
 	Branches []DivergedBranch `json:"branches,omitempty"`
 	// Settled says who settled it and how; empty while nobody has.
@@ -213,6 +215,9 @@ func (s *Service) info(d *journal.Divergence) DivergenceInfo {
 		out.Decided = "commit"
 	case state.Phase.Decided():
 		out.Decided = "abort"
+	}
+	if e.Kind == record.KindDecision {
+		out.DecidedAt = state.UpdatedAt
 	}
 	for i := range state.Branches {
 		if b := &state.Branches[i]; b.Confirm != "" && !b.Message {

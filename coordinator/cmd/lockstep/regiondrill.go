@@ -61,7 +61,7 @@ func (c *regionDrillCmd) rehearse(e *env, o *opened) error {
 	if err != nil {
 		return err
 	}
-	return c.measure(e, o, a, p)
+	return c.measure(e, o, a, p, &r)
 }
 
 // returnLimit is how long a living region may take to hand back what it has.
@@ -69,7 +69,7 @@ const returnLimit = 2 * time.Minute
 
 // measure waits until the living region has handed back what it had, says how much the taking would have lost, and moves the
 // slots home.
-func (c *regionDrillCmd) measure(e *env, o *opened, a *asker, p *failover.Plan) error {
+func (c *regionDrillCmd) measure(e *env, o *opened, a *asker, p *failover.Plan, r *failover.Run) error {
 	taken := map[string]bool{}
 	for end := time.Now().Add(returnLimit); ; {
 		left, err := c.unsettled(e.ctx, o, p)
@@ -102,7 +102,11 @@ func (c *regionDrillCmd) measure(e *env, o *opened, a *asker, p *failover.Plan) 
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(e.out, "against what %s had: %d decisions were past the seals, %d transactions were known to nobody else and were taken over\n", c.From, lost, len(taken))
+	oldest := ""
+	if len(lost) > 0 && len(r.Batches) > 0 {
+		oldest = fmt.Sprintf(", the oldest of them made %d ms before the slots were taken", max(0, r.Batches[0].Frozen-slices.Min(lost)))
+	}
+	fmt.Fprintf(e.out, "against what %s had: %d decisions were past the seals%s; %d transactions were known to nobody else and were taken over\n", c.From, len(lost), oldest, len(taken))
 	back := c.moveFlags
 	back.Why = "back from forced drill " + p.ID
 	back.Slots = slotList(slices.Sorted(slices.Values(p.Slots))) // not others of --slots, which were not taken
@@ -125,25 +129,24 @@ func (c *regionDrillCmd) unsettled(ctx context.Context, o *opened, p *failover.P
 	return left, nil
 }
 
-// lostIn counts the decisions past the seals that the living region has in its divergence record.
-func (c *regionDrillCmd) lostIn(ctx context.Context, a *asker, p *failover.Plan) (int, error) {
+// lostIn gives when the decisions past the seals were made that the living region has in its divergence record, unix ms.
+func (c *regionDrillCmd) lostIn(ctx context.Context, a *asker, p *failover.Plan) (at []int64, err error) {
 	epochs := map[int]slot.Epoch{}
 	for i, n := range p.Slots {
 		epochs[n] = p.Loss.Epochs[i]
 	}
-	n := 0
 	for before := ""; ; {
 		var page []replica.DivergenceInfo
 		if err := a.ask(ctx, c.From, http.MethodGet, fmt.Sprintf("/v1/region/divergence?limit=%d&settled=true%s", divergenceMost, before), &page); err != nil {
-			return 0, err
+			return nil, err
 		}
 		for _, d := range page {
 			if d.Origin == c.From && d.Epoch == epochs[d.Slot] && d.Decided != "" && d.Kind == "decision" {
-				n++
+				at = append(at, d.DecidedAt)
 			}
 		}
 		if len(page) < divergenceMost {
-			return n, nil
+			return at, nil
 		}
 		before = fmt.Sprintf("&before=%d", page[len(page)-1].ID)
 	}
