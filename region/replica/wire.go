@@ -217,7 +217,7 @@ func (s *Service) info(d *journal.Divergence) DivergenceInfo {
 		out.Decided = "abort"
 	}
 	if e.Kind == record.KindDecision {
-		out.DecidedAt = state.UpdatedAt
+		out.DecidedAt = state.DecidedAt
 	}
 	for i := range state.Branches {
 		if b := &state.Branches[i]; b.Confirm != "" && !b.Message {
