@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 )
 
@@ -121,12 +122,37 @@ func (r *Reconciler) inspect(ctx context.Context, rep *Report, region, name, end
 	for i := range part {
 		rep.Branches++
 		f := r.judge(region, name, &part[i], &got[i], &effects[i])
+		if f != nil && r.altered(ctx, rep, region, part[i].tx.Gid) {
+			rep.Open++
+			continue
+		}
 		if f != nil {
 			rep.Findings = append(rep.Findings, *f)
 		}
 		rep.seen(name, &part[i], &got[i], f != nil)
 	}
 	return nil
+}
+
+// altered says whether it is the region's own record of a transaction that is wrong: it does not continue its chain, and
+// another region has another one that does. Such a record is no authority over books (tier 2 names and restores it; the books
+// are looked at against what it says then). A record that nobody contradicts stays what it is, sound or trimmed.
+func (r *Reconciler) altered(ctx context.Context, rep *Report, region, gid string) bool {
+	path := "/v1/drift/row?gid=" + escape(gid)
+	var own RowAnswer
+	if err := r.get(ctx, rep, region, path, &own); err != nil || own.Row == nil || own.Sound {
+		return false
+	}
+	for _, other := range r.Regions {
+		var theirs RowAnswer
+		if other == region || r.get(ctx, rep, other, path, &theirs) != nil { // a region that does not answer contradicts nobody
+			continue
+		}
+		if theirs.Row != nil && theirs.Sound && !reflect.DeepEqual(own.Row, theirs.Row) {
+			return true
+		}
+	}
+	return false
 }
 
 // effects asks what the payloads do to accounts; a participant that cannot be asked says nothing of any.
