@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,6 +26,9 @@ const (
 	silence = 1500 * time.Millisecond
 	// stagger is how long one coordinator of a region may take before the next one is asked as well.
 	stagger = 300 * time.Millisecond
+	// mostBytes of an answer, and of one that a look for drift asks for: a page of fingerprints or decisions.
+	mostBytes      = 16 << 20
+	mostDriftBytes = 256 << 20
 )
 
 // asker asks the regions' coordinators.
@@ -32,6 +36,7 @@ type asker struct {
 	o      *opened
 	client *http.Client
 	token  string
+	most   int64 // bytes of an answer; 0: mostBytes
 
 	mu      sync.Mutex
 	written map[int]bool // slots in which a canary was served
@@ -75,17 +80,27 @@ func (a *asker) bases(region string) []string {
 
 // ask tries a region's coordinators one after the other, for what shall be done once.
 func (a *asker) ask(ctx context.Context, region, method, path string, out any) error {
+	raw, err := a.askInTurn(ctx, region, method, path, nil)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, out)
+}
+
+func (a *asker) askInTurn(ctx context.Context, region, method, path string, body []byte) ([]byte, error) {
 	var errs []error
 	for _, base := range a.bases(region) {
-		if errs = append(errs, a.askOne(ctx, base, method, path, out)); errs[len(errs)-1] == nil {
+		raw, err := a.send(ctx, method, base+path, body)
+		if err == nil {
 			a.o.heard.note(region, base)
-			return nil
+			return raw, nil
 		}
+		errs = append(errs, err)
 	}
 	if len(errs) == 0 {
-		return fmt.Errorf("the regions file has no admin address of region %s", region)
+		return nil, fmt.Errorf("the regions file has no admin address of region %s", region)
 	}
-	return errors.Join(errs...)
+	return nil, errors.Join(errs...)
 }
 
 func (a *asker) askOne(ctx context.Context, base, method, path string, out any) error {
@@ -113,7 +128,11 @@ func (a *asker) do(req *http.Request) ([]byte, error) {
 		return nil, err
 	}
 	defer resp.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	most := cmp.Or(a.most, mostBytes)
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
+	if err == nil && int64(len(raw)) > most {
+		err = fmt.Errorf("%s: the answer is longer than %d bytes", req.URL, most)
+	}
 	if err != nil {
 		return nil, err
 	}

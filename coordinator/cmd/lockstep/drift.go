@@ -1,12 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -41,47 +39,12 @@ type driftFlags struct {
 
 // Get is reconcile.Asker's.
 func (a *asker) Get(ctx context.Context, region, path string) ([]byte, error) {
-	return a.raw(ctx, region, http.MethodGet, path, nil)
+	return a.askInTurn(ctx, region, http.MethodGet, path, nil)
 }
 
 // Post is reconcile.Asker's.
 func (a *asker) Post(ctx context.Context, region, path string, body []byte) ([]byte, error) {
-	return a.raw(ctx, region, http.MethodPost, path, body)
-}
-
-// raw asks a region's coordinators one after the other.
-func (a *asker) raw(ctx context.Context, region, method, path string, body []byte) ([]byte, error) {
-	err := fmt.Errorf("the regions file has no admin address of region %s", region)
-	for _, base := range a.o.file.Regions[region].Admin {
-		var out []byte
-		if out, err = a.rawOne(ctx, method, base+path, body); err == nil {
-			return out, nil
-		}
-	}
-	return nil, err
-}
-
-func (a *asker) rawOne(ctx context.Context, method, url string, body []byte) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	if a.token != "" {
-		req.Header.Set("Authorization", "Bearer "+a.token)
-	}
-	resp, err := a.client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, 256<<20))
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %s: %s", url, resp.Status, cut(string(raw), 200))
-	}
-	return raw, nil
+	return a.askInTurn(ctx, region, http.MethodPost, path, body)
 }
 
 // reconciler makes what compares and repairs.
@@ -101,7 +64,7 @@ func (c *contextFile) reconciler(e *env, o *opened) (*reconcile.Reconciler, erro
 		return nil, err
 	}
 	a := c.asker(e, o)
-	a.client.Timeout = time.Minute
+	a.client.Timeout, a.most = time.Minute, mostDriftBytes
 	return &reconcile.Reconciler{Ask: a, HTTP: &http.Client{Timeout: 30 * time.Second}, Regions: dep.Regions, Table: table, Owners: owners}, nil
 }
 
