@@ -107,7 +107,9 @@ type Usage struct {
 type Store interface {
 	// Commit writes b if every guard's term still stands: atomically, durable on nil (etcdstore: on disk at a
 	// quorum). ErrFenced (a *FencedError), ErrBusy and ErrTooLarge mean that nothing was written; after any other
-	// error the outcome is unknown, and the caller takes new terms for all of the batch's slots before anything else.
+	// error the outcome is unknown, and the caller takes new terms for all of the batch's slots before anything else. A
+	// batch of guards alone writes nothing and is compared all the same, in the store's order with all writes: nil says
+	// that nobody had taken the slots when it was (ADR 2 reads by it).
 	Commit(ctx context.Context, b *Batch) error
 	// Claim takes the slots for holder whoever holds them, and gives each one's new term. epoch gives the epoch at which a
 	// slot is taken; nil, or 0, leaves it as it stands (1 at first). A slot whose record moved while it was claimed is left

@@ -26,6 +26,7 @@ func Run(t *testing.T, open func(t *testing.T) engine.Store) {
 	}{
 		{"WritesUnderTheTermAreReadBack", writesUnderTheTerm},
 		{"AnOldTermWritesNothing", oldTerm},
+		{"GuardsAloneAreCompared", guardsAlone},
 		{"OneFencedSlotStopsTheWholeBatch", wholeBatch},
 		{"TheHeadTravelsWithTheClaim", headWithClaim},
 		{"GidsThatArePrefixesOfOneAnotherStayApart", prefixes},
@@ -114,6 +115,21 @@ func oldTerm(t *testing.T, s engine.Store) {
 	}
 	if got := load(t, s, 3); len(got) != 0 {
 		t.Errorf("an old term wrote %v", got)
+	}
+}
+
+// guardsAlone: who writes nothing learns whether its terms still stand.
+func guardsAlone(t *testing.T, s engine.Store) {
+	a, b := claim(t, s, "a", 14), claim(t, s, "a", 15)
+	both := &engine.Batch{Guards: []engine.Guard{{Slot: 14, Term: a.Term}, {Slot: 15, Term: b.Term}}}
+	if err := s.Commit(ctxOf(t), both); err != nil {
+		t.Fatalf("guards of terms that stand: %v", err)
+	}
+	claim(t, s, "b", 15)
+	err := s.Commit(ctxOf(t), both)
+	var fe *engine.FencedError
+	if !errors.As(err, &fe) || len(fe.Slots) != 1 || fe.Slots[0] != 15 {
+		t.Fatalf("got %v, want slot 15 fenced", err)
 	}
 }
 
