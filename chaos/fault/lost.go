@@ -51,17 +51,17 @@ func (a *lost) take(ctx context.Context) error {
 		return nil // it was faster
 	}
 	a.killed = true
-	end := time.Now().Add(a.e.wait(30 * time.Second))
+	end, said := time.Now().Add(a.e.wait(30*time.Second)), ""
 	for {
 		// One that had written nothing has begun nothing, and there is nothing to resume.
 		for _, args := range [][]string{{"resume"}, act} {
 			out, err := a.e.Deployment.Tool(ctx, append([]string{"region", args[0], "--context", a.heir().File}, args[1:]...)...)
-			if a.said = lastLine(out); err == nil {
+			if said = lastLine(out); err == nil {
 				return nil
 			}
 		}
 		if time.Now().After(end) || ctx.Err() != nil {
-			return errors.Join(fmt.Errorf("region failover: %s", a.said), ctx.Err())
+			return errors.Join(fmt.Errorf("region failover: %s", said), ctx.Err())
 		}
 		time.Sleep(500 * time.Millisecond)
 	}
@@ -71,8 +71,7 @@ type lost struct {
 	l      Lost
 	e      Env
 	gone   *gone
-	killed bool   // the tool, on its way
-	said   string // what the last one said
+	killed bool // the tool, on its way
 	// settled are the transactions that only a person could settle.
 	settled map[string]bool
 }

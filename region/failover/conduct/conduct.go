@@ -82,8 +82,8 @@ type Conductor struct {
 	served map[int]bool
 }
 
-// Prepare reads what a new operation needs to know, while whoever is asked for consent thinks: owners are those that the plan was
-// made from, and belong to c afterwards. It is not needed; without it Start and Drive read as they go, from an arbiter that may be far
+// Prepare reads what a new operation needs to know before it is consented to, when nothing waits for it yet: owners are those that
+// the plan was made from, and belong to c afterwards. It is not needed; without it Start and Drive read as they go, from an arbiter that may be far
 // away. Nothing that it has read is trusted: whatever is written names what it is written over.
 func (c *Conductor) Prepare(ctx context.Context, owners *slot.Map) error {
 	g, gctx := errgroup.WithContext(ctx)
