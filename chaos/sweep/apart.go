@@ -48,14 +48,24 @@ func (w *world) truncate(ctx context.Context, region, part int) error {
 	}
 	s.Injected = time.Now()
 	s.Planted = seed.Planted{Class: d22, Was: fmt.Sprintf("%d events", len(gone)), Is: "0 events"}
-	for _, m := range gone {
-		if s.Injected.Sub(m.At) < ageMax {
-			s.keys = append(s.keys, m.Key)
-		}
-	}
+	s.keys = w.young(gone, s.Injected)
 	w.take(s)
 	w.o.Say("planted %s in %s: %d events gone, %d of them young", s.ID, s.Region, len(gone), len(s.keys))
 	return nil
+}
+
+// young are the events that a look is to have back: none older than it looks back. What a repair has published anew has the time of
+// that, and is as old as it was: it counts with the seed that took it first.
+func (w *world) young(gone []seed.Message, now time.Time) (keys []string) {
+	for _, m := range gone {
+		if now.Sub(m.At) < ageMax && !w.truncated[m.Key] {
+			keys = append(keys, m.Key)
+		}
+	}
+	for _, m := range gone {
+		w.truncated[m.Key] = true
+	}
+	return keys
 }
 
 // lacking is how many of the events of a D22 the topic lacks.

@@ -116,8 +116,12 @@ func (w *world) judge(ctx context.Context, r *reading) error {
 			continue
 		}
 		if s.class.id == d22 {
-			if n, err := w.lacking(ctx, s); err != nil || n > 0 {
+			n, err := w.lacking(ctx, s)
+			if err != nil {
 				return err
+			}
+			if n > 0 {
+				continue
 			}
 		}
 		s.Clean = r.at

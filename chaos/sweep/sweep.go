@@ -109,6 +109,7 @@ type world struct {
 	looks      int
 	found      map[*Seed][]finding // of the last look
 	cut        []span              // when the regions were cut from each other
+	truncated  map[string]bool     // events that a D22 took out of a topic, by key
 	problems   []string
 }
 
@@ -127,7 +128,7 @@ func Run(ctx context.Context, o Options) *Result {
 			break
 		}
 		w := &world{o: o, bed: o.Beds[n%len(o.Beds)], dir: filepath.Join(o.Dir, fmt.Sprintf("sweep-%d", n+1)), log: history.New(), rnd: rand.New(rand.NewPCG(o.Seed, uint64(n))),
-			home: map[string]int{}, ops: map[string]history.Op{}, taken: map[string]bool{}, takenGids: map[string]bool{}, false: map[string]string{}, lagged: map[string]bool{}, spoiled: map[string]bool{}}
+			home: map[string]int{}, ops: map[string]history.Op{}, taken: map[string]bool{}, takenGids: map[string]bool{}, false: map[string]string{}, lagged: map[string]bool{}, spoiled: map[string]bool{}, truncated: map[string]bool{}}
 		err := w.run(ctx, each, n == 0 && o.Quiet > 0, res)
 		if err != nil { // it was broken off: what still had time is neither found nor missed
 			for _, s := range w.seeds {
