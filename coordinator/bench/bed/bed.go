@@ -4,6 +4,7 @@ package bed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/coordinator/bench/proc"
@@ -61,6 +63,8 @@ type Bed struct {
 	Regions [2]*Region
 	// Arbiter is its client address, behind the delay.
 	Arbiter string
+	// Preferred says that each region's own Kafka runs before what it shares a core with (nice -10, which wants the right to).
+	Preferred bool
 
 	o      Config
 	dir    string
@@ -113,25 +117,55 @@ func (b *Bed) startOf(r *Region, name, program string, args ...string) (*proc.Pr
 	return p, err
 }
 
-// pin puts the region's own Kafka on its core too.
-func pin(addr string, core int) error {
+// listener is the process that listens at an address.
+func listener(addr string) (pid int, err error) {
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	n, err := strconv.Atoi(port)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	pid, err := proc.ListenerPID(n)
+	if pid, err = proc.ListenerPID(n); err != nil {
+		err = fmt.Errorf("kafka at %s: %w", addr, err)
+	}
+	return pid, err
+}
+
+// pin puts the region's own Kafka on its core too.
+func pin(addr string, core int) error {
+	pid, err := listener(addr)
 	if err != nil {
-		return fmt.Errorf("kafka at %s: %w", addr, err)
+		return err
 	}
 	if out, err := exec.Command("taskset", "-a", "-c", "-p", strconv.Itoa(core), strconv.Itoa(pid)).CombinedOutput(); err != nil {
 		return fmt.Errorf("kafka at %s: taskset: %w: %s", addr, err, out)
 	}
 	return nil
 }
+
+// prefer lets a Kafka's threads run before others': it has hosts of its own elsewhere, and here it shares a core with the coordinator
+// and the load.
+func prefer(addr string) error {
+	pid, err := listener(addr)
+	if err != nil {
+		return err
+	}
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	for _, t := range tasks {
+		tid, terr := strconv.Atoi(t.Name())
+		if terr == nil {
+			terr = syscall.Setpriority(syscall.PRIO_PROCESS, tid, brokerNice)
+		}
+		if terr != nil && !errors.Is(terr, syscall.ESRCH) {
+			err = errors.Join(err, terr)
+		}
+	}
+	return err
+}
+
+const brokerNice = -10
 
 // link gives an address that reaches to with the delay.
 func (b *Bed) link(to string) (string, error) {
@@ -187,6 +221,11 @@ func (b *Bed) open(ctx context.Context) (err error) {
 			if err := pin(kafka[i], r.core); err != nil {
 				return err
 			}
+			err := prefer(kafka[i])
+			if err != nil && !errors.Is(err, os.ErrPermission) {
+				return err
+			}
+			b.Preferred = err == nil
 		}
 		if !b.o.Idle {
 			continue

@@ -102,8 +102,8 @@ func (b *bench) measure(ctx context.Context) (short int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	fmt.Printf("two regions, a core each, round trip %v (also to the arbiter), Kafka %s (%s), participants of the load do nothing; started in %v\n",
-		o.rtt, o.kafka, o.brokers, time.Since(began).Round(time.Second))
+	fmt.Printf("two regions, a core each, round trip %v (also to the arbiter), Kafka %s (%s; before the rest of its core: %v), participants of the load do nothing; started in %v\n",
+		o.rtt, o.kafka, o.brokers, b.Preferred, time.Since(began).Round(time.Second))
 	if _, err := b.both(ctx, false, o.clients, 0, client.Regional, client.Finished, o.round/2); err != nil { // warm up
 		return 0, err
 	}
