@@ -13,9 +13,6 @@ import (
 
 	"io"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-
 	"github.com/lockstep-tx/lockstep/coordinator/api/client"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/stats"
 )
@@ -155,35 +152,4 @@ func lag(before, after map[float64]float64, percent float64) (ms, count float64)
 		}
 	}
 	return last * 1000, count
-}
-
-// bareWrites writes a key into the arbiter twenty times a second, over the way that the regions take, until halt, which may be called
-// more than once; the window is to be read after it.
-func (b *bench) bareWrites(ctx context.Context) (w *window, halt func()) {
-	w = &window{}
-	wctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		cli, err := clientv3.New(clientv3.Config{Endpoints: []string{b.Arbiter}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()}) // it tells of the call that halt ends
-		if err != nil {
-			w.sample = err.Error()
-			return
-		}
-		defer cli.Close()
-		for wctx.Err() == nil {
-			t0 := time.Now()
-			if _, err := cli.Put(wctx, "/bench/bare", "a global decision is some hundreds of bytes; so is this"); err == nil {
-				w.took = append(w.took, time.Since(t0))
-			} else if wctx.Err() == nil {
-				w.failed++
-				w.sample = err.Error()
-			}
-			time.Sleep(50*time.Millisecond - time.Since(t0))
-		}
-	})
-	return w, func() {
-		cancel()
-		wg.Wait()
-		slices.Sort(w.took)
-	}
 }

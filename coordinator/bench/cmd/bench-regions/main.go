@@ -55,7 +55,17 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "bin", "where lockstep, lockstep-participants, lockstep-chaos and bench-participants are")
 	flag.BoolVar(&o.check, "check", false, "exit with 1 when a target is missed")
 	flag.BoolVar(&o.keep, "keep", false, "leave the logs")
+	writer := flag.String("bare", "", "the arbiter's address, for the process that the bench starts to write to it and do nothing else")
 	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if *writer != "" {
+		if err := bare(ctx, os.Stdout, *writer); err != nil {
+			fmt.Fprintln(os.Stderr, "bench-regions:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	o.lagTarget, o.pause = 250*time.Millisecond, 2*time.Second
 	if o.kafka != "embedded" && o.brokers == "" {
 		fmt.Fprintln(os.Stderr, "bench-regions: no Kafka: run it with bin/devctl run --, give --brokers, or --kafka embedded")
@@ -67,8 +77,6 @@ func main() {
 		os.Exit(2)
 	}
 	o.bin = bin
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	b := &bench{o: o}
 	short, err := b.measure(ctx)
 	if b.Bed != nil {
@@ -172,12 +180,12 @@ func (b *bench) measure(ctx context.Context) (short int, err error) {
 	r, g := &durable[0], &durable[1]
 	row("regional: decided after, p50 / p99", fmt.Sprintf("%.1f / %.1f ms (%d, %d failed %s)", r.ms(50), r.ms(99), len(r.took), r.failed, r.sample), "", true)
 	short += row("global: decided after, p50 / p99", fmt.Sprintf("%.1f / %.1f ms (%d, %d failed %s)", g.ms(50), g.ms(99), len(g.took), g.failed, g.sample), "", len(g.took) > 0)
-	// A round trip to the arbiter is what a write there takes that does nothing else, measured beside these: the way there and back,
-	// and the disk. A global decision is written into the region's store too.
+	// A round trip to the arbiter is what a write there takes that does nothing else, from the same core, measured beside these: the way
+	// there and back, and the disk. A global decision is written into the region's store too.
 	more := g.ms(50) - r.ms(50)
 	rtt, floor := float64(o.rtt.Microseconds())/1000, bare.ms(50)
 	short += row("global, more than regional at p50", fmt.Sprintf("%.1f ms = %.2f writes (%.2f of %.0f ms)", more, more/floor, more/rtt, rtt),
-		fmt.Sprintf("one write to the arbiter (%.1f ms), to 15 %%", floor), len(g.took) > 0 && len(bare.took) > 0 && more <= 1.15*floor)
+		fmt.Sprintf("one write to the arbiter (%.1f ms), to 15 %%", floor), len(g.took) > 0 && len(bare.took) > 0 && bare.failed == 0 && more <= 1.15*floor)
 	slices.Sort(pauses)
 	short += row(fmt.Sprintf("pause of a batch of %d slots, p50 / p99 / max of %d", o.batch, len(pauses)), fmt.Sprintf("%.0f / %.0f / %.0f ms", stats.Percentile(pauses, 50), stats.Percentile(pauses, 99), stats.Percentile(pauses, 100)), "p99 at most 2000 ms", len(pauses) > 0 && stats.Percentile(pauses, 99) <= float64(o.pause.Milliseconds()))
 	return short, nil
