@@ -172,3 +172,36 @@ func TestAGlobalBeginFailsFastWhileTheArbiterIsAway(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestAGlobalDecisionWaitsForNothingElse: a coordinator that has nothing else to do asks the arbiter at once, and not when the next
+// event comes, which may be a timeout.
+func TestAGlobalDecisionWaitsForNothingElse(t *testing.T) {
+	w := newWorld("east", "west")
+	calls := newDesk()
+	east, _ := w.places["east"].join(t, calls)
+	asked := make(chan struct{}, 1)
+	w.eat = func(engine.GlobalDecision) bool { asked <- struct{}{}; return false }
+	var sum time.Duration
+	for k := range 10 {
+		go func() {
+			_, _ = east.Do(context.Background(), engine.Request{Gid: gidIn(4, k), Event: txn.Execute{Spec: payGlobally()}, Want: engine.WantAccepted})
+		}()
+		(<-calls.calls).answer(txn.Done)
+		last := <-calls.calls
+		time.Sleep(20 * time.Millisecond) // all is quiet
+		began := time.Now()
+		last.answer(txn.Done)
+		select {
+		case <-asked:
+			sum += time.Since(began)
+		case <-time.After(20 * time.Second):
+			t.Fatal("the arbiter is never asked")
+		}
+		for range 2 {
+			(<-calls.calls).answer(txn.Done)
+		}
+	}
+	if sum > time.Second { // together they take some milliseconds
+		t.Errorf("the arbiter was asked %v after the last try, in the mean", sum/10)
+	}
+}

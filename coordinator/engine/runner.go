@@ -274,6 +274,7 @@ func (r *Runner) loop(ctx context.Context) error {
 		r.core.Flush(at)
 		r.perform(at)
 		r.feed(ctx)
+		r.perform(at) // what was left out of a batch is for the arbiter, now and not when something else comes
 		if busy {
 			select {
 			case <-r.inbox.signal:
