@@ -134,6 +134,8 @@ type view struct {
 	entries   []map[branchKey][]Entry                 // by book
 	asked     map[string]bool                         // gids
 	told      map[string]map[history.Value]history.Op // by gid, of decisions that clients heard
+	givenUp   map[string]bool                         // gids that may have gone with a region's disks
+	before    map[string]bool                         // gids that clients had asked for when those were gone
 }
 
 func look(e *Evidence) *view {
@@ -180,6 +182,7 @@ func look(e *Evidence) *view {
 			}
 		}
 	}
+	v.erased()
 	return v
 }
 

@@ -448,6 +448,32 @@ func (d *Deployment) accounts(ctx context.Context) error {
 	return nil
 }
 
+// OpenAccounts opens all accounts once more at a region whose wallets have none.
+func (d *Deployment) OpenAccounts(ctx context.Context, r *Region) error {
+	for _, of := range d.Regions {
+		for _, id := range of.Accounts {
+			if err := d.openAccount(ctx, r, id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Disk is where all that a region has is: what of it is not in files of the suite's is an error.
+func (d *Deployment) Disk(r *Region) ([]string, error) {
+	file, ok := strings.CutPrefix(r.DB, "sqlite:")
+	if !ok || d.Foreign || len(r.Etcd) > 0 || len(r.Disks) > 0 {
+		return nil, fmt.Errorf("not all that %s has is in files that can be erased", r.Name)
+	}
+	paths, err := filepath.Glob(file + "*")
+	paths = append(paths, r.BrokerDir)
+	for _, c := range r.Coordinators {
+		paths = append(paths, c.Data())
+	}
+	return paths, err
+}
+
 func (d *Deployment) openAccount(ctx context.Context, r *Region, id string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Tap.URL()+d.Participant.OpenPath, bytes.NewReader(fill(d.Participant.Open, id, Deposit)))
 	if err != nil {

@@ -42,8 +42,10 @@ func (r *running) wallets() string {
 // lacks is why the scenario is skipped, or nothing.
 func (r *running) lacks() string {
 	switch {
-	case r.o.Participant != nil && (r.s.Drift || r.s.Own != OnSQLite || len(r.s.Volumes) > 0):
+	case r.o.Participant != nil && (r.s.Drift || r.s.Own != OnSQLite || r.s.Files || len(r.s.Volumes) > 0):
 		return "it alters or cuts off tables of our wallets, and another participant runs"
+	case r.s.Files && r.wallets() != "":
+		return "it erases the files that the wallets are in, and they are on a server"
 	case r.s.Pair && r.o.Journal == "":
 		return "two coordinators share a journal on PostgreSQL: set LOCKSTEP_TEST_POSTGRES_URL"
 	case r.s.Own != OnSQLite && r.o.Devctl == "":

@@ -41,6 +41,7 @@ func Nightly() []Scenario {
 		{ID: "K5", Title: "a bit of an etcd member's log turned round: it does not serve, and is replaced", Fault: fault.Replaced{Flip: true}, Hold: time.Second, Arms: armed("I3"), Pair: true, Three: true},
 		{ID: "O1", Title: "a member of a region's etcd lost with its disk, and replaced", Fault: fault.Replaced{}, Hold: time.Second, Arms: armed("I3"), Pair: true, Three: true},
 		{ID: "O2", Title: "a member of a region's etcd that lags, and gets a snapshot", Fault: fault.Lagging{}, Hold: 500 * time.Millisecond, Arms: armed("I3"), Pair: true, Three: true},
+		{ID: "O4", Title: "a region lost with its disks, failed over by force, rebuilt from nothing, and failed back", Fault: fault.Rebuilt{}, Hold: 2 * time.Second, Arms: armed("I3", "I8"), Crash: true, Lost: true, Files: true},
 		{ID: "K9-head", Title: "a topic truncated before it was read", Fault: fault.HeadLost(), Hold: time.Second, Arms: armed("I3", "I9", "I10")},
 		{ID: "K9-tail", Title: "a broker on the data of a while ago", Fault: fault.TailLost(), Hold: time.Second, Arms: armed("I3", "I9", "I10")},
 		{ID: "K9-new", Title: "a topic deleted, and made anew", Fault: fault.Recreated(), Hold: time.Second, Arms: armed("I3", "I9", "I10")},

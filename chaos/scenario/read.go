@@ -84,7 +84,7 @@ func (r *running) level(ctx context.Context) bool {
 			first = of
 		}
 		for id, v := range of {
-			if first[id] != v {
+			if first[id] != v && len(r.givenUp) == 0 { // what is left of those differs for good
 				return false
 			}
 		}
@@ -121,7 +121,7 @@ func (r *running) driving(ctx context.Context) bool {
 
 // gathered is the evidence that came together while the run went on.
 func (r *running) gathered() *check.Evidence {
-	e := &check.Evidence{Opened: r.d.Opened, Ops: r.log.Ops(), Windows: append([]check.Window{r.win}, r.crashes...), Lagged: r.lagged, Snapshots: r.snaps, Reaches: r.reach, Plants: r.plants}
+	e := &check.Evidence{Opened: r.d.Opened, Ops: r.log.Ops(), Windows: append([]check.Window{r.win}, r.crashes...), Lagged: r.lagged, Snapshots: r.snaps, Reaches: r.reach, Plants: r.plants, GivenUp: r.givenUp}
 	r.res.Ops, r.res.Timeline, r.res.Windows = len(e.Ops), Timeline(e.Ops), e.Windows
 	for _, op := range e.Ops {
 		if op.Outcome == history.Unknown {

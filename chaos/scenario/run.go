@@ -57,6 +57,7 @@ type running struct {
 	before   map[string]uint64 // raft terms at the beginning, by cluster
 	relisted int
 	plants   []check.Plant
+	givenUp  []string // transactions
 }
 
 func (r *running) scaled(d time.Duration) time.Duration {
@@ -289,6 +290,13 @@ func (r *running) heal(ctx context.Context, active fault.Active) error {
 	}
 	if p, ok := active.(interface{ Plants() []check.Plant }); ok {
 		r.plants = p.Plants()
+	}
+	if g, ok := active.(interface {
+		Erased() (region string, at int64)
+		GivenUp() []string
+	}); ok {
+		r.win.Erased, r.win.Gone = g.Erased()
+		r.givenUp = g.GivenUp()
 	}
 	if c, ok := active.(interface{ Relisted() int }); ok {
 		r.relisted = c.Relisted()

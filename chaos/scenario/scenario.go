@@ -45,6 +45,8 @@ type Scenario struct {
 	Drift bool
 	// Lost: a region's slots are taken by force, and it returns.
 	Lost bool
+	// Files wants all of the regions' data in files: it erases them.
+	Files bool
 	// TryLimit is how long a branch call may take; 0 is the usual.
 	TryLimit time.Duration
 	// Volumes are the sets of parts of the first region whose data are on volumes of their own; the seed says which set.
