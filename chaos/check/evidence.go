@@ -152,6 +152,8 @@ type Evidence struct {
 	Foreign  bool
 	Balances map[string]int64
 	Deposit  int64
+	// Owned is what was written of slots' owners, in the order in which it was.
+	Owned []Owned
 	// Stores is the last look at the etcds.
 	Stores Stores
 	// Lacks says, by checker, what the system under test has not that the checker is about: it is skipped, with that reason.

@@ -131,6 +131,21 @@ func (r *running) gathered() *check.Evidence {
 	return e
 }
 
+// soFar gathers, of a run that was broken off, what needs nothing to be at rest: what clients and participants were asked and told,
+// and what was written of slots' owners.
+func (r *running) soFar(ctx context.Context) (*check.Evidence, error) {
+	e := &check.Evidence{Ops: r.log.Ops()}
+	if r.o.System != nil {
+		return e, nil
+	}
+	for _, region := range r.d.Regions {
+		e.Calls = append(e.Calls, region.Tap.Calls()...)
+	}
+	var err error
+	e.Owned, err = check.ReadOwners(context.WithoutCancel(ctx), r.clusters()["arbiter"]) // also where its time is over: it has a limit of its own
+	return e, err
+}
+
 // read gathers what was left behind.
 func (r *running) read(ctx context.Context) (*check.Evidence, error) {
 	e := r.gathered()
@@ -152,7 +167,8 @@ func (r *running) read(ctx context.Context) (*check.Evidence, error) {
 		e.Balances, berr = r.d.Balances(ctx)
 		err = errors.Join(err, berr)
 	}
-	var serr error
+	var oerr, serr error
+	e.Owned, oerr = check.ReadOwners(ctx, r.clusters()["arbiter"])
 	e.Stores, serr = r.stores(ctx) // last: it begins transactions
-	return e, errors.Join(err, jerr, serr)
+	return e, errors.Join(err, jerr, oerr, serr)
 }

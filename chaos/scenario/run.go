@@ -82,6 +82,11 @@ func Run(ctx context.Context, s Scenario, o Options) (res Result) {
 	evidence, err := r.play(ctx)
 	if err != nil {
 		r.res.Harness, r.res.Verdict = err.Error(), check.Inconclusive
+		if evidence != nil { // a violation counts more than that the suite could not go on: it may be why
+			if r.res.Checks = check.AtAnyTime(evidence); len(r.res.Checks) > 0 {
+				r.res.settle()
+			}
+		}
 		return r.res
 	}
 	r.res.Checks = check.All(evidence, s.Arms)
@@ -135,7 +140,8 @@ func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
 		return nil, err
 	}
 	if err := r.underLoad(ctx); err != nil {
-		return nil, err
+		e, serr := r.soFar(ctx)
+		return e, errors.Join(err, serr)
 	}
 	r.quiet(ctx)
 	return r.read(ctx)
