@@ -49,7 +49,7 @@ func (r *running) lacks() string {
 	case r.s.Pair && r.o.Journal == "":
 		return "two coordinators share a journal on PostgreSQL: set LOCKSTEP_TEST_POSTGRES_URL"
 	case r.s.Own != OnSQLite && r.o.Devctl == "":
-		return "it kills a database server of its own: set LOCKSTEP_TEST_DEVCTL, or run it by bin/devctl run --"
+		return "it needs a database server of its own: set LOCKSTEP_TEST_DEVCTL, or run it by bin/devctl run --"
 	case r.s.Wallets == OnPostgreSQL && r.o.Journal == "":
 		return "its wallets are on PostgreSQL: set LOCKSTEP_TEST_POSTGRES_URL"
 	case r.s.Wallets == OnMariaDB && r.o.MySQL == "":
@@ -83,7 +83,7 @@ func (r *running) server(ctx context.Context) (end func() error, err error) {
 	if r.s.Own == OnSQLite {
 		return func() error { return nil }, nil
 	}
-	r.own, err = proc.OpenServer(ctx, r.o.Devctl, map[Server]string{OnPostgreSQL: "postgres", OnMariaDB: "mariadb"}[r.s.Own])
+	r.own, err = proc.OpenServer(ctx, r.o.Devctl, map[Server]string{OnPostgreSQL: "postgres", OnMariaDB: "mariadb"}[r.s.Own], r.s.Skew)
 	if r.own == nil {
 		return func() error { return nil }, err
 	}

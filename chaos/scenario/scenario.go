@@ -35,8 +35,10 @@ type Scenario struct {
 	Wallets Server
 	// Again is the scenario that this one is once more, on the server that Wallets names; "" for none.
 	Again string
-	// Own has the wallets on a server of that kind that is the suite's own and may be killed.
+	// Own has the wallets on a server of that kind that is the suite's own and may be killed, or have its clock moved.
 	Own Server
+	// Skew has that server's clock such that it can be moved.
+	Skew bool
 	// Clocks has coordinators whose clock can be moved.
 	Clocks bool
 	// Crash: a process dies at the injection.
