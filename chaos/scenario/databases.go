@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -44,6 +46,8 @@ func (r *running) lacks() string {
 	switch {
 	case r.o.Participant != nil && (r.s.Drift || r.s.Own != OnSQLite || r.s.Files || len(r.s.Volumes) > 0):
 		return "it alters or cuts off tables of our wallets, and another participant runs"
+	case r.s.Previous && !there(r.o.Previous, "lockstep"):
+		return "it runs the version before beside this one, and there is none: --previous DIR (deploy/dev/previous.sh DIR builds it, where the clone has it)"
 	case r.s.Files && r.wallets() != "":
 		return "it erases the files that the wallets are in, and they are on a server"
 	case r.s.Pair && r.o.Journal == "":
@@ -61,6 +65,15 @@ func (r *running) lacks() string {
 		}
 	}
 	return ""
+}
+
+// there says that a program is in a directory.
+func there(dir, program string) bool {
+	if dir == "" {
+		return false
+	}
+	i, err := os.Stat(filepath.Join(dir, program))
+	return err == nil && i.Mode().IsRegular()
 }
 
 // volumes are the parts that get a volume: of the scenario's sets the one that the seed says, without wallets that are on a

@@ -18,6 +18,7 @@ func Nightly() []Scenario {
 		{ID: "P8", Title: "the broker killed", Fault: fault.Broker(false), Hold: 3 * time.Second, Arms: armed("I3", "I9", "I10")},
 		{ID: "P8-pause", Title: "the broker paused", Fault: fault.Broker(true), Hold: 3 * time.Second, Arms: armed("I3", "I9", "I10")},
 		{ID: "P11", Title: "both coordinators of a region restarted in good order, one after the other", Fault: fault.Rolling{}, Arms: armed("I3"), Pair: true},
+		{ID: "P11-mixed", Title: "a region's coordinators upgraded from the version before, one after the other, and taken back", Fault: fault.Mixed{}, Hold: time.Second, Arms: armed("I3"), Pair: true, Previous: true},
 		{ID: "S1", Title: "no majority of a region's etcd", Fault: fault.NoQuorum(false), Hold: 2 * time.Second, Arms: armed("I3", "I8", "I12"), Pair: true, Three: true, Crash: true},
 		{ID: "S2", Title: "no majority of the arbiter: owners go on", Fault: fault.NoQuorum(true), Hold: 2 * time.Second, Arms: armed("I3", "I12"), Three: true},
 		{ID: "N9", Title: "one region does not hear the other", Fault: fault.Weather{Title: "one-way-between-regions", OneWay: true}, Hold: 4 * time.Second, Arms: armed("I3", "I9", "I10")},

@@ -47,6 +47,8 @@ type Scenario struct {
 	Drift bool
 	// Lost: a region's slots are taken by force, and it returns.
 	Lost bool
+	// Previous has the first region's coordinators start on the version before.
+	Previous bool
 	// Files wants all of the regions' data in files: it erases them.
 	Files bool
 	// TryLimit is how long a branch call may take; 0 is the usual.
@@ -148,6 +150,8 @@ type Options struct {
 	Journal, MySQL, DB string
 	// Devctl is the program that starts database servers of the suite's own; "" where there is none.
 	Devctl string
+	// Previous is where lockstep of the version before is; "" where there is none.
+	Previous string
 	// Participant is started in place of our wallets; nil: ours.
 	Participant *proc.Participant
 	// Quiet is how long is waited for nothing to be open any more, before it is scaled; 0 is the usual.
