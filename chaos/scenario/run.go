@@ -181,7 +181,7 @@ func (r *running) underLoad(ctx context.Context) error {
 	if r.o.Schedule != nil {
 		return r.again(ctx, load)
 	}
-	if load != nil && r.o.Participant == nil { // what a user's own was is in his file
+	if load != nil {
 		defer func() { r.plan = r.schedule(load) }()
 	}
 	if err := r.warm(ctx); err != nil {
