@@ -50,9 +50,11 @@ func (r *running) quiet(ctx context.Context) {
 		limit = quietLimit
 	}
 	limit = r.scaled(limit)
-	end := time.Now().Add(limit)
+	end, calm := time.Now().Add(limit), 0
 	for time.Now().Before(end) && ctx.Err() == nil {
-		if r.level(ctx) {
+		if !r.level(ctx) {
+			calm = 0
+		} else if calm++; calm == 2 { // what has just ended may be on its way to a journal at the first look
 			return
 		}
 		sleep(ctx, 300*time.Millisecond)
@@ -94,7 +96,7 @@ func (r *running) level(ctx context.Context) bool {
 
 // settled says that both journals have the same, that everything in them is finished, and that nothing is driven any more.
 func (r *running) settled(ctx context.Context) bool {
-	if r.lag(ctx) > 0 {
+	if r.driving(ctx) || r.lag(ctx) > 0 { // first what is driven: it comes to the journals when it has ended
 		return false
 	}
 	decided, _, err := r.journals(ctx)
@@ -103,7 +105,7 @@ func (r *running) settled(ctx context.Context) bool {
 			return false
 		}
 	}
-	return err == nil && !r.driving(ctx)
+	return err == nil
 }
 
 // driving says that a coordinator still drives something. What has no hold yet, and is not decided, shows itself nowhere else until
