@@ -110,7 +110,8 @@ chaos: devctl build lockstep-chaos ## the chaos suite's pull-request set on real
 
 .PHONY: chaos-nightly
 chaos-nightly: devctl build lockstep-chaos ## the chaos suite's nightly set, beyond the pull-request set; reports in CHAOS_OUT
-	@bin/devctl run -- bin/lockstep-chaos run --nightly --out $(CHAOS_OUT) --budget 45m --strict $(CHAOS_ARGS)
+	@deploy/dev/previous.sh bin/previous
+	@bin/devctl run --faketime -- bin/lockstep-chaos run --nightly --previous bin/previous --out $(CHAOS_OUT) --budget 45m --strict $(CHAOS_ARGS)
 
 .PHONY: chaos-recall
 chaos-recall: devctl build lockstep-chaos ## the drift sweep with sixty seeds of each class, and its control of 100,000 transactions (hours); reports in CHAOS_OUT

@@ -86,7 +86,7 @@ var checkers = []struct {
 	{"I11", "an old epoch has no effect", fencing},
 	{"I12", "an etcd's members and its readers have the same", equal},
 	{"I13", "repairs touch what was altered, can be made twice, and leave the ambiguous", repairs},
-	{"I14", "each transaction is a linearizable register", linearizable},
+	{"I14", "each transaction, and each slot's owner, is a linearizable register", linearizable},
 }
 
 // ourBooks are the checkers that read the tables of our wallets.
@@ -102,6 +102,16 @@ func IDs() (out []string) {
 
 // All runs every checker; those in required must have proven something.
 func All(e *Evidence, required []string) []Result { return run(e, required, false) }
+
+// AtAnyTime are the checkers that hold while everything is under way: of a run that was broken off, they alone can be asked.
+func AtAnyTime(e *Evidence) (found []Result) {
+	for _, r := range run(e, nil, false) {
+		if r.Count > 0 && (r.ID == "I11" || r.ID == "I14") {
+			found = append(found, r)
+		}
+	}
+	return found
+}
 
 // Whole is All for whoever holds every violation against what was planted: none is left out, and nothing is required.
 func Whole(e *Evidence) []Result { return run(e, nil, true) }
@@ -134,6 +144,8 @@ type view struct {
 	entries   []map[branchKey][]Entry                 // by book
 	asked     map[string]bool                         // gids
 	told      map[string]map[history.Value]history.Op // by gid, of decisions that clients heard
+	givenUp   map[string]bool                         // gids that may have gone with a region's disks
+	before    map[string]bool                         // gids that clients had asked for when those were gone
 }
 
 func look(e *Evidence) *view {
@@ -180,6 +192,7 @@ func look(e *Evidence) *view {
 			}
 		}
 	}
+	v.erased()
 	return v
 }
 

@@ -44,6 +44,7 @@ func sound() *Evidence {
 		Members: []Member{{"arbiter", "a:1", 1, 1, 2, 9, 77, 3}, {"arbiter", "b:1", 2, 1, 2, 9, 77, 3}}, Elections: 1,
 		Slots: []Held{{7, "m1", 4}}, Live: []string{"l"}, Views: []View{{"c0", []Held{{7, "m1", 4}}, []string{"l"}}, {"c1", []Held{{7, "m1", 4}}, nil}},
 	}
+	e.Owned = []Owned{{7, 2, "east", 101}, {8, 2, "west", 102}, {7, 5, "east", 101}, {7, 6, "west", 202}, {7, 7, "east", 301}}
 	e.Ops = []history.Op{
 		{Client: 1, Kind: history.Execute, Gid: "g", From: "a", To: "b", Amount: 5, Start: 10, End: 20, Outcome: history.OK, Value: history.Committed},
 		{Client: 2, Kind: history.Abort, Gid: "x", Start: 10, End: 20, Outcome: history.OK, Value: history.Aborted},
@@ -51,7 +52,7 @@ func sound() *Evidence {
 	}
 	e.Calls = []tap.Call{
 		{Region: "east", Kind: tap.Plain, Gid: "g", Branch: "pay", Op: "confirm", Slot: 7, Epoch: 101, Start: 11, End: 12, Status: 200},
-		{Region: "east", Kind: tap.Plain, Gid: "h", Branch: "pay", Op: "confirm", Slot: 7, Epoch: 201, Start: 13, End: 14, Status: 200},
+		{Region: "east", Kind: tap.Plain, Gid: "h", Branch: "pay", Op: "confirm", Slot: 7, Epoch: 202, Start: 13, End: 14, Status: 200},
 		{Region: "east", Kind: tap.Stale, Gid: "g", Branch: "pay", Op: "confirm", Slot: 7, Epoch: 101, Start: 15, End: 16, Status: 412},
 	}
 	return e
@@ -194,6 +195,9 @@ func TestEachCheckerFindsWhatItIsFor(t *testing.T) {
 		{"I14", "a decision is taken back", func(e *Evidence) {
 			e.Ops = append(e.Ops, history.Op{Client: 4, Kind: history.Read, Gid: "g", Start: 50, End: 60, Outcome: history.OK, Value: history.Open})
 		}},
+		{"I14", "two owners use one epoch", func(e *Evidence) { e.Owned[3].Epoch = 101 }},
+		{"I14", "an epoch goes back", func(e *Evidence) { e.Owned[4].Epoch = 101 }},
+		{"I14", "a call at an epoch that nobody gave", func(e *Evidence) { e.Calls[0].Epoch = 401 }},
 	} {
 		e := sound()
 		c.breaks(e)

@@ -97,6 +97,9 @@ type Window struct {
 	Crash    bool   `json:"crash"`          // a process died at the injection
 	Drift    bool   `json:"drift"`          // money was altered behind the product's back, and had been repaired at the healing
 	Lost     bool   `json:"lost,omitempty"` // a region's slots were taken by force, and it returned
+	// Erased is the region whose disks were gone when it returned; "" for none. Gone is when the last of its processes was dead.
+	Erased   string `json:"erased,omitempty"`
+	Gone     int64  `json:"gone,omitempty"`
 	InFlight int    `json:"in_flight"`
 	AtHeal   int    `json:"at_heal"` // in flight at the healing
 }
@@ -139,6 +142,8 @@ type Evidence struct {
 	Windows   []Window
 	// Lagged is by how many events the regions' journals differed at the healing.
 	Lagged int
+	// GivenUp are the transactions that may have been known to a region alone whose disks are gone: an operator has given them up.
+	GivenUp []string
 	// Plants is the drift that was planted, Repairs what participants were asked to repair.
 	Plants  []Plant
 	Repairs []tap.Repair
@@ -147,6 +152,8 @@ type Evidence struct {
 	Foreign  bool
 	Balances map[string]int64
 	Deposit  int64
+	// Owned is what was written of slots' owners, in the order in which it was.
+	Owned []Owned
 	// Stores is the last look at the etcds.
 	Stores Stores
 	// Lacks says, by checker, what the system under test has not that the checker is about: it is skipped, with that reason.

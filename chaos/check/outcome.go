@@ -71,12 +71,15 @@ func atomic(v *view, r *Result) {
 		}
 		for _, gid := range sorted(posted) {
 			r.Examined++
+			if v.givenUp[gid] && v.left(gid, posted[gid], taken[gid]) {
+				continue
+			}
 			if taken[gid] || v.outcome[gid] != history.Committed || posted[gid] != 2 {
 				r.bad("%s: %s has %d branches posted (others taken back: %v), and its decision is %q", b.Region, gid, posted[gid], taken[gid], v.outcome[gid])
 			}
 		}
 		for gid, o := range v.outcome {
-			if o == history.Committed && posted[gid] == 0 && !v.Foreign {
+			if o == history.Committed && posted[gid] == 0 && !v.Foreign && !v.givenUp[gid] {
 				r.bad("%s: %s is decided commit, and nothing of it is posted", b.Region, gid)
 			}
 		}
@@ -89,7 +92,7 @@ func acknowledged(v *view, r *Result) {
 	for _, gid := range sorted(v.told) {
 		for value, op := range v.told[gid] {
 			r.Examined++
-			if o := v.outcome[gid]; o != value {
+			if o := v.outcome[gid]; o != value && !(v.givenUp[gid] && o == "") {
 				r.bad("client %d was told at %d ms that %s is %s: the journals have %q", op.Client, op.End/1e6, gid, value, o)
 			}
 			for i, b := range v.Books {
@@ -104,7 +107,7 @@ func acknowledged(v *view, r *Result) {
 				if v.Foreign {
 					continue // the balances say whether it was posted
 				}
-				if value == history.Committed && n != 2 || value == history.Aborted && n != 0 {
+				if value == history.Committed && n != 2 && !v.givenUp[gid] || value == history.Aborted && n != 0 {
 					r.bad("client %d was told at %d ms that %s is %s: %s has %d branches posted", op.Client, op.End/1e6, gid, value, b.Region, n)
 				}
 			}
@@ -181,7 +184,7 @@ func (v *view) judge(rows map[string]string, state string, outcome history.Value
 	switch {
 	case confirm && cancel:
 		return "confirmed and cancelled"
-	case confirm && !tried && !v.rowElsewhere(book, k, "try"):
+	case confirm && !tried && !v.rowElsewhere(book, k, "try") && !v.before[k.gid]:
 		return "confirmed and tried nowhere"
 	case confirm && state != "posted":
 		return "confirmed and not posted"

@@ -18,6 +18,8 @@ type rest struct {
 	Books   []Book   `json:"books"`
 	Stores  Stores   `json:"stores"`
 
+	GivenUp []string     `json:"given_up,omitempty"`
+	Owned   []Owned      `json:"owned,omitempty"`
 	Plants  []Plant      `json:"plants,omitempty"`
 	Repairs []tap.Repair `json:"repairs,omitempty"`
 
@@ -31,7 +33,7 @@ type rest struct {
 
 // Save writes the evidence into a directory, from which Load and any other program can read it.
 func (e *Evidence) Save(dir string) error {
-	raw, err := json.Marshal(rest{e.Opened, e.Windows, e.Lagged, e.Books, e.Stores, e.Plants, e.Repairs, e.Foreign, e.Balances, e.Deposit, e.Lacks, e.LateAnswer})
+	raw, err := json.Marshal(rest{e.Opened, e.Windows, e.Lagged, e.Books, e.Stores, e.GivenUp, e.Owned, e.Plants, e.Repairs, e.Foreign, e.Balances, e.Deposit, e.Lacks, e.LateAnswer})
 	if err != nil {
 		return err
 	}
@@ -56,7 +58,7 @@ func Load(dir string) (*Evidence, error) {
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return nil, err
 	}
-	e := &Evidence{Opened: r.Opened, Windows: r.Windows, Lagged: r.Lagged, Books: r.Books, Stores: r.Stores, Plants: r.Plants, Repairs: r.Repairs, Foreign: r.Foreign, Balances: r.Balances, Deposit: r.Deposit, Lacks: r.Lacks, LateAnswer: r.LateAnswer}
+	e := &Evidence{Opened: r.Opened, Windows: r.Windows, Lagged: r.Lagged, Books: r.Books, Stores: r.Stores, GivenUp: r.GivenUp, Owned: r.Owned, Plants: r.Plants, Repairs: r.Repairs, Foreign: r.Foreign, Balances: r.Balances, Deposit: r.Deposit, Lacks: r.Lacks, LateAnswer: r.LateAnswer}
 	var errs [6]error
 	e.Ops, errs[0] = history.Load[history.Op](filepath.Join(dir, "history.jsonl"))
 	e.Calls, errs[1] = history.Load[tap.Call](filepath.Join(dir, "calls.jsonl"))

@@ -30,15 +30,25 @@ const silence = 3 * time.Second
 
 // Inject kills, and takes.
 func (l Lost) Inject(ctx context.Context, e Env) (Active, error) {
-	a := &lost{l: l, e: e, settled: map[string]bool{}, gone: &gone{f: Region().(Nodes), e: e, nodes: Region().(Nodes).Pick(e.Deployment), owned: int64(len(e.Log.Flying()))}}
+	a := newLost(l, e)
 	if l.off {
 		return a, nil
 	}
+	return a, a.lose(ctx)
+}
+
+func newLost(l Lost, e Env) *lost {
+	return &lost{l: l, e: e, settled: map[string]bool{}, gone: &gone{f: Region().(Nodes), e: e, nodes: Region().(Nodes).Pick(e.Deployment), owned: int64(len(e.Log.Flying()))}}
+}
+
+// lose kills everything of the region, and has its slots taken.
+func (a *lost) lose(ctx context.Context) error {
 	for _, n := range a.gone.nodes {
 		n.Kill()
 	}
-	time.Sleep(e.wait(silence))
-	return a, a.take(ctx)
+	a.dead = a.e.Log.Now()
+	time.Sleep(a.e.wait(silence))
+	return a.take(ctx)
 }
 
 // take runs the tool, kills it on its way, and has another one go on from what that one has written.
@@ -71,7 +81,8 @@ type lost struct {
 	l      Lost
 	e      Env
 	gone   *gone
-	killed bool // the tool, on its way
+	dead   int64 // when all of the region was
+	killed bool  // the tool, on its way
 	// settled are the transactions that only a person could settle.
 	settled map[string]bool
 }

@@ -40,6 +40,8 @@ const (
 type Config struct {
 	// Dir gets everything that it writes; Bin is where lockstep and lockstep-participants are.
 	Dir, Bin string
+	// Previous is where lockstep of the version before is: the coordinators of the first region start on it. Empty: on this version.
+	Previous string
 	// Env is added to every process' environment.
 	Env []string
 	// Pair gives the first region two coordinators on an etcd of their own, with Journal, a URL of PostgreSQL or MySQL.
@@ -157,6 +159,12 @@ func (d *Deployment) node(ctx context.Context, name, addr, ready, program string
 	d.defers(n.stop)
 	return n, n.Start(ctx)
 }
+
+// Program is the path of one of this version's programs.
+func (d *Deployment) Program(name string) string { return filepath.Join(d.cfg.Bin, name) }
+
+// Before is Program of the version before; of no meaning where Config names none.
+func (d *Deployment) Before(name string) string { return filepath.Join(d.cfg.Previous, name) }
 
 func (d *Deployment) link(name, to string) (*netproxy.Link, error) {
 	k, err := netproxy.Open(netproxy.Route{Name: name, Listen: "127.0.0.1:0", To: to, Kafka: strings.HasSuffix(name, "/kafka")})
@@ -386,7 +394,11 @@ func (d *Deployment) coordinators(ctx context.Context, i int, r *Region, next fu
 			r.PeerLinks = append(r.PeerLinks, own)
 			args = append(args, "--journal-url", r.Journal, "--advertise-grpc", own.Addr())
 		}
-		c, err := d.node(ctx, name, r.GRPC[n], "http://"+r.Admin[n]+"/readyz", "lockstep", args...)
+		program := "lockstep"
+		if d.cfg.Previous != "" && i == 0 {
+			program = d.Before(program)
+		}
+		c, err := d.node(ctx, name, r.GRPC[n], "http://"+r.Admin[n]+"/readyz", program, args...)
 		if err != nil {
 			return err
 		}
@@ -446,6 +458,32 @@ func (d *Deployment) accounts(ctx context.Context) error {
 	}
 	d.Regions[0].Accounts, d.Regions[1].Accounts = append(moving, staying...), west
 	return nil
+}
+
+// OpenAccounts opens all accounts once more at a region whose wallets have none.
+func (d *Deployment) OpenAccounts(ctx context.Context, r *Region) error {
+	for _, of := range d.Regions {
+		for _, id := range of.Accounts {
+			if err := d.openAccount(ctx, r, id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Disk is where all that a region has is: what of it is not in files of the suite's is an error.
+func (d *Deployment) Disk(r *Region) ([]string, error) {
+	file, ok := strings.CutPrefix(r.DB, "sqlite:")
+	if !ok || d.Foreign || len(r.Etcd) > 0 || len(r.Disks) > 0 {
+		return nil, fmt.Errorf("not all that %s has is in files that can be erased", r.Name)
+	}
+	paths, err := filepath.Glob(file + "*")
+	paths = append(paths, r.BrokerDir)
+	for _, c := range r.Coordinators {
+		paths = append(paths, c.Data())
+	}
+	return paths, err
 }
 
 func (d *Deployment) openAccount(ctx context.Context, r *Region, id string) error {

@@ -73,6 +73,13 @@ func (n *Node) With(args ...string) {
 	n.spec.Args = append(slices.Clip(n.spec.Args), args...)
 }
 
+// Program is what its next starts run.
+func (n *Node) Program(path string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.spec.Path = path
+}
+
 // Data is where a member of an etcd keeps its data.
 func (n *Node) Data() string { return filepath.Join(n.spec.Dir, n.Name) }
 

@@ -22,13 +22,14 @@ type Server struct {
 	URL  string
 
 	devctl, dir string
+	env         []string // added to the environment of what starts it
 }
 
 // serverDirs is what the directories of such servers begin with; the pid of the suite follows.
 const serverDirs = "lockstep-chaos-server-"
 
-// OpenServer starts a server of a kind, and takes down those that a suite that was killed has left. The caller closes it.
-func OpenServer(ctx context.Context, devctl, kind string) (*Server, error) {
+// OpenServer starts a server of a kind, with a clock that can be moved where that is asked for, and takes down those that a suite that was killed has left. The caller closes it.
+func OpenServer(ctx context.Context, devctl, kind string, clock bool) (*Server, error) {
 	if err := sweepServers(devctl); err != nil {
 		return nil, err
 	}
@@ -39,6 +40,11 @@ func OpenServer(ctx context.Context, devctl, kind string) (*Server, error) {
 	s := &Server{Kind: kind, devctl: devctl, dir: dir}
 	if err := os.Chmod(dir, 0o711); err != nil { // PostgreSQL runs as somebody else
 		return s, err
+	}
+	if clock {
+		if err := s.clocked(); err != nil {
+			return s, err
+		}
 	}
 	if err := s.Start(ctx); err != nil {
 		return s, err
@@ -75,6 +81,7 @@ func sweepServers(devctl string) error {
 
 func (s *Server) call(ctx context.Context, args ...string) error {
 	cmd := exec.CommandContext(ctx, s.devctl, args...)
+	cmd.Env = append(os.Environ(), s.env...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("devctl %s: %w: %s", args[0], err, bytes.TrimSpace(out))
 	}

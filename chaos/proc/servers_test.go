@@ -41,7 +41,7 @@ func TestAServerOfTheSuitesOwn(t *testing.T) {
 		t.Fatalf("process %d, %v", stray, err)
 	}
 
-	s, err := OpenServer(t.Context(), devctl, "mariadb")
+	s, err := OpenServer(t.Context(), devctl, "mariadb", false)
 	if s != nil {
 		t.Cleanup(func() {
 			if err := s.Close(); err != nil {

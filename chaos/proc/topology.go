@@ -16,25 +16,25 @@ import (
 // In Command {listen} stands for HOST:PORT, {db} for a database address of its own (sqlite:FILE, or what --db says), {dir} for a
 // directory of its own. In Payload and Open {account} stands for an account's id, {amount} for minor units.
 type Participant struct {
-	Command []string `yaml:"command"`
-	Ready   string   `yaml:"ready"` // a path that answers 200 when it is up
-	Pay     Branch   `yaml:"pay"`
-	Receive Branch   `yaml:"receive"`
-	Payload string   `yaml:"payload"`
+	Command []string `yaml:"command" json:"command"`
+	Ready   string   `yaml:"ready" json:"ready"` // a path that answers 200 when it is up
+	Pay     Branch   `yaml:"pay" json:"pay"`
+	Receive Branch   `yaml:"receive" json:"receive"`
+	Payload string   `yaml:"payload" json:"payload"`
 	// Account is the payload's field with the account.
-	Account string `yaml:"account_field"`
+	Account string `yaml:"account_field" json:"account_field"`
 	// Open is POSTed to OpenPath to open an account with so much. Balances is what a GET answers with {"balances":{"account":
 	// minor}} or {"account":minor}, as for lockstep-participants check --state-url.
-	OpenPath string `yaml:"open_path"`
-	Open     string `yaml:"open"`
-	Balances string `yaml:"balances"`
+	OpenPath string `yaml:"open_path" json:"open_path"`
+	Open     string `yaml:"open" json:"open"`
+	Balances string `yaml:"balances" json:"balances"`
 }
 
 // Branch is the paths of one kind of branch.
 type Branch struct {
-	Try     string `yaml:"try"`
-	Confirm string `yaml:"confirm"`
-	Cancel  string `yaml:"cancel"`
+	Try     string `yaml:"try" json:"try"`
+	Confirm string `yaml:"confirm" json:"confirm"`
+	Cancel  string `yaml:"cancel" json:"cancel"`
 }
 
 // ours is lockstep-participants wallet; it is started in another way.
@@ -59,13 +59,14 @@ func Load(file string) (*Participant, error) {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	p := &t.Participant
-	if err := p.valid(); err != nil {
+	if err := p.Valid(); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	return p, nil
 }
 
-func (p *Participant) valid() error {
+// Valid names every key that is missing or cannot be.
+func (p *Participant) Valid() error {
 	var err error
 	for _, k := range []struct{ key, value string }{
 		{"ready", p.Ready}, {"pay.try", p.Pay.Try}, {"pay.confirm", p.Pay.Confirm}, {"pay.cancel", p.Pay.Cancel},

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -42,12 +44,16 @@ func (r *running) wallets() string {
 // lacks is why the scenario is skipped, or nothing.
 func (r *running) lacks() string {
 	switch {
-	case r.o.Participant != nil && (r.s.Drift || r.s.Own != OnSQLite || len(r.s.Volumes) > 0):
+	case r.o.Participant != nil && (r.s.Drift || r.s.Own != OnSQLite || r.s.Files || len(r.s.Volumes) > 0):
 		return "it alters or cuts off tables of our wallets, and another participant runs"
+	case r.s.Previous && !there(r.o.Previous, "lockstep"):
+		return "it runs the version before beside this one, and there is none: --previous DIR (deploy/dev/previous.sh DIR builds it, where the clone has it)"
+	case r.s.Files && r.wallets() != "":
+		return "it erases the files that the wallets are in, and they are on a server"
 	case r.s.Pair && r.o.Journal == "":
 		return "two coordinators share a journal on PostgreSQL: set LOCKSTEP_TEST_POSTGRES_URL"
 	case r.s.Own != OnSQLite && r.o.Devctl == "":
-		return "it kills a database server of its own: set LOCKSTEP_TEST_DEVCTL, or run it by bin/devctl run --"
+		return "it needs a database server of its own: set LOCKSTEP_TEST_DEVCTL, or run it by bin/devctl run --"
 	case r.s.Wallets == OnPostgreSQL && r.o.Journal == "":
 		return "its wallets are on PostgreSQL: set LOCKSTEP_TEST_POSTGRES_URL"
 	case r.s.Wallets == OnMariaDB && r.o.MySQL == "":
@@ -59,6 +65,15 @@ func (r *running) lacks() string {
 		}
 	}
 	return ""
+}
+
+// there says that a program is in a directory.
+func there(dir, program string) bool {
+	if dir == "" {
+		return false
+	}
+	i, err := os.Stat(filepath.Join(dir, program))
+	return err == nil && i.Mode().IsRegular()
 }
 
 // volumes are the parts that get a volume: of the scenario's sets the one that the seed says, without wallets that are on a
@@ -81,7 +96,7 @@ func (r *running) server(ctx context.Context) (end func() error, err error) {
 	if r.s.Own == OnSQLite {
 		return func() error { return nil }, nil
 	}
-	r.own, err = proc.OpenServer(ctx, r.o.Devctl, map[Server]string{OnPostgreSQL: "postgres", OnMariaDB: "mariadb"}[r.s.Own])
+	r.own, err = proc.OpenServer(ctx, r.o.Devctl, map[Server]string{OnPostgreSQL: "postgres", OnMariaDB: "mariadb"}[r.s.Own], r.s.Skew)
 	if r.own == nil {
 		return func() error { return nil }, err
 	}

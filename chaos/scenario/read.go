@@ -50,9 +50,11 @@ func (r *running) quiet(ctx context.Context) {
 		limit = quietLimit
 	}
 	limit = r.scaled(limit)
-	end := time.Now().Add(limit)
+	end, calm := time.Now().Add(limit), 0
 	for time.Now().Before(end) && ctx.Err() == nil {
-		if r.level(ctx) {
+		if !r.level(ctx) {
+			calm = 0
+		} else if calm++; calm == 2 { // what has just ended may be on its way to a journal at the first look
 			return
 		}
 		sleep(ctx, 300*time.Millisecond)
@@ -84,7 +86,7 @@ func (r *running) level(ctx context.Context) bool {
 			first = of
 		}
 		for id, v := range of {
-			if first[id] != v {
+			if first[id] != v && len(r.givenUp) == 0 { // what is left of those differs for good
 				return false
 			}
 		}
@@ -94,7 +96,7 @@ func (r *running) level(ctx context.Context) bool {
 
 // settled says that both journals have the same, that everything in them is finished, and that nothing is driven any more.
 func (r *running) settled(ctx context.Context) bool {
-	if r.lag(ctx) > 0 {
+	if r.driving(ctx) || r.lag(ctx) > 0 { // first what is driven: it comes to the journals when it has ended
 		return false
 	}
 	decided, _, err := r.journals(ctx)
@@ -103,7 +105,7 @@ func (r *running) settled(ctx context.Context) bool {
 			return false
 		}
 	}
-	return err == nil && !r.driving(ctx)
+	return err == nil
 }
 
 // driving says that a coordinator still drives something. What has no hold yet, and is not decided, shows itself nowhere else until
@@ -121,7 +123,7 @@ func (r *running) driving(ctx context.Context) bool {
 
 // gathered is the evidence that came together while the run went on.
 func (r *running) gathered() *check.Evidence {
-	e := &check.Evidence{Opened: r.d.Opened, Ops: r.log.Ops(), Windows: append([]check.Window{r.win}, r.crashes...), Lagged: r.lagged, Snapshots: r.snaps, Reaches: r.reach, Plants: r.plants}
+	e := &check.Evidence{Opened: r.d.Opened, Ops: r.log.Ops(), Windows: append([]check.Window{r.win}, r.crashes...), Lagged: r.lagged, Snapshots: r.snaps, Reaches: r.reach, Plants: r.plants, GivenUp: r.givenUp}
 	r.res.Ops, r.res.Timeline, r.res.Windows = len(e.Ops), Timeline(e.Ops), e.Windows
 	for _, op := range e.Ops {
 		if op.Outcome == history.Unknown {
@@ -129,6 +131,21 @@ func (r *running) gathered() *check.Evidence {
 		}
 	}
 	return e
+}
+
+// soFar gathers, of a run that was broken off, what needs nothing to be at rest: what clients and participants were asked and told,
+// and what was written of slots' owners.
+func (r *running) soFar(ctx context.Context) (*check.Evidence, error) {
+	e := &check.Evidence{Ops: r.log.Ops()}
+	if r.o.System != nil {
+		return e, nil
+	}
+	for _, region := range r.d.Regions {
+		e.Calls = append(e.Calls, region.Tap.Calls()...)
+	}
+	var err error
+	e.Owned, err = check.ReadOwners(context.WithoutCancel(ctx), r.clusters()["arbiter"]) // also where its time is over: it has a limit of its own
+	return e, err
 }
 
 // read gathers what was left behind.
@@ -152,7 +169,8 @@ func (r *running) read(ctx context.Context) (*check.Evidence, error) {
 		e.Balances, berr = r.d.Balances(ctx)
 		err = errors.Join(err, berr)
 	}
-	var serr error
+	var oerr, serr error
+	e.Owned, oerr = check.ReadOwners(ctx, r.clusters()["arbiter"])
 	e.Stores, serr = r.stores(ctx) // last: it begins transactions
-	return e, errors.Join(err, jerr, serr)
+	return e, errors.Join(err, jerr, oerr, serr)
 }

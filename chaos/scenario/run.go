@@ -57,6 +57,7 @@ type running struct {
 	before   map[string]uint64 // raft terms at the beginning, by cluster
 	relisted int
 	plants   []check.Plant
+	givenUp  []string // transactions
 }
 
 func (r *running) scaled(d time.Duration) time.Duration {
@@ -81,6 +82,11 @@ func Run(ctx context.Context, s Scenario, o Options) (res Result) {
 	evidence, err := r.play(ctx)
 	if err != nil {
 		r.res.Harness, r.res.Verdict = err.Error(), check.Inconclusive
+		if evidence != nil { // a violation counts more than that the suite could not go on: it may be why
+			if r.res.Checks = check.AtAnyTime(evidence); len(r.res.Checks) > 0 {
+				r.res.settle()
+			}
+		}
 		return r.res
 	}
 	r.res.Checks = check.All(evidence, s.Arms)
@@ -102,6 +108,9 @@ func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
 		return r.playOther(ctx)
 	}
 	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Brokers: r.s.Brokers, Clocks: r.s.Clocks, Volumes: r.volumes(), Participant: r.o.Participant, Now: r.log.Now}
+	if r.s.Previous {
+		cfg.Previous = r.o.Previous
+	}
 	if cfg.Dir, err = os.MkdirTemp("", "lockstep-chaos-"); err != nil {
 		return nil, err
 	}
@@ -134,7 +143,8 @@ func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
 		return nil, err
 	}
 	if err := r.underLoad(ctx); err != nil {
-		return nil, err
+		e, serr := r.soFar(ctx)
+		return e, errors.Join(err, serr)
 	}
 	r.quiet(ctx)
 	return r.read(ctx)
@@ -171,7 +181,7 @@ func (r *running) underLoad(ctx context.Context) error {
 	if r.o.Schedule != nil {
 		return r.again(ctx, load)
 	}
-	if load != nil && r.o.Participant == nil { // what a user's own was is in his file
+	if load != nil {
 		defer func() { r.plan = r.schedule(load) }()
 	}
 	if err := r.warm(ctx); err != nil {
@@ -289,6 +299,13 @@ func (r *running) heal(ctx context.Context, active fault.Active) error {
 	}
 	if p, ok := active.(interface{ Plants() []check.Plant }); ok {
 		r.plants = p.Plants()
+	}
+	if g, ok := active.(interface {
+		Erased() (region string, at int64)
+		GivenUp() []string
+	}); ok {
+		r.win.Erased, r.win.Gone = g.Erased()
+		r.givenUp = g.GivenUp()
 	}
 	if c, ok := active.(interface{ Relisted() int }); ok {
 		r.relisted = c.Relisted()

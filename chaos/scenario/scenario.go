@@ -35,8 +35,10 @@ type Scenario struct {
 	Wallets Server
 	// Again is the scenario that this one is once more, on the server that Wallets names; "" for none.
 	Again string
-	// Own has the wallets on a server of that kind that is the suite's own and may be killed.
+	// Own has the wallets on a server of that kind that is the suite's own and may be killed, or have its clock moved.
 	Own Server
+	// Skew has that server's clock such that it can be moved.
+	Skew bool
 	// Clocks has coordinators whose clock can be moved.
 	Clocks bool
 	// Crash: a process dies at the injection.
@@ -45,6 +47,10 @@ type Scenario struct {
 	Drift bool
 	// Lost: a region's slots are taken by force, and it returns.
 	Lost bool
+	// Previous has the first region's coordinators start on the version before.
+	Previous bool
+	// Files wants all of the regions' data in files: it erases them.
+	Files bool
 	// TryLimit is how long a branch call may take; 0 is the usual.
 	TryLimit time.Duration
 	// Volumes are the sets of parts of the first region whose data are on volumes of their own; the seed says which set.
@@ -144,6 +150,8 @@ type Options struct {
 	Journal, MySQL, DB string
 	// Devctl is the program that starts database servers of the suite's own; "" where there is none.
 	Devctl string
+	// Previous is where lockstep of the version before is; "" where there is none.
+	Previous string
 	// Participant is started in place of our wallets; nil: ours.
 	Participant *proc.Participant
 	// Quiet is how long is waited for nothing to be open any more, before it is scaled; 0 is the usual.

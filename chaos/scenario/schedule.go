@@ -12,6 +12,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/chaos/check"
 	"github.com/lockstep-tx/lockstep/chaos/fault"
+	"github.com/lockstep-tx/lockstep/chaos/proc"
 	"github.com/lockstep-tx/lockstep/chaos/workload"
 )
 
@@ -33,6 +34,8 @@ type Schedule struct {
 	Faults []Planned `json:"faults"`
 	// Wallets is the server that the wallets were on.
 	Wallets Server `json:"wallets,omitempty"`
+	// Participant ran in place of our wallets; nil: ours did. Its command is looked for where it was, from the same directory.
+	Participant *proc.Participant `json:"participant,omitempty"`
 	// Volumes are the parts that had a volume of their own.
 	Volumes []string `json:"volumes,omitempty"`
 }
@@ -73,6 +76,9 @@ func (s *Schedule) valid() error {
 	}
 	if s.Wallets != OnSQLite && s.Wallets != OnPostgreSQL && s.Wallets != OnMariaDB {
 		err = errors.Join(err, fmt.Errorf("wallets on %q: there is no such server", s.Wallets))
+	}
+	if s.Participant != nil {
+		err = errors.Join(err, s.Participant.Valid())
 	}
 	if s.Lanes < 1 {
 		err = errors.Join(err, fmt.Errorf("lanes %d: at least one is wanted", s.Lanes))
@@ -122,7 +128,7 @@ func (s *Schedule) Faultless() *Schedule {
 
 // schedule is what this run has drawn.
 func (r *running) schedule(load *workload.Load) *Schedule {
-	s := &Schedule{Version: scheduleVersion, Scenario: r.s.ID, Seed: r.o.Seed, Lanes: r.o.Lanes, Operations: load.Made(), Volumes: r.volumes()}
+	s := &Schedule{Version: scheduleVersion, Scenario: r.s.ID, Seed: r.o.Seed, Lanes: r.o.Lanes, Operations: load.Made(), Participant: r.o.Participant, Volumes: r.volumes()}
 	switch scheme, _, _ := strings.Cut(r.wallets(), ":"); scheme {
 	case "":
 	case "postgres", "postgresql":

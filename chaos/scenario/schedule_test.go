@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/proc"
 	"github.com/lockstep-tx/lockstep/chaos/workload"
 )
 
@@ -19,6 +20,8 @@ import (
 func drawn(n int) *Schedule {
 	s := &Schedule{Version: scheduleVersion, Scenario: "P1", Seed: 7, Lanes: 4, Wallets: OnMariaDB, Volumes: []string{"wallet"},
 		Faults: []Planned{{Name: "kill", At: 3 * time.Second, Until: 4 * time.Second, Draws: map[string][]uint64{"10": {1<<64 - 1, 5}}}}}
+	s.Participant = &proc.Participant{Command: []string{"./till", "{listen}"}, Ready: "/up", Pay: proc.Branch{Try: "/a", Confirm: "/b", Cancel: "/c"}, Receive: proc.Branch{Try: "/d", Confirm: "/e", Cancel: "/f"},
+		Payload: "{account} {amount}", Account: "card", OpenPath: "/cards", Open: "{account} {amount}", Balances: "/cards"}
 	for i := range n {
 		s.Operations = append(s.Operations, workload.Operation{At: time.Duration(i) * time.Millisecond, Lane: i % 4, Kind: history.Execute, Gid: fmt.Sprintf("{a}%d", i), From: "a", To: "b", Amount: 5, Via: 3})
 	}
@@ -49,6 +52,7 @@ func TestAScheduleThatCannotBeDoneIsRefused(t *testing.T) {
 		"2 faults":                       func(s *Schedule) { s.Faults = append(s.Faults, s.Faults[0]) },
 		"fault pause: P1 has kill":       func(s *Schedule) { s.Faults[0].Name = "pause" },
 		"from 3s to 2s":                  func(s *Schedule) { s.Faults[0].Until = 2 * time.Second },
+		"participant.balances":           func(s *Schedule) { s.Participant.Balances = "" },
 		`wallets on "Oracle"`:            func(s *Schedule) { s.Wallets = "Oracle" },
 	} {
 		s := drawn(3)

@@ -48,6 +48,8 @@ const (
 	WatermarkTooLate = "watermark-too-late"
 	// GuessesAmbiguous ends holds of transactions that nobody knows, as if that were a repair.
 	GuessesAmbiguous = "repair-guesses-ambiguous"
+	// EpochReuse gives a slot that changes hands the epoch that its owner of before had.
+	EpochReuse = "epoch-reuse"
 )
 
 // StoreDelay is how late AckBeforeStore stores: as a busy disk would, so that a crash hits what was answered. ApplyDelay is

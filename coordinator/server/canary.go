@@ -64,7 +64,8 @@ func (s *Server) canary(ctx context.Context, n int) error {
 	gid := txn.Gid("{" + tagOf(n) + "}canary-" + uuid.NewString())
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	spec := txn.Spec{Mode: txn.ModeTCC, Opt: txn.Options{Timeout: time.Minute}}
+	// One whose abort is lost on the way ends soon by itself.
+	spec := txn.Spec{Mode: txn.ModeTCC, Opt: txn.Options{Timeout: 10 * time.Second}}
 	if _, err := s.runner.Do(ctx, engine.Request{Gid: gid, Event: txn.Prepare{Spec: spec}, Want: engine.WantAccepted, Border: true}); err != nil {
 		return err
 	}

@@ -38,6 +38,7 @@ func (a *Arbiter) change(ctx context.Context, cmps []clientv3.Cmp, changes []Cha
 	if len(changes) == 0 || len(changes) > 20 {
 		return fmt.Errorf("%d changes at once; 1 to 20 are possible", len(changes))
 	}
+	changes = reused(changes)
 	var ops, reads []clientv3.Op
 	for _, c := range changes {
 		cmps = append(cmps, clientv3.Compare(clientv3.Value(ownKey(c.Slot)), "=", mustJSON(c.From)))

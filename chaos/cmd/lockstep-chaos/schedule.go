@@ -17,12 +17,14 @@ import (
 
 // realFlags say on what a schedule is made again.
 type realFlags struct {
-	Out     string        `help:"Directory for what the runs leave. Defaults to replay or shrink beside the schedule." type:"path"`
-	Bin     string        `help:"Where lockstep and lockstep-participants are. Defaults to this program's directory." type:"path"`
-	Journal string        `help:"PostgreSQL server, as for run." env:"LOCKSTEP_TEST_POSTGRES_URL" placeholder:"postgres://…"`
-	MySQL   string        `help:"MySQL or MariaDB server, as for run." name:"mysql" env:"LOCKSTEP_TEST_MYSQL_URL" placeholder:"mysql://…"`
-	Wait    time.Duration `help:"How long to wait after the load for nothing to be open any more, on the reference machine." default:"15s"`
-	Env     []string      `help:"Added to the environment of the programs." placeholder:"NAME=VALUE" hidden:""`
+	Out      string        `help:"Directory for what the runs leave. Defaults to replay or shrink beside the schedule." type:"path"`
+	Bin      string        `help:"Where lockstep and lockstep-participants are. Defaults to this program's directory." type:"path"`
+	Journal  string        `help:"PostgreSQL server, as for run." env:"LOCKSTEP_TEST_POSTGRES_URL" placeholder:"postgres://…"`
+	MySQL    string        `help:"MySQL or MariaDB server, as for run." name:"mysql" env:"LOCKSTEP_TEST_MYSQL_URL" placeholder:"mysql://…"`
+	Devctl   string        `help:"Program that starts database servers of the suite's own, as for run." env:"LOCKSTEP_TEST_DEVCTL" placeholder:"FILE"`
+	Previous string        `help:"Where lockstep of the version before is, as for run." type:"path" placeholder:"DIR"`
+	Wait     time.Duration `help:"How long to wait after the load for nothing to be open any more, on the reference machine." default:"15s"`
+	Env      []string      `help:"Added to the environment of the programs." placeholder:"NAME=VALUE" hidden:""`
 }
 
 // replayer makes schedules again.
@@ -68,7 +70,7 @@ func (r *replayer) once(s *scenario.Schedule) (scenario.Result, error) {
 	found[0].Wallets = s.Wallets
 	r.runs++
 	res := scenario.Run(r.ctx, found[0], scenario.Options{Dir: filepath.Join(r.Out, fmt.Sprintf("run-%d", r.runs)), Bin: r.Bin, Seed: s.Seed, Lanes: s.Lanes, Slow: r.slow, Schedule: s,
-		Quiet: r.Wait, Env: r.Env, Journal: r.Journal, MySQL: r.MySQL, Say: func(string, ...any) {}})
+		Quiet: r.Wait, Env: r.Env, Journal: r.Journal, MySQL: r.MySQL, Devctl: r.Devctl, Previous: r.Previous, Participant: s.Participant, Say: func(string, ...any) {}})
 	red := strings.Join(res.Red(), " ")
 	fmt.Fprintf(r.out, "run %d: %d operations, %d faults, red: %s; %.0f s\n", r.runs, len(s.Operations), len(s.Faults), cmp.Or(red, "none"), res.Seconds)
 	switch {

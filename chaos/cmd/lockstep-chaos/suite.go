@@ -38,7 +38,8 @@ type runCmd struct {
 	DB        string        `help:"PostgreSQL, MySQL or MariaDB server for the wallets, instead of SQLite, of the scenarios that name no server." name:"db" placeholder:"postgres://…|mysql://…"`
 	Journal   string        `help:"PostgreSQL server for the journal of regions with two coordinators, and for the wallets of scenarios that name it; without it they are skipped." env:"LOCKSTEP_TEST_POSTGRES_URL" placeholder:"postgres://…"`
 	MySQL     string        `help:"MySQL or MariaDB server for the wallets of scenarios that name it; without it they are skipped." name:"mysql" env:"LOCKSTEP_TEST_MYSQL_URL" placeholder:"mysql://…"`
-	Devctl    string        `help:"Program that starts database servers of the suite's own, for scenarios that kill one; without it they are skipped." env:"LOCKSTEP_TEST_DEVCTL" placeholder:"FILE"`
+	Devctl    string        `help:"Program that starts database servers of the suite's own, for scenarios that kill one or move its clock; without it they are skipped." env:"LOCKSTEP_TEST_DEVCTL" placeholder:"FILE"`
+	Previous  string        `help:"Where lockstep of the version before is, for scenarios that run both; without it they are skipped." type:"path" placeholder:"DIR"`
 	Topology  string        `help:"YAML file that names a participant of your own, which is started in place of our wallets. See docs/chaos.md." type:"existingfile" placeholder:"FILE"`
 	Lanes     int           `help:"Clients at once." default:"24"`
 	Quiet     time.Duration `help:"How long to wait after the load for nothing to be open any more, on the reference machine." default:"30s"`
@@ -101,7 +102,7 @@ func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
 		}
 		sctx, cancel := context.WithDeadline(ctx, end)
 		res := scenario.Run(sctx, s, scenario.Options{Dir: filepath.Join(c.Out, s.ID), Bin: c.Bin, Seed: c.Seed, Lanes: c.Lanes, Slow: slow, Disabled: c.NoFault, Quiet: c.Quiet, Brief: c.Brief, Env: c.Env,
-			Journal: c.Journal, MySQL: c.MySQL, DB: c.DB, Devctl: c.Devctl, Participant: own, Say: func(f string, args ...any) { fmt.Fprintf(out, f+"\n", args...) }})
+			Journal: c.Journal, MySQL: c.MySQL, DB: c.DB, Devctl: c.Devctl, Previous: c.Previous, Participant: own, Say: func(f string, args ...any) { fmt.Fprintf(out, f+"\n", args...) }})
 		cancel()
 		report.One(out, &res)
 		run.Scenarios = append(run.Scenarios, res)
@@ -196,6 +197,8 @@ func (listCmd) Run(out io.Writer) error {
 func describe(out io.Writer, set string, s *scenario.Scenario) {
 	needs := ""
 	switch {
+	case s.Previous:
+		needs = "; needs LOCKSTEP_TEST_POSTGRES_URL and --previous"
 	case s.Own != scenario.OnSQLite:
 		needs = "; needs LOCKSTEP_TEST_DEVCTL"
 	case s.Wallets == scenario.OnMariaDB:
@@ -288,7 +291,7 @@ func (c *doctorCmd) Run(out io.Writer) error {
 	for _, server := range []struct{ name, variable, without string }{
 		{"PostgreSQL", "LOCKSTEP_TEST_POSTGRES_URL", "P4, N1, N1k, N2 and those that end in -postgresql are skipped; bin/devctl run -- …"},
 		{"MariaDB", "LOCKSTEP_TEST_MYSQL_URL", "those that end in -mariadb are skipped; bin/devctl run -- …"},
-		{"database servers to kill", "LOCKSTEP_TEST_DEVCTL", "P6 and P7 are skipped; bin/devctl run -- …"},
+		{"database servers of the suite's own", "LOCKSTEP_TEST_DEVCTL", "P6, P7 and C4 are skipped; bin/devctl run -- …"},
 	} {
 		var err error
 		if os.Getenv(server.variable) == "" {

@@ -177,6 +177,7 @@ var furtherMutants = []mutation{
 	{"quarantine-dropped", "P9", []string{"I13"}, nil},
 	{"repair-not-idempotent", "P9", []string{"I13"}, nil},
 	{"cache-ignores-watch-compaction", "S3", []string{"I12"}, nil},
+	{"epoch-reuse", "M8", []string{"I14"}, nil},
 	// Both kinds of volume: the wallet's and the coordinator's.
 	{"ack-before-fsync", "K1", []string{"I8"}, []string{"--seed", "2"}},
 	{"ack-before-fsync", "K1", []string{"I8"}, []string{"--seed", "3"}},

@@ -3,10 +3,14 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/lockstep-tx/lockstep/chaos/check"
 	"github.com/lockstep-tx/lockstep/chaos/report"
@@ -83,4 +87,35 @@ func TestAUsersOwnParticipant(t *testing.T) {
 			t.Errorf("exit %d, found by %v", code, by)
 		}
 	})
+	t.Run("another's with a bug, made again", func(t *testing.T) { redAgain(t, bin, till) })
+}
+
+// redAgain: the schedule of a run says which participant it was; with its bug it is red again, without it is not.
+func redAgain(t *testing.T, bin, text string) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "topology.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	do := func(args ...string) (int, string) {
+		var out bytes.Buffer
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+		defer cancel()
+		code := run(ctx, append(args, "--bin", bin), &out, &out)
+		t.Log(out.String())
+		return code, out.String()
+	}
+	if code, _ := do("run", "--out", dir, "--topology", file, "--scenario", "P1", "--brief", "--quiet", "1s", "--env", "TILL_BUG=double"); code != report.ExitViolation {
+		t.Fatalf("exit %d: the bug is not found", code)
+	}
+	if err := os.Remove(file); err != nil { // the schedule has what was in it
+		t.Fatal(err)
+	}
+	of := filepath.Join(dir, "P1")
+	if code, said := do("replay", of, "--env", "TILL_BUG=double", "--wait", "1s"); code != report.ExitViolation || !strings.Contains(said, "1 of 1 red") {
+		t.Errorf("replayed: exit %d", code)
+	}
+	if code, said := do("replay", of); code != report.ExitHeld || !strings.Contains(said, "0 of 1 red") {
+		t.Errorf("replayed without the bug: exit %d", code)
+	}
 }

@@ -169,6 +169,24 @@ func refusal(pkgs []string, root, apt error) error {
 	return fmt.Errorf("missing: %s (%w)\nnext: apt-get install --no-install-recommends %s", list, why, list)
 }
 
+// faketime installs libfaketime where it is not there and that is allowed. No server needs it: the chaos suite moves a server's clock
+// by it, and skips that where it is not.
+func faketime(ctx context.Context, progress io.Writer) {
+	if found, err := filepath.Glob("/usr/lib/*/faketime/libfaketimeMT.so.1"); err == nil && len(found) > 0 {
+		return
+	}
+	pkgs := []string{"libfaketime"}
+	prefix, root := asRoot(ctx)
+	_, apt := exec.LookPath("apt-get")
+	err := refusal(pkgs, root, apt)
+	if err == nil {
+		err = apply(ctx, prefix, pkgs, progress)
+	}
+	if err != nil {
+		fmt.Fprintf(progress, "without libfaketime: %v\n", err)
+	}
+}
+
 // installScript installs "$@" without letting a package start a service or create a cluster, and takes its own
 // precautions away again however it ends. What stood there before stays.
 const installScript = `set -eu
@@ -205,18 +223,25 @@ func (h *installed) install(ctx context.Context, progress io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := apply(ctx, prefix, pkgs, progress); err != nil {
+		return err
+	}
+	if *h = find(); len(h.missing()) > 0 {
+		return fmt.Errorf("still missing after installing: %s", strings.Join(h.missing(), " "))
+	}
+	return nil
+}
+
+// apply runs the script, with what prefix says to be root.
+func apply(ctx context.Context, prefix, pkgs []string, progress io.Writer) error {
 	fmt.Fprintf(progress, "installing Debian packages: %s\n", strings.Join(pkgs, " "))
 	argv := append(append(prefix, "sh", "-c", installScript, "sh"), pkgs...)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	// An interrupted dpkg is worse than a late answer: the script hears of it and ends after dpkg.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	b, err := cmd.CombinedOutput()
-	if err != nil {
+	if b, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("install %s: %w\n%s", strings.Join(pkgs, " "), err, b)
-	}
-	if *h = find(); len(h.missing()) > 0 {
-		return fmt.Errorf("still missing after installing: %s", strings.Join(h.missing(), " "))
 	}
 	return nil
 }

@@ -133,6 +133,8 @@ func (c *planCmd) Run(ctx context.Context, o out) error {
 }
 
 type runCmd struct {
+	Faketime bool `help:"Install libfaketime too where that is allowed; without it the command runs all the same."`
+
 	Command []string `arg:"" passthrough:"" help:"The command, after --."`
 }
 
@@ -149,6 +151,9 @@ func (c *runCmd) Run(ctx context.Context, o out) error {
 	// The mark comes first: down removes only a directory that carries it.
 	if err := errors.Join(os.Chmod(dir, 0o711), mark(dir)); err != nil {
 		return err
+	}
+	if c.Faketime {
+		faketime(ctx, o.stderr)
 	}
 	set, err := ensure(ctx, dir, true, o.stderr)
 	if err == nil {
