@@ -86,7 +86,7 @@ var checkers = []struct {
 	{"I11", "an old epoch has no effect", fencing},
 	{"I12", "an etcd's members and its readers have the same", equal},
 	{"I13", "repairs touch what was altered, can be made twice, and leave the ambiguous", repairs},
-	{"I14", "each transaction is a linearizable register", linearizable},
+	{"I14", "each transaction is a linearizable register, and epochs only grow", linearizable},
 }
 
 // ourBooks are the checkers that read the tables of our wallets.

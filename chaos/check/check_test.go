@@ -41,6 +41,7 @@ func sound() *Evidence {
 	e.Plants = []Plant{{Region: "east", Class: "D06", Account: "a", At: 3}, {Region: "east", Class: "D10", Account: "b", Gid: "ghost", At: 3, Ambiguous: true, Quarantined: true, Stayed: true}}
 	e.Repairs = []tap.Repair{{Region: "east", Path: "/mend", At: 5, Status: 200, Account: "a"}, {Region: "east", Path: "/mend", At: 6, Status: 200, Account: "a"}, {Region: "east", Path: "/mend", At: 6, Status: 409, Account: "b"}}
 	e.Stores = Stores{
+		Owners:  []Owned{{7, "east", 1, 2}, {8, "east", 1, 2}, {7, "east", 1, 3}, {7, "west", 2, 5}},
 		Members: []Member{{"arbiter", "a:1", 1, 1, 2, 9, 77, 3}, {"arbiter", "b:1", 2, 1, 2, 9, 77, 3}}, Elections: 1,
 		Slots: []Held{{7, "m1", 4}}, Live: []string{"l"}, Views: []View{{"c0", []Held{{7, "m1", 4}}, []string{"l"}}, {"c1", []Held{{7, "m1", 4}}, nil}},
 	}
@@ -193,6 +194,15 @@ func TestEachCheckerFindsWhatItIsFor(t *testing.T) {
 		{"I13", "a repair was done twice", func(e *Evidence) { e.Books[0].Accounts[0].CreditsPosted += 7 }},
 		{"I14", "a decision is taken back", func(e *Evidence) {
 			e.Ops = append(e.Ops, history.Op{Client: 4, Kind: history.Read, Gid: "g", Start: 50, End: 60, Outcome: history.OK, Value: history.Open})
+		}},
+		{"I14", "an epoch goes back", func(e *Evidence) {
+			e.Stores.Owners = append(e.Stores.Owners, Owned{7, "east", 1, 9})
+		}},
+		{"I14", "an epoch is two regions'", func(e *Evidence) {
+			e.Stores.Owners = append(e.Stores.Owners, Owned{7, "east", 2, 9})
+		}},
+		{"I14", "a slot loses its owner", func(e *Evidence) {
+			e.Stores.Owners = append(e.Stores.Owners, Owned{7, "", 0, 9})
 		}},
 	} {
 		e := sound()

@@ -163,7 +163,8 @@ func fencing(v *view, r *Result) {
 // input and output of a register.
 type input struct{ read bool }
 
-// linearizable (I14): each transaction is a register that is decided once. An unknown may take effect at any later time.
+// linearizable (I14): each transaction is a register that is decided once, and each slot's epoch one that only grows. An unknown may
+// take effect at any later time.
 func linearizable(v *view, r *Result) {
 	end := int64(0)
 	for _, op := range v.Ops {
@@ -181,7 +182,10 @@ func linearizable(v *view, r *Result) {
 		}
 		ops = append(ops, o)
 	}
-	r.Examined = len(ops)
+	r.Examined = len(ops) + len(v.Stores.Owners)
+	for _, b := range forth(v.Stores.Owners) {
+		r.bad("%s", b)
+	}
 	for _, part := range register.Partition(ops) {
 		switch porcupine.CheckOperationsTimeout(register, part, searchLimit) {
 		case porcupine.Illegal:

@@ -60,6 +60,8 @@ type Stores struct {
 	// of the run.
 	Elections int `json:"elections"`
 	Relisted  int `json:"relisted"`
+	// Owners is the arbiter's history of who owned which slot.
+	Owners []Owned `json:"owners,omitempty"`
 }
 
 const lookLimit = 5 * time.Second

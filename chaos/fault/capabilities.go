@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/lockstep-tx/lockstep/chaos/netdrop"
+	"github.com/lockstep-tx/lockstep/chaos/netspace"
 	"github.com/lockstep-tx/lockstep/chaos/volume"
 )
 
@@ -31,6 +32,7 @@ func Capabilities() []Capability {
 		{"loop device, ext4 and its shutdown", volume.Probe, "skipped: nothing else shows a missing sync", "K1, K2, K3"},
 		{"CAP_NET_ADMIN and nf_tables", netdrop.Probe, "skipped: N1 does the same by a proxy", "N1k"},
 		{"numgen of nf_tables", netdrop.ProbeLoss, "skipped", "N20"},
+		{"network namespaces, joined by veth and cut by nf_tables", netspace.Probe, "skipped: on loopback all members of an etcd have one address", "N4, N5, N6"},
 		{"loopback aliases", func() error { return listens("127.1.1.1:0") }, "ports tell links apart, which is what is done here", ""},
 		{"network namespace", func() error { return namespace(syscall.CLONE_NEWNET) }, "nftables on loopback, which is what is done here", ""},
 		{"network namespace of a user's own", func() error { return namespace(syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET) }, "privileges are needed for kernel faults", ""},

@@ -101,7 +101,7 @@ func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
 	if r.o.System != nil {
 		return r.playOther(ctx)
 	}
-	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Brokers: r.s.Brokers, Clocks: r.s.Clocks, Volumes: r.volumes(), Participant: r.o.Participant, Now: r.log.Now}
+	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Five: r.s.Five, Brokers: r.s.Brokers, Clocks: r.s.Clocks, Volumes: r.volumes(), Participant: r.o.Participant, Now: r.log.Now}
 	if cfg.Dir, err = os.MkdirTemp("", "lockstep-chaos-"); err != nil {
 		return nil, err
 	}

@@ -67,7 +67,9 @@ func (r *running) stores(ctx context.Context) (s check.Stores, err error) {
 		}
 	}
 	s.Relisted = r.relisted
-	return s, err
+	var oerr error
+	s.Owners, oerr = check.ReadOwners(ctx, r.d.Arbiter[0].Addr)
+	return s, errors.Join(err, oerr)
 }
 
 func (r *running) lookAtStores(ctx context.Context) (s check.Stores, err error) {
