@@ -15,6 +15,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/chaos/netproxy"
 	"github.com/lockstep-tx/lockstep/chaos/netspace"
+	"github.com/lockstep-tx/lockstep/chaos/syncfs"
 	"github.com/lockstep-tx/lockstep/chaos/tap"
 	"github.com/lockstep-tx/lockstep/chaos/volume"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/proc"
@@ -58,6 +59,8 @@ type Config struct {
 	// Volumes names those of the first region's parts (Wallet, Coordinator, Broker) whose data are on volumes of their own, so
 	// that their power can be cut.
 	Volumes []string
+	// Syncs has the data on these volumes seen through a file system whose syncs can be slowed, and made to fail.
+	Syncs bool
 	// Clocks has coordinators whose clock can be moved.
 	Clocks bool
 	// Participant is started in place of our wallets; nil: ours.
@@ -99,6 +102,19 @@ type Region struct {
 type Disk struct {
 	*volume.Volume
 	Node *Node
+	// Syncs is through what the process sees its data, where Config asks for it; else nil.
+	Syncs *syncfs.Mount
+}
+
+// Restore mounts what is left, once nobody has a file there open any more.
+func (d Disk) Restore() error {
+	if d.Syncs == nil {
+		return d.Volume.Restore()
+	}
+	if err := errors.Join(d.Syncs.Stop(), d.Volume.Restore()); err != nil {
+		return err
+	}
+	return d.Syncs.Start()
 }
 
 // Deployment is two regions, east and west. Even slots are east's at first, odd ones west's.
@@ -253,7 +269,20 @@ func (d *Deployment) dir(region int, part, name string) (dir string, on func(*No
 	if err != nil {
 		return "", nil, err
 	}
-	return v.Dir(), func(n *Node) { d.Regions[0].Disks = append(d.Regions[0].Disks, Disk{v, n}) }, nil
+	disk, dir := Disk{Volume: v}, v.Dir()
+	if d.cfg.Syncs {
+		if disk.Syncs, err = syncfs.Open(dir, filepath.Join(d.cfg.Dir, "syncs-"+part)); disk.Syncs != nil {
+			d.defers(disk.Syncs.Close)
+		}
+		if err != nil {
+			return "", nil, err
+		}
+		dir = disk.Syncs.Dir()
+	}
+	return dir, func(n *Node) {
+		disk.Node = n
+		d.Regions[0].Disks = append(d.Regions[0].Disks, disk)
+	}, nil
 }
 
 func (d *Deployment) wallet(ctx context.Context, i int, r *Region, addr string) (err error) {

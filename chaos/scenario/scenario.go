@@ -51,6 +51,8 @@ type Scenario struct {
 	TryLimit time.Duration
 	// Volumes are the sets of parts of the first region whose data are on volumes of their own; the seed says which set.
 	Volumes [][]string
+	// Syncs has their syncs be such that they can be slowed, and made to fail.
+	Syncs bool
 }
 
 // always are armed by the load alone.
