@@ -46,6 +46,7 @@ func Nightly() []Scenario {
 		{ID: "C1", Title: "a region's clock forward by 11 ms to 288 s, and back", Fault: fault.Clock{Title: "clock-bump"}, Hold: 3 * time.Second, Arms: armed("I3"), Clocks: true},
 		{ID: "C3", Title: "a region's clock an hour ahead, and back", Fault: fault.Clock{Title: "clock-an-hour-ahead", By: time.Hour}, Hold: 3 * time.Second, Arms: armed("I3"), Pair: true, Clocks: true},
 		{ID: "K5", Title: "a bit of an etcd member's log turned round: it does not serve, and is replaced", Fault: fault.Replaced{Flip: true}, Hold: time.Second, Arms: armed("I3"), Pair: true, Three: true},
+		{ID: "K6", Title: "the end of an etcd member's log or database cut off: it gets it from the others, or is replaced", Fault: fault.Truncated{}, Hold: time.Second, Arms: armed("I3", "I8"), Pair: true, Three: true, Crash: true},
 		{ID: "O1", Title: "a member of a region's etcd lost with its disk, and replaced", Fault: fault.Replaced{}, Hold: time.Second, Arms: armed("I3"), Pair: true, Three: true},
 		{ID: "O2", Title: "a member of a region's etcd that lags, and gets a snapshot", Fault: fault.Lagging{}, Hold: 500 * time.Millisecond, Arms: armed("I3"), Pair: true, Three: true},
 		{ID: "K9-head", Title: "a topic truncated before it was read", Fault: fault.HeadLost(), Hold: time.Second, Arms: armed("I3", "I9", "I10")},
