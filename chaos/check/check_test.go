@@ -197,6 +197,10 @@ func TestEachCheckerFindsWhatItIsFor(t *testing.T) {
 		}},
 		{"I14", "two owners use one epoch", func(e *Evidence) { e.Owned[3].Epoch = 101 }},
 		{"I14", "an epoch goes back", func(e *Evidence) { e.Owned[4].Epoch = 101 }},
+		{"I14", "a slot loses its owner", func(e *Evidence) {
+			last := e.Owned[len(e.Owned)-1]
+			e.Owned = append(e.Owned, Owned{Slot: last.Slot, Revision: last.Revision + 1})
+		}},
 		{"I14", "a call at an epoch that nobody gave", func(e *Evidence) { e.Calls[0].Epoch = 401 }},
 	} {
 		e := sound()

@@ -15,7 +15,7 @@ import (
 // ownKeys is where the arbiter has the slots' owners.
 const ownKeys = "/lockstep-arbiter/1/own/"
 
-// Owned is what was written of a slot's owner at a revision of the arbiter's etcd.
+// Owned is what was written of a slot's owner at a revision of the arbiter's etcd; Region "" where it was removed.
 type Owned struct {
 	Slot     int    `json:"slot"`
 	Revision int64  `json:"revision"`
@@ -56,8 +56,10 @@ func ReadOwners(ctx context.Context, endpoints []string) (out []Owned, err error
 				if o.Slot, err = strconv.Atoi(strings.TrimPrefix(string(e.Kv.Key), ownKeys)); err != nil {
 					return nil, err
 				}
-				if err := json.Unmarshal(e.Kv.Value, &o); err != nil {
-					return nil, fmt.Errorf("%s: %w", e.Kv.Key, err)
+				if e.Type == clientv3.EventTypePut {
+					if err := json.Unmarshal(e.Kv.Value, &o); err != nil {
+						return nil, fmt.Errorf("%s: %w", e.Kv.Key, err)
+					}
 				}
 				out = append(out, o)
 			}
@@ -73,13 +75,17 @@ func ReadOwners(ctx context.Context, endpoints []string) (out []Owned, err error
 	return nil, nil
 }
 
-// owners (I14, the register of a slot's owner and epoch): epochs only grow, each is one region's alone, and no call was made at one
-// that the arbiter never gave.
+// owners (I14, the register of a slot's owner and epoch): epochs only grow, each is one region's alone, no slot loses its owner, and no call
+// was made at an epoch that the arbiter never gave.
 func (v *view) owners(r *Result) {
 	last, first := map[int]Owned{}, map[int]int64{}
 	of, given := map[[2]int64]string{}, map[[2]int64]bool{}
 	for _, o := range v.Owned {
 		r.Examined++
+		if o.Region == "" {
+			r.bad("slot %d has no owner any more at revision %d", o.Slot, o.Revision)
+			continue
+		}
 		was, known := last[o.Slot]
 		if !known {
 			first[o.Slot] = o.Epoch

@@ -189,7 +189,7 @@ func (a *moved) slots() string {
 func (a *moved) handover(ctx context.Context, from, to string) error {
 	end := time.Now().Add(a.e.wait(40 * time.Second))
 	for {
-		out, err := a.e.Deployment.Tool(ctx, "region", "handover", "--context", a.e.Deployment.Regions[0].File, "--from", from, "--to", to, "--slots", a.slots(), "--max-lag", "30s")
+		out, err := a.try(ctx, from, to)
 		if err == nil {
 			return nil
 		}
@@ -198,6 +198,11 @@ func (a *moved) handover(ctx context.Context, from, to string) error {
 		}
 		time.Sleep(500 * time.Millisecond)
 	}
+}
+
+// try hands over once.
+func (a *moved) try(ctx context.Context, from, to string) (string, error) {
+	return a.e.Deployment.Tool(ctx, "region", "handover", "--context", a.e.Deployment.Regions[0].File, "--from", from, "--to", to, "--slots", a.slots(), "--max-lag", "30s")
 }
 
 // Effective sends the old calls again once the participants have heard the new epoch.

@@ -44,22 +44,28 @@ func (k KillMember) disabled() Fault { k.off = true; return k }
 // Inject finds the leader, and kills it.
 func (k KillMember) Inject(ctx context.Context, e Env) (Active, error) {
 	a := &headless{killed: killed{e: e, owned: int64(len(e.Log.Flying()))}, nodes: k.nodes(e)}
-	end := time.Now().Add(e.wait(5 * time.Second))
-	for a.n == nil && time.Now().Before(end) {
-		m, err := check.ReadMembers(ctx, "", addresses(a.nodes))
-		for i := range m {
-			if err == nil && m[i].ID == m[i].Leader {
-				a.n, a.leader, a.term = a.nodes[i], m[i].ID, m[i].Term
-			}
-		}
+	i, leader, err := leads(ctx, e, a.nodes)
+	if err != nil {
+		return nil, err
 	}
-	if a.n == nil {
-		return nil, errors.New("no member says that it leads")
-	}
+	a.n, a.leader, a.term = a.nodes[i], leader.ID, leader.Term
 	if !k.off {
 		a.n.Kill()
 	}
 	return a, nil
+}
+
+// leads is which of the nodes leads, and what it says.
+func leads(ctx context.Context, e Env, nodes []*proc.Node) (int, check.Member, error) {
+	for end := time.Now().Add(e.wait(5 * time.Second)); time.Now().Before(end); {
+		all, err := check.ReadMembers(ctx, "", addresses(nodes))
+		for i, m := range all {
+			if err == nil && m.ID == m.Leader {
+				return i, m, nil
+			}
+		}
+	}
+	return 0, check.Member{}, errors.New("no member says that it leads")
 }
 
 func addresses(nodes []*proc.Node) (out []string) {

@@ -59,10 +59,15 @@ func (r Replaced) Inject(ctx context.Context, e Env) (Active, error) {
 			return a, err
 		}
 	}
+	return a, a.remove(ctx)
+}
+
+// remove takes the member's data away, and the member out of the cluster.
+func (a *replaced) remove(ctx context.Context) error {
 	if err := os.RemoveAll(a.n.Data()); err != nil {
-		return a, err
+		return err
 	}
-	return a, at(ctx, region, func(ctx context.Context, cli *clientv3.Client) error {
+	return at(ctx, a.r, func(ctx context.Context, cli *clientv3.Client) error {
 		got, err := cli.MemberList(ctx)
 		if err != nil {
 			return err
@@ -75,6 +80,22 @@ func (r Replaced) Inject(ctx context.Context, e Env) (Active, error) {
 		_, err = cli.MemberRemove(ctx, a.was)
 		return err
 	})
+}
+
+// last is what the member has said last: the first line of a panic, if it was one.
+func (a *replaced) last() string {
+	said, err := os.ReadFile(a.n.Log())
+	if err != nil {
+		return fmt.Sprintf(" (%v)", err)
+	}
+	text := strings.TrimSpace(string(said))
+	last := text[strings.LastIndexByte(text, '\n')+1:]
+	for _, how := range []string{"panic: ", "fatal error: "} {
+		if i := strings.LastIndex(text, "\n"+how); i >= 0 {
+			last, _, _ = strings.Cut(text[i+1:], "\n")
+		}
+	}
+	return fmt.Sprintf(" (%.200s)", last)
 }
 
 type replaced struct {
@@ -114,10 +135,8 @@ func (a *replaced) flip(ctx context.Context, rnd *rand.Rand) error {
 		a.n.Kill()
 		return fmt.Errorf("%s serves with a bit of %s at %d turned round: %w", a.n.Name, filepath.Base(file), at, err)
 	}
-	said, err := os.ReadFile(a.n.Log())
-	lines := strings.Split(strings.TrimSpace(string(said)), "\n")
-	a.flipped = fmt.Sprintf("a bit of %s at %d was turned round, and it ended when it was started (%.200s); ", filepath.Base(file), at, lines[len(lines)-1])
-	return err
+	a.flipped = fmt.Sprintf("a bit of %s at %d was turned round, and it ended when it was started%s; ", filepath.Base(file), at, a.last())
+	return nil
 }
 
 // members are the ids of the cluster's.

@@ -40,6 +40,8 @@ type Route struct {
 	Name, Listen, To string
 	// Kafka has the addresses in Kafka's metadata replaced by Listen; else clients would go around the link.
 	Kafka bool
+	// Dial connects to To; nil: as this process does.
+	Dial func(address string, limit time.Duration) (net.Conn, error)
 }
 
 // Counters say what a link did.
@@ -131,6 +133,11 @@ func Open(r Route) (*Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("route %s: %w", r.Name, err)
 	}
+	if r.Dial == nil {
+		r.Dial = func(address string, limit time.Duration) (net.Conn, error) {
+			return net.DialTimeout("tcp", address, limit)
+		}
+	}
 	k := &Link{route: r, listener: l, pairs: map[*pair]struct{}{}, reshaped: make(chan struct{})}
 	k.route.Listen = l.Addr().String()
 	k.wg.Go(k.accept)
@@ -179,7 +186,7 @@ func (k *Link) serve(in net.Conn) {
 		k.keepHalf(p)
 		return
 	}
-	out, err := net.DialTimeout("tcp", k.route.To, dialTimeout)
+	out, err := k.route.Dial(k.route.To, dialTimeout)
 	if err != nil {
 		k.dialFailed.Add(1)
 		return

@@ -14,6 +14,8 @@ import (
 	"sync"
 
 	"github.com/lockstep-tx/lockstep/chaos/netproxy"
+	"github.com/lockstep-tx/lockstep/chaos/netspace"
+	"github.com/lockstep-tx/lockstep/chaos/syncfs"
 	"github.com/lockstep-tx/lockstep/chaos/tap"
 	"github.com/lockstep-tx/lockstep/chaos/volume"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/proc"
@@ -49,6 +51,8 @@ type Config struct {
 	Journal string
 	// Three gives the arbiter, and the etcd of a region with two coordinators, three members each instead of one.
 	Three bool
+	// Five gives the arbiter five members, each on a host of its own: Deployment.Hosts.
+	Five bool
 	// Wallets are the databases of the regions' wallets; empty: SQLite. Barriers are the schemas of their barriers, which must
 	// differ where both are on one MySQL or MariaDB server; empty: the default.
 	Wallets, Barriers [2]string
@@ -57,6 +61,8 @@ type Config struct {
 	// Volumes names those of the first region's parts (Wallet, Coordinator, Broker) whose data are on volumes of their own, so
 	// that their power can be cut.
 	Volumes []string
+	// Syncs has the data on these volumes seen through a file system whose syncs can be slowed, and made to fail.
+	Syncs bool
 	// Clocks has coordinators whose clock can be moved.
 	Clocks bool
 	// Participant is started in place of our wallets; nil: ours.
@@ -98,12 +104,27 @@ type Region struct {
 type Disk struct {
 	*volume.Volume
 	Node *Node
+	// Syncs is through what the process sees its data, where Config asks for it; else nil.
+	Syncs *syncfs.Mount
+}
+
+// Restore mounts what is left, once nobody has a file there open any more.
+func (d Disk) Restore() error {
+	if d.Syncs == nil {
+		return d.Volume.Restore()
+	}
+	if err := errors.Join(d.Syncs.Stop(), d.Volume.Restore()); err != nil {
+		return err
+	}
+	return d.Syncs.Start()
 }
 
 // Deployment is two regions, east and west. Even slots are east's at first, odd ones west's.
 type Deployment struct {
 	Regions [2]*Region
 	Arbiter []*Node
+	// Hosts are those of the arbiter's members, where Config asks for five: the first one's is 0.
+	Hosts *netspace.Net
 	// Links between the regions, by name: east-west/grpc is how east reaches west.
 	Links  []*netproxy.Link
 	Opened int64 // money that there is
@@ -154,7 +175,10 @@ func (d *Deployment) node(ctx context.Context, name, addr, ready, program string
 	if !strings.Contains(program, "/") {
 		path = filepath.Join(d.cfg.Bin, program)
 	}
-	n := &Node{Name: name, Addr: addr, ready: ready, spec: proc.Spec{Name: name, Path: path, Args: args, Dir: d.cfg.Dir, Env: d.cfg.Env}}
+	return d.start(ctx, &Node{Name: name, Addr: addr, ready: ready, spec: proc.Spec{Name: name, Path: path, Args: args, Dir: d.cfg.Dir, Env: d.cfg.Env}})
+}
+
+func (d *Deployment) start(ctx context.Context, n *Node) (*Node, error) {
 	d.nodes = append(d.nodes, n)
 	d.defers(n.stop)
 	return n, n.Start(ctx)
@@ -167,7 +191,11 @@ func (d *Deployment) Program(name string) string { return filepath.Join(d.cfg.Bi
 func (d *Deployment) Before(name string) string { return filepath.Join(d.cfg.Previous, name) }
 
 func (d *Deployment) link(name, to string) (*netproxy.Link, error) {
-	k, err := netproxy.Open(netproxy.Route{Name: name, Listen: "127.0.0.1:0", To: to, Kafka: strings.HasSuffix(name, "/kafka")})
+	return d.route(netproxy.Route{Name: name, Listen: "127.0.0.1:0", To: to, Kafka: strings.HasSuffix(name, "/kafka")})
+}
+
+func (d *Deployment) route(r netproxy.Route) (*netproxy.Link, error) {
+	k, err := netproxy.Open(r)
 	if err == nil {
 		d.defers(k.Close)
 	}
@@ -186,7 +214,7 @@ func (d *Deployment) open(ctx context.Context) error {
 		return err
 	}
 	next := func() string { s := a[0]; a = a[1:]; return s }
-	if d.Arbiter, err = d.cluster(ctx, "arbiter", next); err != nil {
+	if d.Arbiter, err = d.arbiter(ctx, next); err != nil {
 		return err
 	}
 	var brokers [2]string
@@ -249,7 +277,20 @@ func (d *Deployment) dir(region int, part, name string) (dir string, on func(*No
 	if err != nil {
 		return "", nil, err
 	}
-	return v.Dir(), func(n *Node) { d.Regions[0].Disks = append(d.Regions[0].Disks, Disk{v, n}) }, nil
+	disk, dir := Disk{Volume: v}, v.Dir()
+	if d.cfg.Syncs {
+		if disk.Syncs, err = syncfs.Open(dir, filepath.Join(d.cfg.Dir, "syncs-"+part)); disk.Syncs != nil {
+			d.defers(disk.Syncs.Close)
+		}
+		if err != nil {
+			return "", nil, err
+		}
+		dir = disk.Syncs.Dir()
+	}
+	return dir, func(n *Node) {
+		disk.Node = n
+		d.Regions[0].Disks = append(d.Regions[0].Disks, disk)
+	}, nil
 }
 
 func (d *Deployment) wallet(ctx context.Context, i int, r *Region, addr string) (err error) {
@@ -406,30 +447,6 @@ func (d *Deployment) coordinators(ctx context.Context, i int, r *Region, next fu
 		r.Coordinators = append(r.Coordinators, c)
 	}
 	return nil
-}
-
-// cluster starts an etcd of one member, or of three.
-func (d *Deployment) cluster(ctx context.Context, name string, next func() string) (nodes []*Node, err error) {
-	names := []string{name}
-	if d.cfg.Three {
-		names = []string{name + "-0", name + "-1", name + "-2"}
-	}
-	var clients, all []string
-	for _, n := range names {
-		clients, all = append(clients, next()), append(all, n+"="+next())
-	}
-	for i, n := range names {
-		args := []string{"arbiter", "--name", n, "--data-dir", filepath.Join(d.cfg.Dir, n), "--client", clients[i], "--peer", strings.TrimPrefix(all[i], n+"=")}
-		for _, m := range all {
-			args = append(args, "--cluster", m)
-		}
-		member, err := d.node(ctx, n, clients[i], "", "lockstep", args...)
-		if err != nil {
-			return nodes, err
-		}
-		nodes = append(nodes, member)
-	}
-	return nodes, nil
 }
 
 // accounts opens accounts with their homes in both regions, alike in both; half of east's are of slots below Moving.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -107,7 +108,7 @@ func (r *running) play(ctx context.Context) (e *check.Evidence, err error) {
 	if r.o.System != nil {
 		return r.playOther(ctx)
 	}
-	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Brokers: r.s.Brokers, Clocks: r.s.Clocks, Volumes: r.volumes(), Participant: r.o.Participant, Now: r.log.Now}
+	cfg := proc.Config{Bin: r.o.Bin, Env: r.o.Env, Pair: r.s.Pair, Three: r.s.Three, Five: r.s.Five, Brokers: r.s.Brokers, Clocks: r.s.Clocks, Volumes: r.volumes(), Syncs: r.s.Syncs, Participant: r.o.Participant, Now: r.log.Now}
 	if r.s.Previous {
 		cfg.Previous = r.o.Previous
 	}
@@ -310,8 +311,18 @@ func (r *running) heal(ctx context.Context, active fault.Active) error {
 	if c, ok := active.(interface{ Relisted() int }); ok {
 		r.relisted = c.Relisted()
 	}
+	if f, ok := active.(interface{ Fleeting() (string, int64, int64) }); ok {
+		r.forget(f.Fleeting())
+	}
 	r.win.Healed = r.log.Now()
 	return nil
+}
+
+// forget leaves out how far a region's journal was at a time when it showed what was not on its disk.
+func (r *running) forget(region string, from, to int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reach = slices.DeleteFunc(r.reach, func(one check.Reach) bool { return one.Region == region && one.At >= from && one.At <= to })
 }
 
 // enough says that the load has done what the checkers that it arms want.

@@ -31,6 +31,8 @@ type Scenario struct {
 	Brokers bool
 	// Three gives the arbiter, and the etcd of a Pair, three members each.
 	Three bool
+	// Five gives the arbiter five members that can be cut from each other.
+	Five bool
 	// Wallets is the server that the wallets are on; the zero one is SQLite, or what the run says.
 	Wallets Server
 	// Again is the scenario that this one is once more, on the server that Wallets names; "" for none.
@@ -55,6 +57,8 @@ type Scenario struct {
 	TryLimit time.Duration
 	// Volumes are the sets of parts of the first region whose data are on volumes of their own; the seed says which set.
 	Volumes [][]string
+	// Syncs has their syncs be such that they can be slowed, and made to fail.
+	Syncs bool
 }
 
 // always are armed by the load alone.

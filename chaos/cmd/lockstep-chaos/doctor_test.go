@@ -9,7 +9,14 @@ import (
 
 	"github.com/lockstep-tx/lockstep/chaos/fault"
 	"github.com/lockstep-tx/lockstep/chaos/report"
+	"github.com/lockstep-tx/lockstep/chaos/syncfs"
 )
+
+// TestMain serves what a probe of this program asks for.
+func TestMain(m *testing.M) {
+	syncfs.Child()
+	os.Exit(m.Run())
+}
 
 // TestTheDoctorSaysWhatIsMissing: every capability has its line, and --strict is red where scenarios would be skipped.
 func TestTheDoctorSaysWhatIsMissing(t *testing.T) {

@@ -23,9 +23,11 @@ import (
 
 	"github.com/lockstep-tx/lockstep/chaos/netproxy"
 	"github.com/lockstep-tx/lockstep/chaos/seed"
+	"github.com/lockstep-tx/lockstep/chaos/syncfs"
 )
 
 func main() {
+	syncfs.Child()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))

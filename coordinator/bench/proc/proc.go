@@ -19,6 +19,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // stopGrace is how long Stop waits between SIGTERM and SIGKILL.
@@ -35,6 +37,9 @@ type Spec struct {
 
 	// Stdout receives the standard output instead of the log file. What it does must not block: the process would.
 	Stdout io.Writer
+
+	// Space is the network namespace that it runs in; nil: the harness' own. It takes CAP_SYS_ADMIN.
+	Space *os.File
 }
 
 // Process is a started child. Its methods are safe for concurrent use.
@@ -81,7 +86,7 @@ func Start(s Spec) (*Process, error) {
 	// A process group of its own keeps a Ctrl-C on the terminal away from it: the harness ends it in its own order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
-	spawner() <- func() { started <- cmd.Start() }
+	spawner() <- func() { started <- inSpace(s.Space, cmd.Start) }
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", s.Name, err)
 	}
@@ -91,6 +96,28 @@ func Start(s Spec) (*Process, error) {
 		close(p.done)
 	}()
 	return p, nil
+}
+
+// inSpace calls start on this thread within a network namespace. A thread that could not be put back would start everything else in
+// there, without a word.
+func inSpace(space *os.File, start func() error) error {
+	if space == nil {
+		return start()
+	}
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	if err := unix.Setns(int(space.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter a network namespace: %w", err)
+	}
+	defer func() {
+		if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); err != nil {
+			panic(fmt.Sprintf("leave a network namespace: %v", err))
+		}
+	}()
+	return start()
 }
 
 // Done is closed when the process has ended.
