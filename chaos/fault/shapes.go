@@ -200,13 +200,31 @@ func (a *parted) handover(ctx context.Context) {
 	}
 }
 
+// finish does what the handover was to do: one that had begun goes on from what its tool has written, one that had not begins.
+func (a *parted) finish(ctx context.Context) error {
+	end := time.Now().Add(a.e.wait(40 * time.Second))
+	for {
+		if _, err := a.e.Deployment.Tool(ctx, "region", "resume", "--context", a.e.Deployment.Regions[0].File); err == nil {
+			return nil
+		}
+		out, err := a.moved.try(ctx, "east", "west")
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(end) || ctx.Err() != nil {
+			return errors.Join(fmt.Errorf("handover to west: %s", out), err)
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+}
+
 // Recover heals, does what the handover was to do if it was not done, and moves the slots back.
 func (a *parted) Recover(ctx context.Context) error {
 	if err := a.Cleanup(); err != nil || !a.tried {
 		return err
 	}
 	if !a.done {
-		if err := a.moved.handover(ctx, "east", "west"); err != nil {
+		if err := a.finish(ctx); err != nil {
 			return fmt.Errorf("after one that was not done under the cut: %w", err)
 		}
 	}

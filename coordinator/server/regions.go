@@ -55,7 +55,7 @@ func (s *Server) openRegions(ctx context.Context) error {
 		return fmt.Errorf("region: %q is not in %s, which has %v", c.Region, c.RegionsFile, f.Names())
 	}
 	s.front.say("the arbiter is asked for the first time")
-	cli, err := etcdstore.Connect(ctx, etcdstore.Cluster{Endpoints: f.Arbiter, CAFile: f.ArbiterCa, CertFile: f.ArbiterCert, KeyFile: f.ArbiterKey})
+	cli, err := etcdstore.Connect(ctx, etcdstore.Cluster{Endpoints: f.Arbiter, CAFile: f.ArbiterCa, CertFile: f.ArbiterCert, KeyFile: f.ArbiterKey, RequireLeader: true})
 	if err != nil {
 		return fmt.Errorf("regions-file: arbiter: %w", err)
 	}

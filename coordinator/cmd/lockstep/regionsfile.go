@@ -92,7 +92,7 @@ func (c *contextFile) open(ctx context.Context) (*opened, error) {
 	}
 	cctx, cancel := context.WithTimeoutCause(ctx, c.Timeout, errors.New("the arbiter did not answer in time"))
 	defer cancel()
-	cli, err := etcdstore.Connect(cctx, etcdstore.Cluster{Endpoints: f.Arbiter, CAFile: f.ArbiterCa, CertFile: f.ArbiterCert, KeyFile: f.ArbiterKey})
+	cli, err := etcdstore.Connect(cctx, etcdstore.Cluster{Endpoints: f.Arbiter, CAFile: f.ArbiterCa, CertFile: f.ArbiterCert, KeyFile: f.ArbiterKey, RequireLeader: true})
 	if err != nil {
 		return nil, &failure{fmt.Errorf("arbiter: %w", err), "lockstep arbiter --help  # a majority of its members must run"}
 	}
