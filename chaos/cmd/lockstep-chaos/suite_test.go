@@ -168,7 +168,7 @@ var furtherMutants = []mutation{
 	{"recover-forgets-confirming", "P1", []string{"I3"}, nil},
 	{"cancel-without-barrier", "M2", []string{"I5"}, nil},
 	{"no-suspension-check", "M23", []string{"I5"}, nil},
-	{"event-after-ack-only-in-memory", "P1", []string{"I9"}, nil},
+	{"event-after-ack-only-in-memory", "P1", []string{"I8"}, nil},
 	{"double-outbox", "M2", []string{"I9", "I10"}, nil},
 	{"dedupe-window-too-small", "P1", []string{"I9"}, nil},
 	{"dedupe-window-too-small", "M5", []string{"I10"}, nil},
