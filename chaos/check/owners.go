@@ -28,7 +28,7 @@ type Owned struct {
 func ReadOwners(ctx context.Context, endpoints []string) (out []Owned, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*lookLimit)
 	defer cancel()
-	cli, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: lookLimit})
+	cli, err := dial(endpoints...)
 	if err != nil {
 		return nil, err
 	}

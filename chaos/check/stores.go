@@ -64,8 +64,8 @@ type Stores struct {
 
 const lookLimit = 5 * time.Second
 
-func dial(endpoint string) (*clientv3.Client, error) {
-	return clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: lookLimit})
+func dial(endpoints ...string) (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: lookLimit})
 }
 
 // ReadMembers asks every member of a cluster who it follows, and for its hash at the lowest revision that all of them have.

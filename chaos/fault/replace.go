@@ -43,23 +43,36 @@ func (r Replaced) disabled() Fault { r.off = true; return r }
 
 // Inject kills the last member, and removes it and its data.
 func (r Replaced) Inject(ctx context.Context, e Env) (Active, error) {
-	region := e.Deployment.Regions[0]
-	a := &replaced{e: e, r: region, n: region.Etcd[len(region.Etcd)-1]}
+	a := last(e)
 	if r.off {
 		return a, nil
 	}
-	m, err := check.ReadMembers(ctx, "", []string{a.n.Addr})
-	if err != nil {
+	if err := a.kill(ctx); err != nil {
 		return a, err
 	}
-	a.was = m[0].ID
-	a.n.Kill()
 	if r.Flip {
 		if err := a.flip(ctx, e.rand(5)); err != nil {
 			return a, err
 		}
 	}
 	return a, a.remove(ctx)
+}
+
+// last is the last member of the first region's etcd.
+func last(e Env) *replaced {
+	r := e.Deployment.Regions[0]
+	return &replaced{e: e, r: r, n: r.Etcd[len(r.Etcd)-1]}
+}
+
+// kill notes the member's id, and kills it.
+func (a *replaced) kill(ctx context.Context) error {
+	m, err := check.ReadMembers(ctx, "", []string{a.n.Addr})
+	if err != nil {
+		return err
+	}
+	a.was = m[0].ID
+	a.n.Kill()
+	return nil
 }
 
 // remove takes the member's data away, and the member out of the cluster.
@@ -82,8 +95,8 @@ func (a *replaced) remove(ctx context.Context) error {
 	})
 }
 
-// last is what the member has said last: the first line of a panic, if it was one.
-func (a *replaced) last() string {
+// words are what the member has said last: the first line of a panic, if it was one.
+func (a *replaced) words() string {
 	said, err := os.ReadFile(a.n.Log())
 	if err != nil {
 		return fmt.Sprintf(" (%v)", err)
@@ -135,7 +148,7 @@ func (a *replaced) flip(ctx context.Context, rnd *rand.Rand) error {
 		a.n.Kill()
 		return fmt.Errorf("%s serves with a bit of %s at %d turned round: %w", a.n.Name, filepath.Base(file), at, err)
 	}
-	a.flipped = fmt.Sprintf("a bit of %s at %d was turned round, and it ended when it was started%s; ", filepath.Base(file), at, a.last())
+	a.flipped = fmt.Sprintf("a bit of %s at %d was turned round, and it ended when it was started%s; ", filepath.Base(file), at, a.words())
 	return nil
 }
 

@@ -40,17 +40,14 @@ func Ring() Fault {
 }
 
 // Partition cuts members of an arbiter of five from each other, by the kernel, while the regions reach all of them. Under the cut slots
-// are handed over by the product's tool: that must be done, or leave everything such that it can be done after the healing.
+// are handed over by the product's tool: a majority hears each other and has a leader, so it must be done.
 type Partition struct {
 	Shape Shape
 	off   bool
 }
 
-// partitioned slots are handed over under the cut: those below that are the first region's. attempt is how long the tool may take.
-const (
-	partitioned = 16
-	attempt     = 20 * time.Second
-)
+// partitioned slots are handed over under the cut: those below that are the first region's.
+const partitioned = 16
 
 // Name is the fault's.
 func (p Partition) Name() string { return p.Shape.title }
@@ -106,9 +103,6 @@ type parted struct {
 	term  uint64
 	since int64
 	moved moved
-	tried bool
-	said  string // what the tool said to a handover under the cut; "" while none was tried
-	done  bool   // it was done
 }
 
 // dropped is in how many of the cut pairs packets were dropped in both directions, and how many in all.
@@ -154,7 +148,7 @@ func (a *parted) shaped(of, terms []uint64) bool {
 }
 
 // Effective wants packets dropped in both directions of every pair that is cut, and the leaders that follow from the shape, both while
-// decisions go on; then it hands slots over.
+// decisions go on; and then slots to be handed over while it is cut.
 func (a *parted) Effective(ctx context.Context) (Evidence, error) {
 	ev, err := until(ctx, a.e.wait(20*time.Second), func() (Evidence, bool, error) {
 		pairs, packets, err := a.dropped()
@@ -166,11 +160,15 @@ func (a *parted) Effective(ctx context.Context) (Evidence, error) {
 		return Evidence{fmt.Sprintf("in %d of %d cut pairs the kernel dropped packets both ways, %d in all; %s; %.0f decisions a second since", pairs, len(a.p.Shape.cuts), packets, a.places(of, terms), decided),
 			map[string]int64{"pairs": int64(pairs), "packets": int64(packets)}}, pairs == len(a.p.Shape.cuts) && a.shaped(of, terms) && decided > 0 && a.e.Log.Now() > a.since+3e9, nil
 	})
-	if err == nil {
-		a.handover(ctx)
-		ev.What += "; " + a.said
+	if err != nil {
+		return ev, err
 	}
-	return ev, err
+	began := time.Now()
+	if err := a.moved.handover(ctx, "east", "west"); err != nil {
+		return ev, fmt.Errorf("under the cut, with a majority that has a leader (%s): %w", ev.What, err)
+	}
+	ev.What += fmt.Sprintf("; slots were handed over in %.1f s meanwhile", time.Since(began).Seconds())
+	return ev, nil
 }
 
 // places tells who follows whom.
@@ -186,47 +184,10 @@ func (a *parted) places(of, terms []uint64) string {
 	return strings.Join(out, ", ") + fmt.Sprintf(" (%s led in term %d)", a.e.Deployment.Arbiter[a.order[0]].Name, a.term)
 }
 
-// handover tries once, while it is cut.
-func (a *parted) handover(ctx context.Context) {
-	began := time.Now()
-	tctx, cancel := context.WithTimeout(ctx, a.e.wait(attempt))
-	defer cancel()
-	a.tried = true
-	out, err := a.moved.try(tctx, "east", "west")
-	a.done = err == nil
-	a.said = fmt.Sprintf("a handover was done in %.1f s", time.Since(began).Seconds())
-	if err != nil {
-		a.said = fmt.Sprintf("a handover was not done within %.1f s: %s", time.Since(began).Seconds(), strings.Join(strings.Fields(out), " "))
-	}
-}
-
-// finish does what the handover was to do: one that had begun goes on from what its tool has written, one that had not begins.
-func (a *parted) finish(ctx context.Context) error {
-	end := time.Now().Add(a.e.wait(40 * time.Second))
-	for {
-		if _, err := a.e.Deployment.Tool(ctx, "region", "resume", "--context", a.e.Deployment.Regions[0].File); err == nil {
-			return nil
-		}
-		out, err := a.moved.try(ctx, "east", "west")
-		if err == nil {
-			return nil
-		}
-		if time.Now().After(end) || ctx.Err() != nil {
-			return errors.Join(fmt.Errorf("handover to west: %s", out), err)
-		}
-		time.Sleep(500 * time.Millisecond)
-	}
-}
-
-// Recover heals, does what the handover was to do if it was not done, and moves the slots back.
+// Recover heals, and moves the slots back.
 func (a *parted) Recover(ctx context.Context) error {
-	if err := a.Cleanup(); err != nil || !a.tried {
+	if err := a.Cleanup(); err != nil || a.p.off {
 		return err
-	}
-	if !a.done {
-		if err := a.finish(ctx); err != nil {
-			return fmt.Errorf("after one that was not done under the cut: %w", err)
-		}
 	}
 	return a.moved.handover(ctx, "west", "east")
 }

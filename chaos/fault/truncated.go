@@ -32,24 +32,21 @@ func (t Truncated) disabled() Fault { t.off = true; return t }
 
 // Inject kills the last member, cuts, starts it, and sees what becomes of it.
 func (t Truncated) Inject(ctx context.Context, e Env) (Active, error) {
-	r := e.Deployment.Regions[0]
-	a := &truncated{replaced: replaced{e: e, r: r, n: r.Etcd[len(r.Etcd)-1]}}
+	a := &truncated{replaced: *last(e)}
 	if t.off {
 		return a, nil
 	}
-	m, err := check.ReadMembers(ctx, "", []string{a.n.Addr})
-	if err != nil {
+	err := a.kill(ctx)
+	if err == nil {
+		err = a.cutFile()
+	}
+	if err == nil {
+		a.came, err = a.returns(ctx)
+	}
+	if err != nil || a.came {
 		return a, err
 	}
-	a.was = m[0].ID
-	a.n.Kill()
-	if err := a.cutFile(); err != nil {
-		return a, err
-	}
-	if a.came, err = a.returns(ctx); err != nil || a.came {
-		return a, err
-	}
-	a.flipped = a.cut + "it ended when it was started" + a.last() + "; "
+	a.flipped = a.cut + "it ended when it was started" + a.words() + "; "
 	return a, a.remove(ctx)
 }
 
@@ -137,7 +134,7 @@ func (a *truncated) Effective(ctx context.Context) (Evidence, error) {
 // Recover replaces one that has ended.
 func (a *truncated) Recover(ctx context.Context) error {
 	if a.came && !a.n.Alive() {
-		return errors.New("it had come back, and has ended since" + a.last())
+		return errors.New("it had come back, and has ended since" + a.words())
 	}
 	if a.came {
 		return nil
