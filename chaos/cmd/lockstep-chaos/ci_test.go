@@ -22,7 +22,10 @@ type ciJob struct {
 	Script []string
 	Steps  []struct {
 		Run, Uses, If string
-		With          struct{ Path string }
+		With          struct {
+			Path  string
+			Depth *int `yaml:"fetch-depth"`
+		}
 	}
 	Env, Variables map[string]string
 	Artifacts      struct {
@@ -53,6 +56,16 @@ func (j *ciJob) keeps() (out []string) {
 		}
 	}
 	return out
+}
+
+// history says whether the job has the whole history of the project.
+func (j *ciJob) history() bool {
+	for _, s := range j.Steps {
+		if strings.HasPrefix(s.Uses, "actions/checkout@") {
+			return s.With.Depth != nil && *s.With.Depth == 0
+		}
+	}
+	return j.Variables["GIT_DEPTH"] == "0"
 }
 
 // ciJobs reads the jobs out of docs/ci.md.
@@ -88,7 +101,7 @@ func ciJobs(t *testing.T) map[string]*ciJob {
 // budget that is used up at once. What the suite leaves is what the job keeps.
 func TestTheJobsInThePagesRun(t *testing.T) {
 	jobs := ciJobs(t)
-	for _, name := range []string{"github suite", "github mutants", "gitlab chaos", "gitlab chaos-mutants"} {
+	for _, name := range []string{"github suite", "github mutants", "github nightly", "gitlab chaos", "gitlab chaos-mutants", "gitlab chaos-nightly"} {
 		if jobs[name] == nil || len(jobs[name].commands()) == 0 {
 			t.Errorf("there is no job %s, or it does nothing", name)
 		}
@@ -100,6 +113,9 @@ func TestTheJobsInThePagesRun(t *testing.T) {
 			}
 			for _, env := range []map[string]string{j.Env, j.Variables} {
 				for variable := range env {
+					if variable == "GIT_DEPTH" {
+						continue
+					}
 					if raw, err := os.ReadFile("suite.go"); err != nil || !bytes.Contains(raw, []byte(`env:"`+variable+`"`)) {
 						t.Errorf("the job sets %s, which the program does not read: %v", variable, err)
 					}
@@ -117,6 +133,15 @@ func command(t *testing.T, j *ciJob, line string) {
 		dry := exec.Command("make", append([]string{"-n"}, words[1:]...)...)
 		dry.Dir = root
 		if out, err := dry.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", line, err, out)
+		}
+		if slices.Contains(words, "chaos-nightly") && !(j.history() && slices.Contains(j.keeps(), "chaos-out")) {
+			t.Errorf("%s: the job has the history: %v; it keeps %v", line, j.history(), j.keeps())
+		}
+	case words[0] == "git":
+		sh := exec.Command("sh", "-ec", line)
+		sh.Dir, sh.Env = t.TempDir(), append(os.Environ(), "HOME="+t.TempDir(), "GITHUB_WORKSPACE="+root)
+		if out, err := sh.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", line, err, out)
 		}
 	case words[0] == "bin/lockstep-chaos" && words[1] == "run":
