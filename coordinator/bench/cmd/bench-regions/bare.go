@@ -1,18 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"slices"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -35,37 +31,24 @@ func (b *bench) bareWrites(ctx context.Context) (w *window, halt func()) {
 			took, err := bareOn(wctx, core, b.Arbiter)
 			mu.Lock()
 			defer mu.Unlock()
-			w.took = append(w.took, took...)
+			w.Took = append(w.Took, took...)
 			if err != nil {
-				w.failed++
-				w.sample = err.Error()
+				w.Failed++
+				w.Sample = err.Error()
 			}
 		})
 	}
 	return w, func() {
 		cancel()
 		wg.Wait()
-		slices.Sort(w.took)
+		slices.Sort(w.Took)
 	}
 }
 
-// bareOn runs this program as a bare writer until ctx ends.
+// bareOn runs this program as a bare writer on a core until ctx ends.
 func bareOn(ctx context.Context, core int, arbiter string) (took []time.Duration, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	var out, said bytes.Buffer
-	cmd := exec.CommandContext(ctx, "taskset", "-c", strconv.Itoa(core), self, "-bare", arbiter)
-	cmd.Stdout, cmd.Stderr = &out, &said
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 5 * time.Second
-	if err := cmd.Run(); err != nil && ctx.Err() == nil {
-		return nil, fmt.Errorf("bare writes: %w: %s", err, said.String())
-	}
-	if err := json.Unmarshal(out.Bytes(), &took); err != nil {
-		return nil, fmt.Errorf("bare writes: %w: %s", err, said.String())
+	if err := itself(ctx, []string{"taskset", "-c", strconv.Itoa(core)}, "-bare", arbiter, &took); err != nil {
+		return nil, fmt.Errorf("bare writes: %w", err)
 	}
 	return took, nil
 }

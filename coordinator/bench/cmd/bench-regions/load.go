@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"sort"
@@ -11,70 +14,94 @@ import (
 	"sync"
 	"time"
 
-	"io"
-
 	"github.com/lockstep-tx/lockstep/coordinator/api/client"
 	"github.com/lockstep-tx/lockstep/coordinator/bench/stats"
 )
 
 // window is what a load measured.
 type window struct {
-	perSecond float64
-	took      []time.Duration
-	failed    int
-	sample    string
+	PerSecond float64
+	Took      []time.Duration
+	Failed    int
+	Sample    string
 }
 
 func (w *window) ms(percent int) float64 {
-	return float64(stats.Percentile(w.took, percent).Microseconds()) / 1000
+	return float64(stats.Percentile(w.Took, percent).Microseconds()) / 1000
 }
 
-// run executes transactions of two branches at a coordinator for a time: clients at once, each the next one when the one
-// before is answered, and with a rate (per second, all together) no faster than that.
-func run(ctx context.Context, noop, addr string, clients int, rate float64, d client.Durability, until client.Until, dur time.Duration) (window, error) {
-	cl, err := client.Dial(addr)
+// order is a load that a process of its own is to make: transactions of two branches at a coordinator for a time, clients at once,
+// each the next one when the one before is answered, and with a rate (per second, all together) no faster than that.
+type order struct {
+	Noop, Addr string
+	Clients    int
+	Rate       float64
+	Durability client.Durability
+	Until      client.Until
+	For        time.Duration
+}
+
+// away has a process of its own make the load. It gives way to everybody else: clients have hosts of their own, and here no core.
+func (o order) away(ctx context.Context) (w window, err error) {
+	raw, err := json.Marshal(o)
+	if err != nil {
+		return w, err
+	}
+	return w, itself(ctx, []string{"nice", "-n", loadNice}, "-load", string(raw), &w)
+}
+
+const loadNice = "10"
+
+// make makes it, and prints what it measured when it or ctx ends.
+func (o order) make(ctx context.Context, out io.Writer) error {
+	w, err := o.run(ctx)
+	return errors.Join(err, json.NewEncoder(out).Encode(w))
+}
+
+func (o order) run(ctx context.Context) (window, error) {
+	cl, err := client.Dial(o.Addr)
 	if err != nil {
 		return window{}, err
 	}
 	defer cl.Close()
-	base := "http://" + noop
+	base := "http://" + o.Noop
 	var branches []client.Branch
 	for i := range 2 {
 		branches = append(branches, client.Branch{ID: strconv.Itoa(i + 1), Try: base + "/try", Confirm: base + "/confirm", Cancel: base + "/cancel", Payload: []byte(`{"account":"alice","amount":30}`)})
 	}
 	began := time.Now()
-	ends := began.Add(dur)
+	ends := began.Add(o.For)
 	var w window
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	for i := range clients {
+	for i := range o.Clients {
 		wg.Go(func() {
 			for k := 0; time.Now().Before(ends) && ctx.Err() == nil; k++ {
-				if rate > 0 {
-					due := began.Add(time.Duration(float64(i+k*clients) / rate * float64(time.Second)))
+				if o.Rate > 0 {
+					due := began.Add(time.Duration(float64(i+k*o.Clients) / o.Rate * float64(time.Second)))
 					if due.After(ends) {
 						return
 					}
 					time.Sleep(time.Until(due))
 				}
 				t0 := time.Now()
-				s, err := cl.Execute(ctx, client.Tx{Branches: branches, Options: client.Options{Durability: d}}, until)
+				s, err := cl.Execute(ctx, client.Tx{Branches: branches, Options: client.Options{Durability: o.Durability}}, o.Until)
 				took := time.Since(t0)
 				mu.Lock()
 				if err == nil && s.Committed() {
-					w.took = append(w.took, took)
+					w.Took = append(w.Took, took)
 				} else if ctx.Err() == nil {
-					w.failed++
-					w.sample = fmt.Sprint(s.GetPhase(), " ", err)
+					w.Failed++
+					w.Sample = fmt.Sprint(s.GetPhase(), " ", err)
 				}
 				mu.Unlock()
 			}
 		})
 	}
 	wg.Wait()
-	w.perSecond = float64(len(w.took)) / time.Since(began).Seconds()
-	slices.Sort(w.took)
-	return w, ctx.Err()
+	w.PerSecond = float64(len(w.Took)) / time.Since(began).Seconds()
+	slices.Sort(w.Took)
+	return w, nil
 }
 
 // both runs the same load in both regions at once and gives what they did together.
@@ -87,12 +114,12 @@ func (b *bench) both(ctx context.Context, plain bool, clients int, rate float64,
 		if plain {
 			addr = r.PlainGRPC
 		}
-		wg.Go(func() { ws[i], errs[i] = run(ctx, r.Noop, addr, clients, rate/2, d, until, dur) })
+		wg.Go(func() { ws[i], errs[i] = order{r.Noop, addr, clients, rate / 2, d, until, dur}.away(ctx) })
 	}
 	wg.Wait()
-	w := window{perSecond: ws[0].perSecond + ws[1].perSecond, failed: ws[0].failed + ws[1].failed, sample: ws[0].sample + ws[1].sample}
-	w.took = append(ws[0].took, ws[1].took...)
-	slices.Sort(w.took)
+	w := window{PerSecond: ws[0].PerSecond + ws[1].PerSecond, Failed: ws[0].Failed + ws[1].Failed, Sample: ws[0].Sample + ws[1].Sample}
+	w.Took = append(ws[0].Took, ws[1].Took...)
+	slices.Sort(w.Took)
 	for _, err := range errs {
 		if err != nil {
 			return w, err

@@ -8,6 +8,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -56,11 +57,12 @@ func main() {
 	flag.BoolVar(&o.check, "check", false, "exit with 1 when a target is missed")
 	flag.BoolVar(&o.keep, "keep", false, "leave the logs")
 	writer := flag.String("bare", "", "the arbiter's address, for the process that the bench starts to write to it and do nothing else")
+	loads := flag.String("load", "", "what to make, for the processes that the bench starts to make the load")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if *writer != "" {
-		if err := bare(ctx, os.Stdout, *writer); err != nil {
+	if *writer != "" || *loads != "" {
+		if err := serves(ctx, *writer, *loads); err != nil {
 			fmt.Fprintln(os.Stderr, "bench-regions:", err)
 			os.Exit(1)
 		}
@@ -93,6 +95,18 @@ func main() {
 	}
 }
 
+// serves is what a process does that the bench has started.
+func serves(ctx context.Context, arbiter, load string) error {
+	if arbiter != "" {
+		return bare(ctx, os.Stdout, arbiter)
+	}
+	var o order
+	if err := json.Unmarshal([]byte(load), &o); err != nil {
+		return fmt.Errorf("-load: %w", err)
+	}
+	return o.make(ctx, os.Stdout)
+}
+
 // row prints one figure with its target.
 func row(what, got, target string, ok bool) int {
 	mark, short := "", 0
@@ -110,8 +124,8 @@ func (b *bench) measure(ctx context.Context) (short int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	fmt.Printf("two regions, a core each, round trip %v (also to the arbiter), Kafka %s (%s; before the rest of its core: %v), participants of the load do nothing; started in %v\n",
-		o.rtt, o.kafka, o.brokers, b.Preferred, time.Since(began).Round(time.Second))
+	fmt.Printf("two regions, a core each, round trip %v (also to the arbiter), Kafka %s (%s; before the rest of its core: %v), participants of the load do nothing, the load gives way to all (nice %s); started in %v\n",
+		o.rtt, o.kafka, o.brokers, b.Preferred, loadNice, time.Since(began).Round(time.Second))
 	if _, err := b.both(ctx, false, o.clients, 0, client.Regional, client.Finished, o.round/2); err != nil { // warm up
 		return 0, err
 	}
@@ -129,8 +143,8 @@ func (b *bench) measure(ctx context.Context) (short int, err error) {
 		if err != nil {
 			return 0, err
 		}
-		fmt.Printf("round %d: %.0f tx/s with replication (%d failed %s), %.0f without (%d failed %s)\n", i+1, w.perSecond, w.failed, w.sample, p.perSecond, p.failed, p.sample)
-		with, without = append(with, w.perSecond), append(without, p.perSecond)
+		fmt.Printf("round %d: %.0f tx/s with replication (%d failed %s), %.0f without (%d failed %s)\n", i+1, w.PerSecond, w.Failed, w.Sample, p.PerSecond, p.Failed, p.Sample)
+		with, without = append(with, w.PerSecond), append(without, p.PerSecond)
 	}
 	maximum := stats.Median(with)
 	b.quiet(ctx)
@@ -163,9 +177,9 @@ func (b *bench) measure(ctx context.Context) (short int, err error) {
 			if err != nil {
 				return 0, err
 			}
-			durable[i].took = append(durable[i].took, w.took...)
-			durable[i].failed += w.failed
-			durable[i].sample = w.sample
+			durable[i].Took = append(durable[i].Took, w.Took...)
+			durable[i].Failed += w.Failed
+			durable[i].Sample = w.Sample
 		}
 	}
 	halt()
@@ -176,16 +190,16 @@ func (b *bench) measure(ctx context.Context) (short int, err error) {
 	fmt.Println()
 	ratio := maximum / stats.Median(without)
 	short += row("throughput with replication against without", fmt.Sprintf("%.2f (%.0f and %.0f tx/s)", ratio, maximum, stats.Median(without)), "at least 0.80", ratio >= 0.8)
-	short += row(fmt.Sprintf("replication lag at %.0f tx/s, p50 / p99 (buckets' ends)", half.perSecond), fmt.Sprintf("<= %.0f / <= %.0f ms of %.0f events", lag50, lag99, count), "p99 at most 250 ms", count > 0 && lag99 <= float64(o.lagTarget.Milliseconds()))
+	short += row(fmt.Sprintf("replication lag at %.0f tx/s, p50 / p99 (buckets' ends)", half.PerSecond), fmt.Sprintf("<= %.0f / <= %.0f ms of %.0f events", lag50, lag99, count), "p99 at most 250 ms", count > 0 && lag99 <= float64(o.lagTarget.Milliseconds()))
 	r, g := &durable[0], &durable[1]
-	row("regional: decided after, p50 / p99", fmt.Sprintf("%.1f / %.1f ms (%d, %d failed %s)", r.ms(50), r.ms(99), len(r.took), r.failed, r.sample), "", true)
-	short += row("global: decided after, p50 / p99", fmt.Sprintf("%.1f / %.1f ms (%d, %d failed %s)", g.ms(50), g.ms(99), len(g.took), g.failed, g.sample), "", len(g.took) > 0)
+	row("regional: decided after, p50 / p99", fmt.Sprintf("%.1f / %.1f ms (%d, %d failed %s)", r.ms(50), r.ms(99), len(r.Took), r.Failed, r.Sample), "", true)
+	short += row("global: decided after, p50 / p99", fmt.Sprintf("%.1f / %.1f ms (%d, %d failed %s)", g.ms(50), g.ms(99), len(g.Took), g.Failed, g.Sample), "", len(g.Took) > 0)
 	// A round trip to the arbiter is what a write there takes that does nothing else, from the same core, measured beside these: the way
 	// there and back, and the disk. A global decision is written into the region's store too.
 	more := g.ms(50) - r.ms(50)
 	rtt, floor := float64(o.rtt.Microseconds())/1000, bare.ms(50)
 	short += row("global, more than regional at p50", fmt.Sprintf("%.1f ms = %.2f writes (%.2f of %.0f ms)", more, more/floor, more/rtt, rtt),
-		fmt.Sprintf("one write to the arbiter (%.1f ms), to 15 %%", floor), len(g.took) > 0 && len(bare.took) > 0 && bare.failed == 0 && more <= 1.15*floor)
+		fmt.Sprintf("one write to the arbiter (%.1f ms), to 15 %%", floor), len(g.Took) > 0 && len(bare.Took) > 0 && bare.Failed == 0 && more <= 1.15*floor)
 	slices.Sort(pauses)
 	short += row(fmt.Sprintf("pause of a batch of %d slots, p50 / p99 / max of %d", o.batch, len(pauses)), fmt.Sprintf("%.0f / %.0f / %.0f ms", stats.Percentile(pauses, 50), stats.Percentile(pauses, 99), stats.Percentile(pauses, 100)), "p99 at most 2000 ms", len(pauses) > 0 && stats.Percentile(pauses, 99) <= float64(o.pause.Milliseconds()))
 	return short, nil
@@ -219,7 +233,7 @@ func (b *bench) handovers(ctx context.Context, rate float64) ([]float64, error) 
 	defer func() {
 		cancel()
 		wg.Wait()
-		fmt.Printf("during the handovers: p99 %.1f ms, slowest %.0f ms, %d failed %s\n", w.ms(99), w.ms(100), w.failed, w.sample)
+		fmt.Printf("during the handovers: p99 %.1f ms, slowest %.0f ms, %d failed %s\n", w.ms(99), w.ms(100), w.Failed, w.Sample)
 	}()
 	// Even slots are east's.
 	for _, way := range [][3]string{{"handover", "east", "west"}, {"failback", "west", "east"}} {
