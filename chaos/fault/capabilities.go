@@ -32,7 +32,7 @@ func Capabilities() []Capability {
 		{"loop device, ext4 and its shutdown", volume.Probe, "skipped: nothing else shows a missing sync", "K1, K2, K3, K4, K7"},
 		{"CAP_NET_ADMIN and nf_tables", netdrop.Probe, "skipped: N1 does the same by a proxy", "N1k"},
 		{"numgen of nf_tables", netdrop.ProbeLoss, "skipped", "N20"},
-		{"libfaketime", Skewed{}.Needs, "skipped: it moves a database server's clock; coordinators' are moved by their debug address (C1, C3)", "C4, C4-mariadb"},
+		{"libfaketime", Skewed{}.Needs, "skipped: it moves a database server's clock; coordinators' are moved by their debug address (C1, C3)", "C2, C2-mariadb, C4, C4-mariadb"},
 		{"network namespaces, joined by veth and cut by nf_tables", netspace.Probe, "skipped: on loopback all members of an etcd have one address", "N4, N5, N6"},
 		{"FUSE", syncfs.Probe, "skipped: nothing else has a sync fail, or take longer", "K4, K7"},
 		{"loopback aliases", func() error { return listens("127.1.1.1:0") }, "ports tell links apart, which is what is done here", ""},

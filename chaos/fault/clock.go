@@ -17,7 +17,7 @@ import (
 // Clock moves the clock of the first region's coordinators forward, and back again: C1 by what the seed says, C3 by an hour. A
 // coordinator's clock starts from the machine's and goes on by itself, so that it never goes back while the process lives: it is moved
 // forward by the debug address, and is back where it was in a process that is started anew. That is also why a strobe of the machine's
-// clock (C2) has no way to it.
+// clock has no way to it; C2 is of a database server's.
 type Clock struct {
 	Title string
 	By    time.Duration // 0: as the seed says

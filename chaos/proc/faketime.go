@@ -52,7 +52,7 @@ func (s *Server) Clock() bool { return len(s.env) > 0 }
 func (s *Server) SetClock(by time.Duration) error {
 	// In one step: the server reads the file while it is written.
 	file := filepath.Join(s.dir, clockFile)
-	if err := os.WriteFile(file+".new", fmt.Appendf(nil, "%+d\n", int64(by.Seconds())), 0o644); err != nil {
+	if err := os.WriteFile(file+".new", fmt.Appendf(nil, "%+.3f\n", by.Seconds()), 0o644); err != nil {
 		return err
 	}
 	return errors.Join(os.Chmod(file+".new", 0o644), os.Rename(file+".new", file)) // PostgreSQL runs as somebody else

@@ -46,6 +46,8 @@ func Nightly() []Scenario {
 			Volumes: [][]string{{proc.Wallet}, {proc.Coordinator}}, Syncs: true},
 		{ID: "C1", Title: "a region's clock forward by 11 ms to 288 s, and back", Fault: fault.Clock{Title: "clock-bump"}, Hold: 3 * time.Second, Arms: armed("I3"), Clocks: true},
 		{ID: "C3", Title: "a region's clock an hour ahead, and back", Fault: fault.Clock{Title: "clock-an-hour-ahead", By: time.Hour}, Hold: 3 * time.Second, Arms: armed("I3"), Pair: true, Clocks: true},
+		{ID: "C2", Title: "the clock of the wallets' PostgreSQL server seconds before and behind, to and fro", Fault: fault.Strobed{}, Hold: 2 * time.Second, Arms: armed("I3"), Own: OnPostgreSQL, Skew: true},
+		{ID: "C2-mariadb", Title: "the clock of the wallets' MariaDB server seconds before and behind, to and fro", Fault: fault.Strobed{}, Hold: 2 * time.Second, Arms: armed("I3"), Own: OnMariaDB, Skew: true},
 		{ID: "C4", Title: "the clock of the wallets' PostgreSQL server minutes off, one way and the other", Fault: fault.Skewed{}, Hold: 2 * time.Second, Arms: armed("I3"), Own: OnPostgreSQL, Skew: true},
 		{ID: "C4-mariadb", Title: "the clock of the wallets' MariaDB server minutes off, one way and the other", Fault: fault.Skewed{}, Hold: 2 * time.Second, Arms: armed("I3"), Own: OnMariaDB, Skew: true},
 		{ID: "K5", Title: "a bit of an etcd member's log turned round: it does not serve, and is replaced", Fault: fault.Replaced{Flip: true}, Hold: time.Second, Arms: armed("I3"), Pair: true, Three: true},
