@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Control is the quiet control: the same load and cuts, and no seed.
+// Control is the quiet control: the same load and cuts, and no seed. All deployments have their part in it.
 type Control struct {
 	Wanted int `json:"wanted"`
 	// Reconciled transactions, each in one window that was looked at whole; Looks are all looks.
@@ -43,31 +43,37 @@ const (
 // watchLine is what a look of the watch says: its window, and what it has looked at.
 var watchLine = regexp.MustCompile(`(?m)^(\S+) to (\S+), rests \S+: compared \d+ chains .*?, (\d+) transactions, .*?; (\d+) on their way;`)
 
-// quietControl runs load and cuts, and the product's continuous watch over it, until so many transactions were reconciled.
-func (w *world) quietControl(ctx context.Context) (*Control, error) {
-	c := &Control{Wanted: w.o.Quiet}
-	began := time.Now()
+// share is how many of the control's transactions are the n-th deployment's. Each has its part: a look adds up the whole books, so
+// that what all of them cost would grow with the square of what one deployment has.
+func share(all, deployments, n int) int {
+	return all*(n+1)/deployments - all*n/deployments
+}
+
+// quietControl runs load and cuts, and the product's continuous watch over it, until so many transactions more were reconciled.
+func (w *world) quietControl(ctx context.Context, c *Control, wanted int) error {
+	began, before, cuts := time.Now(), c.Reconciled, 0
+	defer func() { c.Seconds += time.Since(began).Seconds() }()
 	load, err := w.load(ctx, quietLanes, 0)
 	defer load.Stop()
 	if err != nil {
-		return c, err
+		return err
 	}
-	end := began.Add(time.Minute + w.scaled(time.Duration(float64(c.Wanted)/quietRate*1e9)))
+	end := began.Add(time.Minute + w.scaled(time.Duration(float64(wanted)/quietRate*1e9)))
 	windows, stopped := map[string]int{}, false
 	var lastCut time.Time
-	for c.Reconciled < c.Wanted && time.Now().Before(end) {
+	for c.Reconciled < before+wanted && time.Now().Before(end) {
 		if ctx.Err() != nil {
-			return c, ctx.Err()
+			return ctx.Err()
 		}
 		if !stopped && time.Since(began) > 5*time.Second && time.Since(lastCut) > w.scaled(cutEvery) {
 			// The first cut is of the events' way alone: the product can look at both regions while one lags.
-			ending := []string{"/kafka", ""}[c.Cuts%2]
+			ending := []string{"/kafka", ""}[cuts%2]
 			if err := w.cutRegions(cutFor, ending); err != nil {
-				return c, err
+				return err
 			}
-			lastCut, c.Cuts = time.Now(), c.Cuts+1
+			lastCut, c.Cuts, cuts = time.Now(), c.Cuts+1, cuts+1
 		}
-		if !stopped && w.decided() > c.Wanted+c.Wanted/20+100 {
+		if !stopped && w.decided() > wanted+wanted/20+100 {
 			load.Stop()
 			stopped = true
 		}
@@ -86,7 +92,7 @@ func (w *world) quietControl(ctx context.Context) (*Control, error) {
 		}
 		m := watchLine.FindStringSubmatch(out)
 		if m == nil {
-			return c, fmt.Errorf("drift watch says nothing of what it has looked at: %s", out)
+			return fmt.Errorf("drift watch says nothing of what it has looked at: %s", out)
 		}
 		n, _ := strconv.Atoi(m[3]) // digits
 		if m[4] != "0" {
@@ -95,14 +101,13 @@ func (w *world) quietControl(ctx context.Context) (*Control, error) {
 		if m[4] == "0" && !strings.Contains(out, "NOT COMPARED") {
 			windows[m[1]] = n // a window that is not whole is looked at again
 		}
-		c.Reconciled = 0
+		c.Reconciled = before
 		for _, n := range windows {
 			c.Reconciled += n
 		}
-		w.o.Say("quiet control: %d of %d transactions reconciled, %d findings, %s on their way", c.Reconciled, c.Wanted, len(c.Findings), m[4])
+		w.o.Say("quiet control: %d of %d transactions reconciled, %d findings, %s on their way", c.Reconciled-before, wanted, len(c.Findings), m[4])
 	}
-	c.Seconds = time.Since(began).Seconds()
-	return c, nil
+	return nil
 }
 
 // decided is how many transactions have ended so far, as clients heard.

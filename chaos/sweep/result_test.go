@@ -148,3 +148,19 @@ func deployment(names ...string) *proc.Deployment {
 	}
 	return d
 }
+
+// TestEachDeploymentHasItsPartOfTheControl: all parts are the whole, and none is without.
+func TestEachDeploymentHasItsPartOfTheControl(t *testing.T) {
+	for _, c := range [][2]int{{1000, 1}, {100_000, 12}, {7, 3}} {
+		sum := 0
+		for n := range c[1] {
+			part := share(c[0], c[1], n)
+			if sum += part; part < c[0]/c[1] || part > c[0]/c[1]+1 {
+				t.Errorf("part %d of %d in %d is %d", n, c[0], c[1], part)
+			}
+		}
+		if sum != c[0] {
+			t.Errorf("the parts of %d in %d are %d", c[0], c[1], sum)
+		}
+	}
+}

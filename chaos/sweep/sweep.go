@@ -122,6 +122,9 @@ func Run(ctx context.Context, o Options) *Result {
 		o.Beds = []Bed{{Name: "SQLite"}}
 	}
 	runs := max(1, (o.Each+PerDeployment-1)/PerDeployment)
+	if o.Quiet > 0 {
+		res.Control = &Control{Wanted: o.Quiet}
+	}
 	for n := range runs {
 		each := min(PerDeployment, o.Each-n*PerDeployment)
 		if each < 1 || ctx.Err() != nil {
@@ -129,7 +132,7 @@ func Run(ctx context.Context, o Options) *Result {
 		}
 		w := &world{o: o, bed: o.Beds[n%len(o.Beds)], dir: filepath.Join(o.Dir, fmt.Sprintf("sweep-%d", n+1)), log: history.New(), rnd: rand.New(rand.NewPCG(o.Seed, uint64(n))),
 			home: map[string]int{}, ops: map[string]history.Op{}, taken: map[string]bool{}, takenGids: map[string]bool{}, false: map[string]string{}, lagged: map[string]bool{}, spoiled: map[string]bool{}, truncated: map[string]bool{}}
-		err := w.run(ctx, each, n == 0 && o.Quiet > 0, res)
+		err := w.run(ctx, each, share(o.Quiet, runs, n), res)
 		if err != nil { // it was broken off: what still had time is neither found nor missed
 			for _, s := range w.seeds {
 				if !s.over() && !w.given(s) {
@@ -151,7 +154,7 @@ func Run(ctx context.Context, o Options) *Result {
 const PerDeployment = 5
 
 // run makes a deployment, loads it, and plants in it.
-func (w *world) run(ctx context.Context, each int, quiet bool, res *Result) (err error) {
+func (w *world) run(ctx context.Context, each, quiet int, res *Result) (err error) {
 	if err := os.MkdirAll(w.dir, 0o755); err != nil {
 		return err
 	}
@@ -169,8 +172,8 @@ func (w *world) run(ctx context.Context, each int, quiet bool, res *Result) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, w.close()) }()
-	if quiet {
-		if res.Control, err = w.quietControl(ctx); err != nil {
+	if quiet > 0 {
+		if err := w.quietControl(ctx, res.Control, quiet); err != nil {
 			return err
 		}
 	}
