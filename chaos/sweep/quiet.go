@@ -34,6 +34,7 @@ func (c *Control) Bound() float64 {
 
 const (
 	quietLanes = 24
+	quietThink = 1200 * time.Millisecond
 	quietRate  = 25.0 // transactions a second at least, on the reference machine: bounds the time
 	cutEvery   = 10 * time.Second
 	// quietStale is far above what a cut and its aftermath take.
@@ -43,17 +44,40 @@ const (
 // watchLine is what a look of the watch says: its window, and what it has looked at.
 var watchLine = regexp.MustCompile(`(?m)^(\S+) to (\S+), rests \S+: compared \d+ chains .*?, (\d+) transactions, .*?; (\d+) on their way;`)
 
-// share is how many of the control's transactions are the n-th deployment's. Each has its part: a look adds up the whole books, so
-// that what all of them cost would grow with the square of what one deployment has.
-func share(all, deployments, n int) int {
-	return all*(n+1)/deployments - all*n/deployments
+// shares is how many of the control's transactions are each deployment's. All have a part of it: a look adds up the whole books, so
+// that the cost of all would grow with the square of what one deployment has. Those with database servers beside them have a small
+// one: there the load is what two cores keep up with.
+func shares(all int, beds []Bed) (out []int) {
+	sum, given, had := 0, 0, 0
+	for _, b := range beds {
+		sum += b.weight()
+	}
+	for _, b := range beds {
+		had += b.weight()
+		out = append(out, all*had/sum-given)
+		given += out[len(out)-1]
+	}
+	return out
+}
+
+func (b *Bed) servers() bool { return *b != Bed{Name: b.Name} }
+
+func (b *Bed) weight() int {
+	if b.servers() {
+		return 1
+	}
+	return 10
 }
 
 // quietControl runs load and cuts, and the product's continuous watch over it, until so many transactions more were reconciled.
 func (w *world) quietControl(ctx context.Context, c *Control, wanted int) error {
 	began, before, cuts := time.Now(), c.Reconciled, 0
 	defer func() { c.Seconds += time.Since(began).Seconds() }()
-	load, err := w.load(ctx, quietLanes, 0)
+	rest := time.Duration(0)
+	if w.bed.servers() {
+		rest = quietThink // else the copies fall behind for good, and nothing is ever whole
+	}
+	load, err := w.load(ctx, quietLanes, rest)
 	defer load.Stop()
 	if err != nil {
 		return err

@@ -149,18 +149,20 @@ func deployment(names ...string) *proc.Deployment {
 	return d
 }
 
-// TestEachDeploymentHasItsPartOfTheControl: all parts are the whole, and none is without.
+// TestEachDeploymentHasItsPartOfTheControl: all parts are the whole, none is without, and those with servers have less.
 func TestEachDeploymentHasItsPartOfTheControl(t *testing.T) {
-	for _, c := range [][2]int{{1000, 1}, {100_000, 12}, {7, 3}} {
-		sum := 0
-		for n := range c[1] {
-			part := share(c[0], c[1], n)
-			if sum += part; part < c[0]/c[1] || part > c[0]/c[1]+1 {
-				t.Errorf("part %d of %d in %d is %d", n, c[0], c[1], part)
-			}
-		}
-		if sum != c[0] {
-			t.Errorf("the parts of %d in %d are %d", c[0], c[1], sum)
+	alone, served := Bed{Name: "SQLite"}, Bed{Name: "PostgreSQL", Journal: "postgres://…"}
+	for _, c := range []struct {
+		all  int
+		beds []Bed
+		want []int
+	}{
+		{1000, []Bed{served}, []int{1000}},
+		{100_000, []Bed{alone, served, served}, []int{83_333, 8_333, 8_334}},
+		{10, []Bed{alone, alone, alone}, []int{3, 3, 4}},
+	} {
+		if got := shares(c.all, c.beds); !slices.Equal(got, c.want) {
+			t.Errorf("the parts of %d are %v, %v is wanted", c.all, got, c.want)
 		}
 	}
 }

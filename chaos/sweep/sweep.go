@@ -125,14 +125,19 @@ func Run(ctx context.Context, o Options) *Result {
 	if o.Quiet > 0 {
 		res.Control = &Control{Wanted: o.Quiet}
 	}
+	beds := make([]Bed, runs)
+	for n := range beds {
+		beds[n] = o.Beds[n%len(o.Beds)]
+	}
+	quiet := shares(o.Quiet, beds)
 	for n := range runs {
 		each := min(PerDeployment, o.Each-n*PerDeployment)
 		if each < 1 || ctx.Err() != nil {
 			break
 		}
-		w := &world{o: o, bed: o.Beds[n%len(o.Beds)], dir: filepath.Join(o.Dir, fmt.Sprintf("sweep-%d", n+1)), log: history.New(), rnd: rand.New(rand.NewPCG(o.Seed, uint64(n))),
+		w := &world{o: o, bed: beds[n], dir: filepath.Join(o.Dir, fmt.Sprintf("sweep-%d", n+1)), log: history.New(), rnd: rand.New(rand.NewPCG(o.Seed, uint64(n))),
 			home: map[string]int{}, ops: map[string]history.Op{}, taken: map[string]bool{}, takenGids: map[string]bool{}, false: map[string]string{}, lagged: map[string]bool{}, spoiled: map[string]bool{}, truncated: map[string]bool{}}
-		err := w.run(ctx, each, share(o.Quiet, runs, n), res)
+		err := w.run(ctx, each, quiet[n], res)
 		if err != nil { // it was broken off: what still had time is neither found nor missed
 			for _, s := range w.seeds {
 				if !s.over() && !w.given(s) {
