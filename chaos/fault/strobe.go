@@ -14,8 +14,9 @@ type Strobed struct{ off bool }
 
 const (
 	strobeMin, strobeSpan = 3 * time.Second, 57 * time.Second
-	// strobeEvery is how long it stays: the server looks for its clock once a second.
-	strobeEvery = 1200 * time.Millisecond
+	// strobeEvery is how long it stays: a process of the server looks for its clock again when what it has is older than a second, and
+	// counts whole ones.
+	strobeEvery = 2500 * time.Millisecond
 	// strobeBack is how often it must be seen to go back.
 	strobeBack = 3
 )
@@ -69,7 +70,7 @@ func (a *strobed) move(ctx context.Context) error {
 
 // Effective wants the clock to be seen to go back by most of what it is moved by, again and again, and decisions meanwhile.
 func (a *strobed) Effective(ctx context.Context) (Evidence, error) {
-	return until(ctx, a.e.wait(30*time.Second), func() (Evidence, bool, error) {
+	return until(ctx, a.e.wait(40*time.Second), func() (Evidence, bool, error) {
 		is, err := a.offset(ctx)
 		if err == nil && a.last-is > a.by*3/2 {
 			a.back++
