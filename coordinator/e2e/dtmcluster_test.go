@@ -69,7 +69,7 @@ func TestDTMClientsWaitThroughACluster(t *testing.T) {
 	r := newRegion(t)
 	cs := []*coordinator{r.start(t, r.endpoints), r.start(t, r.endpoints), r.start(t, r.endpoints)}
 	spread(t, cs...)
-	l := startDTMLoad(t, "cluster", cs, 1)
+	l := startDTMLoad(t, "cluster", cs, 1, 5)
 	l.progress(10)
 	cs[0].kill()
 	l.progress(10)
@@ -109,7 +109,7 @@ func TestDTMClientsWaitWhileDecidingAnswersAreLost(t *testing.T) {
 		}
 		return lost
 	}
-	l := startDTMLoad(t, "eaten", cs, 1)
+	l := startDTMLoad(t, "eaten", cs, 1, 5)
 	total := 0
 	for _, landed := range []bool{true, false} {
 		for _, p := range proxies {

@@ -31,12 +31,30 @@ type dtmLoad struct {
 	cs   []*coordinator
 	name string
 	bank *bank
-	p    *dtmwiretest.Participant
+
+	tccTimeout int64
+	p          *dtmwiretest.Participant
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 	mu   sync.Mutex
 	told map[string]heard
+	why  map[string]error // of those that never asked
+}
+
+// gaveUp notes why a client did not ask for the commit.
+func (l *dtmLoad) gaveUp(gid string, err error) heard {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.why[gid] = err
+	return neverAsked
+}
+
+// reason is why a client did not ask for the commit.
+func (l *dtmLoad) reason(gid string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.why[gid]
 }
 
 // heard is what an SDK's client can conclude.
@@ -53,11 +71,11 @@ func (h heard) String() string {
 	return [...]string{"nothing", "SUCCESS", "FAILURE", "never asked for the commit"}[h]
 }
 
-// startDTMLoad keeps clients at work until Stop.
-func startDTMLoad(t *testing.T, name string, cs []*coordinator, clientsEach int) *dtmLoad {
+// startDTMLoad keeps clients at work until Stop. tccTimeout, in seconds, bounds a TCC whose client can reach nobody any more.
+func startDTMLoad(t *testing.T, name string, cs []*coordinator, clientsEach int, tccTimeout int64) *dtmLoad {
 	t.Helper()
 	logger.InitLog2("error", "/dev/null", 0, "") // the SDK prints a line per call
-	l := &dtmLoad{t: t, cs: cs, name: name, bank: newBank(t), p: dtmwiretest.NewParticipant(t), told: map[string]heard{}}
+	l := &dtmLoad{t: t, cs: cs, name: name, bank: newBank(t), p: dtmwiretest.NewParticipant(t), told: map[string]heard{}, why: map[string]error{}, tccTimeout: tccTimeout}
 	l.p.AlwaysDo("*", "*", l.participant)
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop = stop
@@ -126,13 +144,10 @@ func answered(err error) heard {
 	return heardNothing
 }
 
-// tccTimeout bounds a transaction whose client could not reach anybody any more.
-const tccTimeout = 5
-
 func (l *dtmLoad) tccHTTP(c *coordinator, gid string) heard {
 	tried := false
 	err := dtmcli.TccGlobalTransaction2("http://"+c.addr.HTTP+"/api/dtmsvr", gid, func(t *dtmcli.Tcc) {
-		t.WaitResult, t.TimeoutToFail, t.RequestTimeout = true, tccTimeout, 20
+		t.WaitResult, t.TimeoutToFail, t.RequestTimeout = true, l.tccTimeout, 20
 	}, func(t *dtmcli.Tcc) (*resty.Response, error) {
 		for range 2 {
 			if r, err := t.CallBranch(map[string]string{"a": "b"}, l.p.HTTP("try"), l.p.HTTP("confirm"), l.p.HTTP("cancel")); err != nil {
@@ -143,7 +158,7 @@ func (l *dtmLoad) tccHTTP(c *coordinator, gid string) heard {
 		return nil, nil
 	})
 	if !tried {
-		return neverAsked
+		return l.gaveUp(gid, err)
 	}
 	return answered(err)
 }
@@ -151,7 +166,7 @@ func (l *dtmLoad) tccHTTP(c *coordinator, gid string) heard {
 func (l *dtmLoad) tccGRPC(c *coordinator, gid string) heard {
 	tried := false
 	err := dtmgrpc.TccGlobalTransaction2(c.addr.GRPC, gid, func(t *dtmgrpc.TccGrpc) {
-		t.WaitResult, t.TimeoutToFail, t.RequestTimeout = true, tccTimeout, 20
+		t.WaitResult, t.TimeoutToFail, t.RequestTimeout = true, l.tccTimeout, 20
 	}, func(t *dtmgrpc.TccGrpc) error {
 		for range 2 {
 			if err := t.CallBranch(wrapperspb.String("a"), l.p.GRPC("Try"), l.p.GRPC("Confirm"), l.p.GRPC("Cancel"), &emptypb.Empty{}); err != nil {
@@ -162,7 +177,7 @@ func (l *dtmLoad) tccGRPC(c *coordinator, gid string) heard {
 		return nil
 	})
 	if !tried {
-		return neverAsked
+		return l.gaveUp(gid, err)
 	}
 	return answered(dtmgrpc.GrpcError2DtmError(err))
 }

@@ -5,7 +5,6 @@ package arbitertest
 
 import (
 	"context"
-	"net"
 	"testing"
 	"time"
 
@@ -13,18 +12,18 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lockstep-tx/lockstep/coordinator/bench/proc"
 	"github.com/lockstep-tx/lockstep/region/arbiter"
 )
 
 // FreeAddr gives a loopback address, HOST:PORT, that nobody listens on.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addrs, err := proc.FreeAddrs(1) // one that is no outgoing connection's either when it is listened on
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return addrs[0]
 }
 
 // Start runs an arbiter without a deployment until the test ends, and gives a client of it with its address, HOST:PORT.
