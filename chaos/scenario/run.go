@@ -233,10 +233,18 @@ func (r *running) warm(ctx context.Context) error {
 		time.Sleep(time.Millisecond)
 	}
 	r.res.Rate = history.Rate(r.log.Ops(), from, r.log.Now())
-	if need := rateNeeded / max(1, r.o.Slow); r.res.Rate < need {
+	if need := r.wanted(rateNeeded / max(1, r.o.Slow)); r.res.Rate < need {
 		r.res.inconclusive("%.0f decisions a second before the fault, %.0f are needed", r.res.Rate, need)
 	}
 	return nil
+}
+
+// wanted is how many decisions a second are wanted on this machine, where an idle one must have so many.
+func (r *running) wanted(idle float64) float64 {
+	if r.o.Shared {
+		return min(idle, 1)
+	}
+	return idle
 }
 
 // faulty proves the fault, heals it, and waits for the load to be back.
@@ -263,7 +271,7 @@ func (r *running) faulty(ctx context.Context, active fault.Active) (err error) {
 		if r.res.Back > afterMin.Seconds() && (r.o.Brief || back && r.enough()) {
 			return nil
 		}
-		if late := r.res.Back > r.scaled(backLimit).Seconds(); late && back {
+		if late := r.res.Back > r.scaled(backLimit).Seconds(); late && r.res.RateAfter >= r.wanted(rateBack*r.res.Rate) {
 			return nil // what was too little is for the arming conditions to say
 		} else if late {
 			r.res.inconclusive("%.0f decisions a second at most within %.0f s of the healing, %.0f before the fault", r.res.RateAfter, r.res.Back, r.res.Rate)

@@ -163,6 +163,9 @@ type Options struct {
 	// Brief ends the load soon after the healing, whether or not it is back and has done what arms all checkers: enough to
 	// look for violations, too little to prove anything.
 	Brief bool
+	// Shared says that other work runs on this machine, which comes and goes: a load's rate before and after the fault is
+	// told, and judged only in that there must be one.
+	Shared bool
 	// Schedule is done again instead of a load and a fault that are drawn; Seed and Lanes are its own then. nil: all is drawn.
 	Schedule *Schedule
 	// System is tested in Lockstep's place; nil: Lockstep. Bin, Env, Journal, MySQL, DB and Participant are not looked at then.

@@ -31,9 +31,9 @@ type dtmLoad struct {
 	cs   []*coordinator
 	name string
 	bank *bank
+	p    *dtmwiretest.Participant
 
-	tccTimeout int64
-	p          *dtmwiretest.Participant
+	tccTimeout int64 // seconds
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup

@@ -140,7 +140,8 @@ func command(t *testing.T, j *ciJob, line string) {
 		}
 	case words[0] == "git":
 		sh := exec.Command("sh", "-ec", line)
-		sh.Dir, sh.Env = t.TempDir(), append(os.Environ(), "HOME="+t.TempDir(), "GITHUB_WORKSPACE="+root)
+		sh.Dir = t.TempDir()
+		sh.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL="+filepath.Join(sh.Dir, "config"), "GITHUB_WORKSPACE="+root) // not whose machine this is
 		if out, err := sh.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", line, err, out)
 		}

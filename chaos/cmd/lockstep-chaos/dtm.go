@@ -28,6 +28,7 @@ type dtmCmd struct {
 	MySQL     string        `help:"MySQL or MariaDB server." name:"mysql" env:"LOCKSTEP_TEST_MYSQL_URL" placeholder:"mysql://…"`
 	Lanes     int           `help:"Clients at once." default:"24"`
 	Quiet     time.Duration `help:"How long to wait after the load for nothing to be open any more, on the reference machine." default:"40s"`
+	Shared    bool          `help:"Other work comes and goes on this machine: the load's rates are told and not compared, beyond that there are some before and after the fault."`
 	NoFault   bool          `help:"Inject nothing. Every scenario must end inconclusive: a test of the suite itself."`
 	NoBarrier bool          `help:"The participants leave DTM's barrier out: a test of the suite itself."`
 	Verdicts  bool          `help:"Exit by the verdicts alone, also where a violation is one that is written down."`
@@ -75,7 +76,7 @@ func (c *dtmCmd) Run(ctx context.Context, out io.Writer) error {
 				continue
 			}
 			res := k.Run(ctx, dtm.Config{Bin: c.Bin, Store: store, Postgres: c.Postgres, MySQL: c.MySQL, Bare: c.NoBarrier},
-				scenario.Options{Dir: filepath.Join(c.Out, k.Name(store)), Seed: c.Seed, Lanes: c.Lanes, Slow: slow, Quiet: c.Quiet, Say: func(f string, args ...any) { fmt.Fprintf(out, f+"\n", args...) }}, c.NoFault)
+				scenario.Options{Dir: filepath.Join(c.Out, k.Name(store)), Seed: c.Seed, Lanes: c.Lanes, Slow: slow, Quiet: c.Quiet, Shared: c.Shared, Say: func(f string, args ...any) { fmt.Fprintf(out, f+"\n", args...) }}, c.NoFault)
 			report.One(out, &res)
 			run.Scenarios = append(run.Scenarios, res)
 			if len(k.Finds[store]) > 0 {

@@ -42,7 +42,7 @@ func overDTM(t *testing.T, args ...string) (int, string, *report.Run) {
 	var out bytes.Buffer
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	code := run(ctx, append([]string{"dtm", "--out", dir, "--store", "boltdb"}, args...), &out, &out)
+	code := run(ctx, append([]string{"dtm", "--out", dir, "--store", "boltdb", "--shared"}, args...), &out, &out)
 	t.Log(out.String())
 	r, err := report.Load(dir)
 	if err != nil {

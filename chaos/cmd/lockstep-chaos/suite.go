@@ -44,6 +44,7 @@ type runCmd struct {
 	Lanes     int           `help:"Clients at once." default:"24"`
 	Quiet     time.Duration `help:"How long to wait after the load for nothing to be open any more, on the reference machine." default:"30s"`
 	Brief     bool          `help:"End each load soon after the healing: enough to look for violations, too little to arm all checkers."`
+	Shared    bool          `help:"Other work comes and goes on this machine: the load's rates are told and not compared, beyond that there are some before and after the fault."`
 	NoFault   bool          `help:"Inject nothing. Every scenario must end inconclusive: a test of the suite itself."`
 	Env       []string      `help:"Added to the environment of the programs." placeholder:"NAME=VALUE" hidden:""`
 	Strict    bool          `help:"A scenario that is skipped makes the run inconclusive."`
@@ -101,7 +102,7 @@ func (c *runCmd) Run(ctx context.Context, out io.Writer) error {
 			continue
 		}
 		sctx, cancel := context.WithDeadline(ctx, end)
-		res := scenario.Run(sctx, s, scenario.Options{Dir: filepath.Join(c.Out, s.ID), Bin: c.Bin, Seed: c.Seed, Lanes: c.Lanes, Slow: slow, Disabled: c.NoFault, Quiet: c.Quiet, Brief: c.Brief, Env: c.Env,
+		res := scenario.Run(sctx, s, scenario.Options{Dir: filepath.Join(c.Out, s.ID), Bin: c.Bin, Seed: c.Seed, Lanes: c.Lanes, Slow: slow, Disabled: c.NoFault, Quiet: c.Quiet, Brief: c.Brief, Shared: c.Shared, Env: c.Env,
 			Journal: c.Journal, MySQL: c.MySQL, DB: c.DB, Devctl: c.Devctl, Previous: c.Previous, Participant: own, Say: func(f string, args ...any) { fmt.Fprintf(out, f+"\n", args...) }})
 		cancel()
 		report.One(out, &res)

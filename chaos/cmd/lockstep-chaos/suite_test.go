@@ -40,7 +40,7 @@ func suite(t *testing.T, args ...string) (int, *report.Run) {
 	var out bytes.Buffer
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	code := run(ctx, append([]string{"run", "--out", dir, "--budget", "150s"}, args...), &out, &out)
+	code := run(ctx, append([]string{"run", "--out", dir, "--budget", "150s", "--shared"}, args...), &out, &out)
 	t.Log(out.String())
 	r, err := report.Load(dir)
 	if err != nil {
@@ -78,7 +78,7 @@ func failed(r *report.Run) (ids []string) {
 }
 
 // TestTheSuite: correct code is green, a fault that does nothing is inconclusive, and each way in which the product can be
-// broken here is found by the checker that is there for it.
+// broken here is found by the checker that is there for it. Other packages are tested meanwhile: --shared.
 func TestTheSuite(t *testing.T) {
 	sound := programs(t, "")
 	t.Run("a release has no trace of the mutants", func(t *testing.T) {

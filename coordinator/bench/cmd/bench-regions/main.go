@@ -9,6 +9,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -222,17 +223,20 @@ var batchLine = regexp.MustCompile(`(?m)^batch \d+: \d+ slots; switched after \d
 
 // handovers moves slots there and back under load and gives the batches' pauses as the tool reports them: from the freeze to
 // the first success in the last of its slots.
-func (b *bench) handovers(ctx context.Context, rate float64) ([]float64, error) {
-	var all []float64
+func (b *bench) handovers(ctx context.Context, rate float64) (all []float64, err error) {
 	lctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	var w window
+	var lerr error
 	wg.Go(func() {
-		w, _ = b.both(lctx, false, b.o.clients, rate, client.Regional, client.Finished, 10*time.Minute) // ended by lctx
+		w, lerr = b.both(lctx, false, b.o.clients, rate, client.Regional, client.Finished, 10*time.Minute) // ended by lctx
 	})
 	defer func() {
 		cancel()
 		wg.Wait()
+		if lerr != nil {
+			all, err = nil, errors.Join(err, fmt.Errorf("the load during the handovers: %w", lerr))
+		}
 		fmt.Printf("during the handovers: p99 %.1f ms, slowest %.0f ms, %d failed %s\n", w.ms(99), w.ms(100), w.Failed, w.Sample)
 	}()
 	// Even slots are east's.
