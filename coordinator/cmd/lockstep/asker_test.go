@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -107,14 +108,18 @@ func TestACoordinatorThatAnsweredIsAskedFirst(t *testing.T) {
 	c := &contextFile{Context: w.file, Timeout: 10 * time.Second}
 	err := c.with(&env{ctx: t.Context(), getenv: noEnv}, func(e *env, o *opened) error {
 		a := c.asker(e, o)
-		for i := range 3 {
+		var later []time.Duration
+		for i := range 6 {
 			began := time.Now()
 			if err := a.Canary(e.ctx, "west", 4); err != nil {
 				return err
 			}
-			if took := time.Since(began); i > 0 && took > stagger/2 || took > 2*time.Second {
-				t.Errorf("question %d took %v", i+1, took)
+			if i > 0 {
+				later = append(later, time.Since(began))
 			}
+		}
+		if slices.Min(later) > stagger/2 { // a busy machine makes some of them late, the silent one all
+			t.Errorf("the questions after the first took %v", later)
 		}
 		return nil
 	})
