@@ -17,6 +17,11 @@ func (w *world) round(ctx context.Context, queue []*class, cut bool) ([]*class, 
 	if err := w.judge(ctx, r); err != nil {
 		return queue, err
 	}
+	if time.Since(r.at) > settleAge { // a seed's transaction has its age by it
+		if r, err = w.read(ctx); err != nil {
+			return queue, err
+		}
+	}
 	if cut {
 		if err := w.cutRegions(cutFor, ""); err != nil {
 			return queue, err

@@ -69,7 +69,7 @@ const (
 	// staleAfter is how long an event may be on its way in the product's eyes; cutFor is shorter.
 	staleAfter = 12 * time.Second
 	cutFor     = 3 * time.Second
-	// lookBack is how far back a look goes at least: longer than a seed's transaction is old when the seed is found.
+	// lookBack is how far back a look goes at least.
 	lookBack = 40 * time.Second
 	// backupAge is how old the backup is that a book is set back to.
 	backupAge = time.Second

@@ -42,10 +42,21 @@ func (w *world) drift(ctx context.Context, what string, more ...string) (found [
 	return found, other.String(), err
 }
 
+// since is how far back a look must go to meet the transactions of all seeds that something is awaited of.
+func (w *world) since(now time.Time) time.Duration {
+	back := lookBack
+	for _, s := range w.seeds {
+		if !s.over() && !w.given(s) {
+			back = max(back, now.Sub(s.Injected)+time.Duration(s.AgeMillis)*time.Millisecond+lookBack/4)
+		}
+	}
+	return back.Truncate(time.Second)
+}
+
 // look has the product look, and holds what it finds against what was planted.
 func (w *world) look(ctx context.Context) error {
 	began := time.Now()
-	found, said, err := w.drift(ctx, "run", "--since", max(lookBack, w.scaled(5*staleAfter/2)).String(), "--stale-after", w.scaled(staleAfter).String())
+	found, said, err := w.drift(ctx, "run", "--since", max(w.since(began), w.scaled(5*staleAfter/2)).String(), "--stale-after", w.scaled(staleAfter).String())
 	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
