@@ -115,7 +115,7 @@ chaos-nightly: devctl build lockstep-chaos ## the chaos suite's nightly set, bey
 	@bin/devctl run --faketime -- bin/lockstep-chaos run --nightly --previous bin/previous --out $(CHAOS_OUT) --budget 45m --strict $(CHAOS_ARGS)
 
 .PHONY: chaos-recall
-chaos-recall: devctl build lockstep-chaos ## the drift sweep with sixty seeds of each class, and its control of 100,000 transactions (hours); reports in CHAOS_OUT
+chaos-recall: devctl build lockstep-chaos ## the drift sweep with sixty seeds of each class, and its control of 100,000 transactions (an hour and a half); reports in CHAOS_OUT
 	@bin/devctl run -- bin/lockstep-chaos run --scenario R --drift-seeds 60 --quiet-control 100000 --out $(CHAOS_OUT) --budget 4h --strict $(CHAOS_ARGS)
 
 .PHONY: chaos-mutants
