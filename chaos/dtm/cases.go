@@ -68,7 +68,7 @@ func Cases() []Case {
 			Finds: on([]string{"I8", "I14"}, Postgres, MariaDB, Redis), Why: unsaved},
 		{ID: "store-killed", Title: "SIGKILL of the store with the settings that it has by itself, and with each write synced", stores: []Store{Redis, RedisAOF}, hold: time.Second, arms: armed("I8"), crash: true, fault: own((*System).killStore), Why: unsaved + "; and a Redis that keeps snapshots of its memory alone comes back without what it had acknowledged since the last",
 			Finds: map[Store][]string{Redis: {"I1", "I3", "I4", "I5", "I7", "I8", "I14"}, RedisAOF: {"I8", "I14"}}},
-		{ID: "submit-twice", Title: "each submit sent a second time", hold: 2 * time.Second, arms: always, fault: own((*System).submitTwice),
+		{ID: "submit-twice", Title: "each submit sent a second time", hold: 6 * time.Second, arms: always, fault: own((*System).submitTwice),
 			Finds: on([]string{"I1", "I3", "I4", "I7", "I8"}, usual...), Why: "a submit of what is submitted makes a pass over no branches and ends the transaction; the first pass then stops at its next write"},
 		{ID: "late-branch", Title: "branches registered while the transaction's time runs out", hold: 2 * time.Second, arms: always, fault: own((*System).registerLate), Race: true,
 			Finds: on([]string{"I3", "I5", "I7"}, usual...), Why: "the poll reads the branches before it ends the time in which more may be registered: one that comes in between is never cancelled"},
