@@ -122,6 +122,20 @@ type Known struct {
 	Reversed string // the number under which it was reversed
 }
 
+// MerchantOf is whose a payment is, or a refund named as PAYMENT/REFUND_NO; "" where there is no such payment.
+func MerchantOf(ctx context.Context, db *sql.DB, d sqldb.Dialect, id string) (string, error) {
+	payment, _, _ := strings.Cut(id, "/")
+	var merchant string
+	err := db.QueryRowContext(ctx, d.Q("SELECT merchant FROM payment WHERE id = ?"), payment).Scan(&merchant)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("whose is payment %s: %w", payment, err)
+	}
+	return merchant, nil
+}
+
 // Look reads payments, and refunds named as PAYMENT/REFUND_NO; what is not there is not in the answer.
 func Look(ctx context.Context, db *sql.DB, d sqldb.Dialect, ids []string) (map[string]Known, error) {
 	out := map[string]Known{}

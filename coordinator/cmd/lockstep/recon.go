@@ -215,16 +215,23 @@ func (c *reconLoadCmd) Run(e *env) error {
 	})
 }
 
-func (c *reconLoadCmd) each(e *env, b *dayend.Book, m *channelfile.Mapping, files []string) (last *dayend.File, err error) {
+// each loads files; one that is refused does not keep the others out. In the inbox it is set aside, so that the channel's next one
+// of that name is fetched.
+func (c *reconLoadCmd) each(e *env, b *dayend.Book, m *channelfile.Mapping, files []string) (last *dayend.File, failed error) {
 	for _, path := range files {
 		f, err := b.Load(e.ctx, m, path)
+		if no := (*dayend.RefusedError)(nil); errors.As(err, &no) && filepath.Dir(path) == b.Inbox() {
+			aside, serr := b.SetAside(path)
+			err = errors.Join(fmt.Errorf("%w; it was set aside as %s", err, aside), serr)
+		}
 		if err != nil {
-			return last, err
+			failed = errors.Join(failed, err)
+			continue
 		}
 		last = f
 		if c.Output == "json" {
 			if err := json.NewEncoder(e.out).Encode(f); err != nil {
-				return last, err
+				return last, errors.Join(failed, err)
 			}
 			continue
 		}
@@ -234,7 +241,7 @@ func (c *reconLoadCmd) each(e *env, b *dayend.Book, m *channelfile.Mapping, file
 		}
 		fmt.Fprintf(e.out, "%s: %s %s day %s part %d, %d lines, %d bad, sum %d%s\n", shown(f.Name), f.Channel, f.Kind, f.Day, f.Part, f.Lines, f.Bad, f.Sum, again)
 	}
-	return last, nil
+	return last, failed
 }
 
 // inbox are the files in the inbox that the mapping names and that are not loaded.
@@ -246,7 +253,7 @@ func inbox(ctx context.Context, b *dayend.Book, m *channelfile.Mapping) ([]strin
 	var out []string
 	for _, path := range all {
 		name := filepath.Base(path)
-		if _, _, err := m.DayOf(name); err != nil {
+		if _, _, err := m.DayOf(name); err != nil || dayend.IsAside(name) {
 			continue
 		}
 		done, err := b.IsLoaded(ctx, m, name)

@@ -102,7 +102,7 @@ func TestADayIsReconciledByCommands(t *testing.T) {
 	id := strings.Fields(strings.Split(w.do(exitOK, "cases"), "\n")[1])[0]
 	w.says(w.do(exitOK, "show", id), "m,2,250,OK", "next: lockstep recon book "+id)
 	w.says(w.do(exitFailure, "show", "nothing"), "no such case", "next: lockstep recon cases --all")
-	w.says(w.do(exitOK, "book", id, "--buyer", "b", "--item", "x=1", "--reason", "receipt", "--dry-run"), "would book order 2 of merchant m: 250 CNY from b")
+	w.says(w.do(exitOK, "book", id, "--buyer", "b", "--item", "x=1", "--reason", "receipt", "--payments", "http://127.0.0.1:1", "--dry-run"), "would book order 2 of merchant m: 250 CNY from b")
 	w.says(w.do(exitFailure, "book", id, "--buyer", "b", "--item", "x=1", "--reason", "receipt"), "payments: it is empty", "next: ")
 	w.says(w.do(exitOK, "settle", id, "--reason", "the channel gave it back", "--who", "ann"), "is ended")
 	w.says(w.do(exitOK, "run", "--day", "2024-11-20"), "no difference stands", "next: lockstep recon report")
@@ -166,4 +166,43 @@ func TestTheDayEndRunbookRuns(t *testing.T) {
 	if ran < 6 {
 		t.Errorf("only %d commands were found", ran)
 	}
+}
+
+// What a run could not do is told with what it found, counted, and gone on with by the next look of a watch, also when no new day has
+// come.
+func TestWhatIsDueIsCountedAndGoneOnWith(t *testing.T) {
+	w := newReconWorld(t)
+	w.write("outbox/acme_20241120.csv", "T,0,0\n") // the channel does not have what is paid here
+	metrics := filepath.Join(w.dir, "recon.prom")
+	counted := func(lines ...string) {
+		t.Helper()
+		raw, err := os.ReadFile(metrics)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.says(string(raw), lines...)
+	}
+	owed := []string{`lockstep_recon_differences{channel="acme",kind="business",class="long"} 1`, `lockstep_recon_due{channel="acme",kind="business"} 1`}
+	w.says(w.do(exitFailure, "watch", "--once", "--metrics", metrics), "payments: it is empty", "long", "1 differences stand")
+	counted(owed...)
+	w.says(w.do(exitFailure, "watch", "--once"), "payments: it is empty")
+	w.write("outbox/acme_20241121.csv", "T,0,0\n") // the same to the byte; a clean day does not hide the day before
+	w.says(w.do(exitFailure, "watch", "--once", "--metrics", metrics), "payments: it is empty", "day 20241121", "no difference stands")
+	counted(owed...)
+	id := strings.Fields(strings.Split(w.do(exitOK, "cases"), "\n")[1])[0]
+	w.says(w.do(exitOK, "show", id), "next: lockstep recon run --day 20241120")
+	w.says(w.do(exitFailure, "settle", id, "--reason", "x", "--dry-run"), "its reversal was begun")
+	w.says(w.do(exitFailure, "book", id, "--reason", "x", "--dry-run"), "settle it instead")
+}
+
+// A file that is refused is set aside and does not keep the others out; what the channel puts in its place is fetched, also if it is as long.
+func TestARefusedFileIsFetchedAgain(t *testing.T) {
+	w := newReconWorld(t)
+	w.write("outbox/acme_20241120.csv", "m,1,100,OK,2024-11-20T12:00:01Z\nT,1,101\n")
+	w.write("outbox/acme_20241121.csv", "T,0,0\n")
+	w.do(exitOK, "fetch")
+	w.says(w.do(exitFailure, "load"), "acme_20241120.csv.refused", "acme_20241121.csv: acme business day 20241121")
+	w.write("outbox/acme_20241120.csv", "m,1,100,OK,2024-11-20T12:00:01Z\nT,1,100\n")
+	w.says(w.do(exitOK, "fetch"), "acme_20241120.csv")
+	w.says(w.do(exitOK, "load"), "1 lines, 0 bad")
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/region/reconcile/channelfile"
 	"github.com/lockstep-tx/lockstep/region/reconcile/dayend"
+	"github.com/lockstep-tx/lockstep/region/reconcile/dayend/books"
 )
 
 type reconCasesCmd struct {
@@ -68,11 +69,11 @@ func (c *reconShowCmd) Run(e *env) error {
 		if err := enc.Encode(f); err != nil || f.Status == dayend.StatusEnded {
 			return err
 		}
-		switch f.Class {
-		case dayend.Short, dayend.StateDiffers:
-			next(e.out, "lockstep recon book "+f.ID+" --buyer BUYER --item SKU=1 --reason TEXT "+c.flags())
-		case dayend.Long, dayend.LostAnswer:
+		switch {
+		case f.Status == dayend.StatusDue:
 			next(e.out, "lockstep recon run --day "+f.Day+" "+c.flags()+"  # goes on with what is due")
+		case dayend.Bookable(f) == nil:
+			next(e.out, "lockstep recon book "+f.ID+" --buyer BUYER --item SKU=1 --reason TEXT "+c.flags())
 		default:
 			next(e.out, "lockstep recon settle "+f.ID+" --reason TEXT "+c.flags())
 		}
@@ -83,6 +84,9 @@ func (c *reconShowCmd) Run(e *env) error {
 func (c *reconFlags) none(err error) error {
 	if errors.Is(err, dayend.ErrNoFinding) {
 		return &failure{fmt.Errorf("case: %w", err), "lockstep recon cases --all " + c.flags()}
+	}
+	if errors.Is(err, books.ErrNoAPI) {
+		return &failure{err, "lockstep recon cases " + c.flags() + "  # nothing was changed; the same again with --payments URL"}
 	}
 	var no *dayend.Conflict
 	if errors.As(err, &no) {
@@ -130,7 +134,7 @@ func (c *reconBookCmd) Run(e *env) error {
 			return &failure{fmt.Errorf("--mapping: it is of %s %s, the case of %s %s", m.Channel, m.Kind, f.Channel, f.Kind), "lockstep recon show " + f.ID + " " + c.flags()}
 		}
 		if c.DryRun {
-			return c.plan(e, f)
+			return c.plan(e, b)
 		}
 		f, err = b.Book(e.ctx, ours, c.ID, dayend.Missing{Merchant: c.Merchant, OrderNo: c.OrderNo, Buyer: c.Buyer, Items: c.Item, Who: whoOr(c.Who), Reason: c.Reason})
 		if err != nil {
@@ -144,9 +148,13 @@ func (c *reconBookCmd) Run(e *env) error {
 	})
 }
 
-func (c *reconBookCmd) plan(e *env, f *dayend.Finding) error {
-	if f.Theirs == nil || f.Status == dayend.StatusEnded {
-		return c.none(&dayend.Conflict{Field: "case", Text: f.ID + ": there is nothing to be booked"})
+func (c *reconBookCmd) plan(e *env, b *dayend.Book) error {
+	f, err := b.MayBook(e.ctx, c.ID, whoOr(c.Who), c.Reason)
+	if err == nil && c.Payments == "" {
+		err = books.ErrNoAPI
+	}
+	if err != nil {
+		return c.none(err)
 	}
 	fmt.Fprintf(e.out, "would book order %s of merchant %s: %d %s from %s\n", shown(f.OrderNo), shown(f.Merchant), f.Theirs.Amount, f.Theirs.Currency, shown(c.Buyer))
 	return nil
@@ -161,7 +169,7 @@ type reconSettleCmd struct {
 func (c *reconSettleCmd) Run(e *env) error {
 	return c.with(e, func(b *dayend.Book) error {
 		if c.DryRun {
-			f, err := b.Finding(e.ctx, c.ID)
+			f, err := b.MaySettle(e.ctx, c.ID, whoOr(c.Who), c.Reason)
 			if err != nil {
 				return c.none(err)
 			}
@@ -211,7 +219,7 @@ func (c *reconWatchCmd) Run(e *env) error {
 	})
 }
 
-// look fetches what is there, loads it, and compares every day that can be compared, in their order.
+// look fetches what is there, loads it, compares every day that can be compared, in their order, and goes on with what is due.
 func (c *reconWatchCmd) look(e *env, b *dayend.Book, m *channelfile.Mapping) error {
 	day, err := b.NextDay(e.ctx, m)
 	if err != nil {
@@ -234,7 +242,13 @@ func (c *reconWatchCmd) look(e *env, b *dayend.Book, m *channelfile.Mapping) err
 			return err
 		}
 	}
-	err = errors.Join(ferr, lerr)
+	return errors.Join(ferr, lerr, c.days(e, b, m, day))
+}
+
+// days compares the days from day on whose time has come. What is due of days that were compared before is gone on with, also
+// where none has come: the next one may be a day away, and what failed is owed now.
+func (c *reconWatchCmd) days(e *env, b *dayend.Book, m *channelfile.Mapping, day string) error {
+	err := c.owed(e, b, m)
 	for day != "" && e.ctx.Err() == nil {
 		run := reconRunCmd{reconDay: c.reconDay, Day: day, Output: "table"}
 		rerr := run.run(e, b, m, day)
@@ -248,6 +262,27 @@ func (c *reconWatchCmd) look(e *env, b *dayend.Book, m *channelfile.Mapping) err
 			return errors.Join(err, nerr)
 		}
 		day = after
+	}
+	return err
+}
+
+// owed does what is due, and counts again what stands.
+func (c *reconWatchCmd) owed(e *env, b *dayend.Book, m *channelfile.Mapping) error {
+	last, err := b.LastRun(e.ctx, m.Channel, m.Kind)
+	if err != nil || last == nil {
+		return err
+	}
+	_, due, err := b.Standing(e.ctx, m.Channel, m.Kind)
+	if err == nil && due > 0 {
+		var ours dayend.Ours
+		var done func()
+		if ours, done, err = c.ours(e, m); err == nil {
+			err = b.GoOn(e.ctx, m, ours)
+			done()
+		}
+	}
+	if c.Metrics != "" {
+		err = errors.Join(err, writeMetrics(e.ctx, c.Metrics, b, last))
 	}
 	return err
 }

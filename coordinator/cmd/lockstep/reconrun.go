@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/lockstep-tx/lockstep/region/reconcile/channelfile"
 	"github.com/lockstep-tx/lockstep/region/reconcile/dayend"
+	"github.com/lockstep-tx/lockstep/region/reconcile/dayend/books"
 	dayreport "github.com/lockstep-tx/lockstep/region/reconcile/dayend/report"
 )
 
@@ -54,19 +56,31 @@ func (c *reconRunCmd) run(e *env, b *dayend.Book, m *channelfile.Mapping, day st
 	}
 	defer done()
 	again := fmt.Sprintf("lockstep recon run --day %s --mapping %s %s", day, shellQuote(c.Mapping), c.flags())
-	r, res, err := b.Run(e.ctx, m, ours, day, dayend.Options{DryRun: c.DryRun, Max: c.MaxDifferences})
-	if err != nil {
+	r, res, acted := b.Run(e.ctx, m, ours, day, dayend.Options{DryRun: c.DryRun, Max: c.MaxDifferences})
+	if acted != nil {
 		var not *dayend.NotReadyError
-		if errors.As(err, &not) && not.Field == "file" {
+		if errors.As(acted, &not) && not.Field == "file" {
 			again = "lockstep recon load --mapping " + shellQuote(c.Mapping) + " " + c.flags()
 		}
-		return &failure{err, again}
+		if errors.Is(acted, books.ErrNoAPI) {
+			again += " --payments URL"
+		}
+		acted = &failure{acted, again}
 	}
+	if r == nil {
+		return acted
+	}
+	// The day is compared: what it showed is told and counted even where what follows from it could not be done.
+	return errors.Join(acted, c.tell(e, b, m, r, res, again))
+}
+
+// tell prints a compared day and gives the verdict on it.
+func (c *reconRunCmd) tell(e *env, b *dayend.Book, m *channelfile.Mapping, r *dayend.Run, res *dayend.Result, again string) error {
 	var list []dayend.Finding
 	if c.DryRun && res != nil {
 		list = res.Findings
 	}
-	if err := b.Each(e.ctx, dayend.Filter{Channel: m.Channel, Kind: m.Kind, Day: day}, func(f dayend.Finding) error {
+	if err := b.Each(e.ctx, dayend.Filter{Channel: m.Channel, Kind: m.Kind, Day: r.Day}, func(f dayend.Finding) error {
 		if !c.DryRun || f.Class == dayend.BadLine {
 			list = append(list, f)
 		}
@@ -113,7 +127,7 @@ func (c *reconRunCmd) print(e *env, r *dayend.Run, list []dayend.Finding) error 
 // verdict writes the metrics, and fails while differences stand.
 func (c *reconRunCmd) verdict(e *env, b *dayend.Book, m *channelfile.Mapping, r *dayend.Run, again string) error {
 	if c.Metrics != "" && !c.DryRun {
-		if err := writeMetrics(c.Metrics, r); err != nil {
+		if err := writeMetrics(e.ctx, c.Metrics, b, r); err != nil {
 			return err
 		}
 	}
@@ -139,17 +153,26 @@ func (c *reconRunCmd) verdict(e *env, b *dayend.Book, m *channelfile.Mapping, r 
 }
 
 // writeMetrics makes the file appear whole, as a collector wants it.
-func writeMetrics(path string, r *dayend.Run) error {
-	var b strings.Builder
-	label := fmt.Sprintf("channel=%q,kind=%q", r.Channel, r.Kind)
-	b.WriteString("# HELP lockstep_recon_differences Differences of the day that was compared last, by class, that are not ended.\n# TYPE lockstep_recon_differences gauge\n")
+func writeMetrics(ctx context.Context, path string, book *dayend.Book, r *dayend.Run) error {
+	standing, due, err := book.Standing(ctx, r.Channel, r.Kind)
+	if err != nil {
+		return err
+	}
 	classes := map[dayend.Class]int{dayend.Long: 0, dayend.Short: 0, dayend.AmountDiffers: 0}
-	maps.Copy(classes, r.Standing)
+	maps.Copy(classes, standing)
+	label := fmt.Sprintf("channel=%q,kind=%q", r.Channel, r.Kind)
+	var b strings.Builder
+	gauge := func(name, help string) { fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s gauge\n", name, help, name) }
+	gauge("lockstep_recon_differences", "Differences that are not ended, of every day, by class.")
 	for _, c := range slices.Sorted(maps.Keys(classes)) {
 		fmt.Fprintf(&b, "lockstep_recon_differences{%s,class=%q} %d\n", label, c, classes[c])
 	}
-	fmt.Fprintf(&b, "# HELP lockstep_recon_matched Pairs of the day that was compared last.\n# TYPE lockstep_recon_matched gauge\nlockstep_recon_matched{%s} %d\n", label, r.Matched)
-	fmt.Fprintf(&b, "# HELP lockstep_recon_day_cut_seconds End of the day that was compared last, unix.\n# TYPE lockstep_recon_day_cut_seconds gauge\nlockstep_recon_day_cut_seconds{%s} %d\n", label, r.ToMS/1000)
+	gauge("lockstep_recon_due", "Those of them that are asked for or reversed without a person, and were not yet.")
+	fmt.Fprintf(&b, "lockstep_recon_due{%s} %d\n", label, due)
+	gauge("lockstep_recon_matched", "Pairs of the day that was compared last.")
+	fmt.Fprintf(&b, "lockstep_recon_matched{%s} %d\n", label, r.Matched)
+	gauge("lockstep_recon_day_cut_seconds", "End of the day that was compared last, unix.")
+	fmt.Fprintf(&b, "lockstep_recon_day_cut_seconds{%s} %d\n", label, r.ToMS/1000)
 	return writeWhole(path, func(w io.Writer) error { _, err := io.WriteString(w, b.String()); return err })
 }
 

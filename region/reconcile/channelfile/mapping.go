@@ -57,7 +57,8 @@ type Mapping struct {
 	Time string `yaml:"time"`
 	Zone string `yaml:"zone"`
 	// DayCut is when the channel's day ends, HH:MM in Zone; a header field named cut wins. A day cut of 22:00 closes the day
-	// that it falls on. Straddle is how long before the cut the other side may still be in the next day's file.
+	// that it falls on. Straddle is how long before the cut the other side may still be in the next day's file. Defaults to 30m:
+	// with none, an order whose two sides stand a second before the cut and a second behind it would be taken for long.
 	DayCut   string        `yaml:"day_cut"`
 	Straddle time.Duration `yaml:"straddle"`
 	// Parts is how many files make a day. Defaults to 1.
@@ -169,8 +170,8 @@ func (m *Mapping) Check() error {
 	} else {
 		m.cut = time.Duration(at.Hour())*time.Hour + time.Duration(at.Minute())*time.Minute
 	}
-	if m.Straddle < 0 || m.Straddle > 12*time.Hour {
-		fault("straddle", "%s: 0 to 12h are possible", m.Straddle)
+	if m.Straddle < time.Second || m.Straddle > 12*time.Hour {
+		fault("straddle", "%s: 1s to 12h are possible", m.Straddle)
 	}
 	if m.name, err = regexp.Compile(m.Name); err != nil || m.name.SubexpIndex("day") < 0 || m.Parts > 1 && m.name.SubexpIndex("part") < 0 {
 		fault("name", "%q: an expression with a group (?P<day>\\d{8}) belongs here, and of several parts (?P<part>\\d+)", m.Name)
@@ -202,6 +203,9 @@ func (m *Mapping) defaults() {
 	if m.Decimals == nil {
 		two := 2
 		m.Decimals = &two
+	}
+	if m.Straddle == 0 {
+		m.Straddle = 30 * time.Minute
 	}
 	if m.Parts == 0 {
 		m.Parts = 1

@@ -48,6 +48,35 @@ func (b *Book) act(ctx context.Context, ours Ours, channel string, kind channelf
 	return errors.Join(failed...)
 }
 
+// GoOn does what is due of a channel's kind, of every day that was compared. What fails stays due.
+func (b *Book) GoOn(ctx context.Context, m *channelfile.Mapping, ours Ours) error {
+	return b.act(ctx, ours, m.Channel, m.Kind, Options{})
+}
+
+// Standing counts the findings of a channel's kind that are not ended, of every day, by class, and how many of them are due:
+// done without a person.
+func (b *Book) Standing(ctx context.Context, channel string, kind channelfile.Kind) (standing map[Class]int, due int, err error) {
+	rows, err := b.DB.QueryContext(ctx, b.Dialect.Q("SELECT class, status, count(*) FROM recon_finding WHERE channel = ? AND kind = ? AND status <> 'ended' GROUP BY class, status"), channel, string(kind))
+	if err != nil {
+		return nil, 0, err
+	}
+	defer rows.Close()
+	standing = map[Class]int{}
+	for rows.Next() {
+		var class Class
+		var status Status
+		var n int
+		if err := rows.Scan(&class, &status, &n); err != nil {
+			return nil, 0, err
+		}
+		standing[class] += n
+		if status == StatusDue {
+			due += n
+		}
+	}
+	return standing, due, rows.Err()
+}
+
 // badLines is how many lines of a channel nobody has read yet.
 func (b *Book) badLines(ctx context.Context, channel string, kind channelfile.Kind) (n int, err error) {
 	err = b.DB.QueryRowContext(ctx, b.Dialect.Q("SELECT count(*) FROM recon_finding WHERE channel = ? AND kind = ? AND class = ? AND status = 'open'"), channel, string(kind), string(BadLine)).Scan(&n)
@@ -88,8 +117,11 @@ func (b *Book) ahead(ctx context.Context, f *Finding) func(*sql.Tx) error {
 	}
 }
 
+// ReversalPrefix begins the id of every reversal of ours.
+const ReversalPrefix = "recon-"
+
 // ReversalID is the id under which a finding is reversed: the same finding is reversed under the same id for ever.
-func ReversalID(f *Finding) string { return "recon-" + f.ID }
+func ReversalID(f *Finding) string { return ReversalPrefix + f.ID }
 
 // reverse undoes what is long. The reversal is written down before it is made, so that nothing is undone that is not recorded.
 func (b *Book) reverse(ctx context.Context, ours Ours, f *Finding) error {
@@ -117,12 +149,15 @@ func (b *Book) reverse(ctx context.Context, ours Ours, f *Finding) error {
 	var no *Conflict
 	switch {
 	case errors.As(err, &no):
-		return b.moved(ctx, f, StatusOpen, machine, "it was not reversed: "+no.Error(), b.reversed(ctx, id, "not reversed: "+no.Error()))
+		return b.moved(ctx, f, StatusOpen, machine, "it was not reversed: "+no.Error(), b.reversed(ctx, id, notReversed+no.Error()))
 	case err != nil || !done:
 		return err
 	}
 	return b.moved(ctx, f, StatusEnded, machine, outcome, b.reversed(ctx, id, outcome))
 }
+
+// notReversed begins what a reversal came to that was refused.
+const notReversed = "not reversed: "
 
 func (b *Book) reversed(ctx context.Context, id, outcome string) func(*sql.Tx) error {
 	return func(tx *sql.Tx) error {
@@ -131,15 +166,32 @@ func (b *Book) reversed(ctx context.Context, id, outcome string) func(*sql.Tx) e
 	}
 }
 
-// Book ends a short case: the order that we lack is made, by whom and why stands in the audit. It is one of a later day then,
-// so that its line goes ahead into the pool.
-func (b *Book) Book(ctx context.Context, ours Ours, id string, how Missing) (*Finding, error) {
-	f, err := b.person(ctx, id, how.Who, how.Reason)
+// Bookable is nil for a case that Book ends, and a *Conflict that says why for any other.
+func Bookable(f *Finding) error {
+	if f.Class != Short && f.Class != StateDiffers && f.Class != LostAnswer || f.Theirs == nil {
+		return &Conflict{"case", fmt.Sprintf("%s is %s: what is booked is what the channel has and we lack; settle it instead", f.ID, f.Class)}
+	}
+	return nil
+}
+
+// MayBook reads a case that a person is about to Book; a *Conflict says why it may not be.
+func (b *Book) MayBook(ctx context.Context, id, who, reason string) (*Finding, error) {
+	f, err := b.person(ctx, id, who, reason)
+	if err == nil {
+		err = Bookable(f)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if f.Class != Short && f.Class != StateDiffers && f.Class != LostAnswer || f.Theirs == nil {
-		return nil, &Conflict{"case", fmt.Sprintf("%s is %s: what is booked is what the channel has and we lack; settle it instead", id, f.Class)}
+	return f, nil
+}
+
+// Book ends a short case: the order that we lack is made, by whom and why stands in the audit. It is one of a later day then,
+// so that its line goes ahead into the pool.
+func (b *Book) Book(ctx context.Context, ours Ours, id string, how Missing) (*Finding, error) {
+	f, err := b.MayBook(ctx, id, how.Who, how.Reason)
+	if err != nil {
+		return nil, err
 	}
 	outcome, done, err := ours.Book(ctx, f, how)
 	if err != nil {
@@ -153,6 +205,15 @@ func (b *Book) Book(ctx context.Context, ours Ours, id string, how Missing) (*Fi
 
 // Settle ends a case without moving money: a person has seen to it elsewhere, and says how.
 func (b *Book) Settle(ctx context.Context, id, who, reason string) (*Finding, error) {
+	f, err := b.MaySettle(ctx, id, who, reason)
+	if err != nil {
+		return nil, err
+	}
+	return f, b.moved(ctx, f, StatusEnded, who, "settled: "+reason, nil)
+}
+
+// MaySettle reads a case that a person is about to Settle; a *Conflict says why it may not be.
+func (b *Book) MaySettle(ctx context.Context, id, who, reason string) (*Finding, error) {
 	f, err := b.person(ctx, id, who, reason)
 	if err != nil {
 		return nil, err
@@ -164,7 +225,7 @@ func (b *Book) Settle(ctx context.Context, id, who, reason string) (*Finding, er
 	if begun > 0 {
 		return nil, &Conflict{"case", id + ": its reversal was begun and may have been made; run the day again first, which finishes it"}
 	}
-	return f, b.moved(ctx, f, StatusEnded, who, "settled: "+reason, nil)
+	return f, nil
 }
 
 // person reads a case that a person is about to end.

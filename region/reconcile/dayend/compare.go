@@ -32,12 +32,14 @@ type comparer struct {
 	from, to int64
 	straddle int64
 	first    bool // no day before this one was compared
-	// straddled is, by currency, by how much the sums differ because of what waits in the suspense pool.
+	// straddled is, by the sums' keys, by how much the sums differ because of what waits in the suspense pool.
 	straddled map[string]int64
-	max       int
-	res       *Result
-	missing   []pending // theirs that we do not have in the period
-	t, o      group
+	// reversed are the keys of a statement that were undone here; the ledger's entries do not say it. Payments do.
+	reversed map[string]bool
+	max      int
+	res      *Result
+	missing  []pending // theirs that we do not have in the period
+	t, o     group
 }
 
 // pending is a line that has to be looked for.
@@ -212,6 +214,7 @@ func (c *comparer) settleMissing(ctx context.Context, ours Ours) error {
 		}
 		for _, p := range c.missing[:n] {
 			k, ok := known[p.theirs.Key]
+			k.Reversed = k.Reversed || c.reversed[p.theirs.Key]
 			c.theirs(p, k, ok)
 		}
 		c.missing = c.missing[n:]

@@ -2,12 +2,16 @@ package dayend
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/lockstep-tx/lockstep/participants/payment"
@@ -31,16 +35,47 @@ type File struct {
 	Again bool
 }
 
+// RefusedError says what is wrong with a file: nothing of it was taken, and the same file is refused again.
+type RefusedError struct{ err error }
+
+func (e *RefusedError) Error() string { return e.err.Error() }
+func (e *RefusedError) Unwrap() error { return e.err }
+
+// refused is err as one of the file, unless it is of the machine: a file that could not be read to its end may be right.
+func refused(ctx context.Context, err error) error {
+	if of := (*fs.PathError)(nil); err == nil || ctx.Err() != nil || errors.As(err, &of) {
+		return err
+	}
+	return &RefusedError{err}
+}
+
+const refusedSuffix = ".refused"
+
+// SetAside gives a refused file of the inbox, and its signature, names under which they are not found again, so that Fetch
+// brings what the channel puts in its place. It gives the file's new path.
+func (b *Book) SetAside(path string) (string, error) {
+	to := path + refusedSuffix
+	err := os.Rename(path, to)
+	if serr := os.Rename(path+channelfile.SignatureSuffix, path+channelfile.SignatureSuffix+refusedSuffix); !errors.Is(serr, fs.ErrNotExist) {
+		err = errors.Join(err, serr)
+	}
+	return to, err
+}
+
+// IsAside says that a file of the inbox was set aside.
+func IsAside(path string) bool { return strings.HasSuffix(path, refusedSuffix) }
+
 // Load takes a file whole, once: its signature and control totals are right, its lines are sorted on disk, its bad lines are
-// cases; all that or nothing. The same file again changes nothing. Another file for the same day and part is a *Conflict.
+// cases; all that or nothing. The same file again changes nothing. Another file for the same day and part is a *Conflict; a *RefusedError
+// says what is wrong with a file.
 func (b *Book) Load(ctx context.Context, m *channelfile.Mapping, path string) (*File, error) {
 	f := &File{Channel: m.Channel, Kind: m.Kind, Name: filepath.Base(path)}
 	var err error
 	if f.Day, f.Part, err = m.DayOf(f.Name); err != nil {
-		return nil, err
+		return nil, &RefusedError{err}
 	}
 	if f.Digest, err = m.Verify(path); err != nil {
-		return nil, err
+		return nil, refused(ctx, err)
 	}
 	has, err := b.loaded(ctx, f)
 	if err != nil {
@@ -51,7 +86,7 @@ func (b *Book) Load(ctx context.Context, m *channelfile.Mapping, path string) (*
 	}
 	bad, err := b.sorted(ctx, m, path, f)
 	if err != nil {
-		return nil, err
+		return nil, refused(ctx, err)
 	}
 	if has != nil { // its sorted lines were lost; they are what they were
 		return has, nil
@@ -77,7 +112,8 @@ func (f *File) scan(row interface{ Scan(...any) error }) error {
 func (b *Book) loaded(ctx context.Context, f *File) (*File, error) {
 	has := &File{Again: true}
 	err := has.scan(b.DB.QueryRowContext(ctx, b.Dialect.Q("SELECT "+fileColumns+" FROM recon_file WHERE channel = ? AND kind = ? AND day = ? AND part = ?"), f.Channel, string(f.Kind), f.Day, f.Part))
-	if err == nil && has.Digest == f.Digest {
+	if err == nil && (has.Digest == f.Digest || has.Digest == f.ofItsDay()) {
+		f.Digest = has.Digest
 		return has, nil
 	}
 	if err == nil {
@@ -88,6 +124,10 @@ func (b *Book) loaded(ctx context.Context, f *File) (*File, error) {
 		return nil, err
 	}
 	err = has.scan(b.DB.QueryRowContext(ctx, b.Dialect.Q("SELECT "+fileColumns+" FROM recon_file WHERE digest = ?"), f.Digest))
+	if err == nil && has.Lines == 0 && has.Bad == 0 {
+		f.Digest = f.ofItsDay()
+		return nil, nil
+	}
 	if err == nil {
 		return nil, &Conflict{"name", fmt.Sprintf("%s: the very same file was loaded as %s, for part %d of %s %s of day %s; the channel sent a day twice", f.Name, has.Name, has.Part, has.Channel, has.Kind, has.Day)}
 	}
@@ -95,6 +135,12 @@ func (b *Book) loaded(ctx context.Context, f *File) (*File, error) {
 		err = nil
 	}
 	return nil, err
+}
+
+// ofItsDay is the identity of a file without a line: where its frame does not name the day, every such day's is the same to the byte.
+func (f *File) ofItsDay() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %s %s %d", f.Digest, f.Channel, f.Kind, f.Day, f.Part))
+	return hex.EncodeToString(sum[:])
 }
 
 // sorted reads the file, sorts its lines on disk, and keeps the file for its lines to be shown.

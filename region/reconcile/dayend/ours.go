@@ -22,6 +22,12 @@ type Ours interface {
 	Book(ctx context.Context, f *Finding, how Missing) (outcome string, done bool, err error)
 }
 
+// ByMerchant is an Ours whose sums are by merchant.
+type ByMerchant interface {
+	// MerchantOf is whose a payment or refund is; "" where our side has no such thing.
+	MerchantOf(ctx context.Context, key string) (string, error)
+}
+
 // Known is what our side has.
 type Known struct {
 	Row

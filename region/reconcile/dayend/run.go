@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -116,6 +115,16 @@ func (b *Book) RunOf(ctx context.Context, channel string, kind channelfile.Kind,
 	return r, err
 }
 
+// LastRun reads the run of the last day that was compared of a channel's kind; nil where none was.
+func (b *Book) LastRun(ctx context.Context, channel string, kind channelfile.Kind) (*Run, error) {
+	var day sql.NullString
+	err := b.DB.QueryRowContext(ctx, b.Dialect.Q("SELECT max(day) FROM recon_run WHERE channel = ? AND kind = ?"), channel, string(kind)).Scan(&day)
+	if err != nil || !day.Valid {
+		return nil, err
+	}
+	return b.RunOf(ctx, channel, kind, day.String)
+}
+
 func (b *Book) run(ctx context.Context, at of) (*Run, error) {
 	r := &Run{Channel: at.channel, Kind: at.kind, Day: at.day}
 	err := b.DB.QueryRowContext(ctx, b.Dialect.Q("SELECT from_ms, to_ms, ours, theirs, matched, from_pool, to_pool FROM recon_run WHERE channel = ? AND kind = ? AND day = ?"), at.channel, string(at.kind), at.day).
@@ -147,24 +156,21 @@ func (b *Book) period(ctx context.Context, m *channelfile.Mapping, at of) (r *Ru
 	if err != nil {
 		return nil, nil, false, err
 	}
-	var last sql.NullString
-	if err := b.DB.QueryRowContext(ctx, b.Dialect.Q("SELECT max(day) FROM recon_run WHERE channel = ? AND kind = ?"), at.channel, string(at.kind)).Scan(&last); err != nil {
+	prev, err := b.LastRun(ctx, at.channel, at.kind)
+	if err != nil {
 		return nil, nil, false, err
 	}
-	if !last.Valid {
+	if prev == nil {
 		cut, err := m.CutOf(before)
 		r.FromMS = cut.UnixMilli()
 		return r, files, true, err
 	}
-	if last.String != before {
-		next, err := inDays(last.String, 1)
-		return nil, nil, false, errors.Join(err, &NotReadyError{"day", fmt.Sprintf("the last day that was compared is %s: the next one is %s, not %s", last.String, next, at.day)})
+	if prev.Day != before {
+		next, err := inDays(prev.Day, 1)
+		return nil, nil, false, errors.Join(err, &NotReadyError{"day", fmt.Sprintf("the last day that was compared is %s: the next one is %s, not %s", prev.Day, next, at.day)})
 	}
-	prev, err := b.run(ctx, of{at.channel, at.kind, before})
-	if err == nil {
-		r.FromMS = prev.ToMS
-	}
-	return r, files, false, err
+	r.FromMS = prev.ToMS
+	return r, files, false, nil
 }
 
 // compare reads both sides and joins them. It writes nothing but its own temporary file.
@@ -217,10 +223,14 @@ func (b *Book) compare(ctx context.Context, m *channelfile.Mapping, ours Ours, a
 	}
 	res := &Result{}
 	c := comparer{of: at, from: r.FromMS, to: r.ToMS, straddle: m.Straddle.Milliseconds(), first: first, max: o.Max, res: res}
-	if at.kind == channelfile.Funds {
-		if c.straddled, err = b.straddled(ctx, at); err != nil {
-			return nil, nil, err
-		}
+	switch at.kind {
+	case channelfile.Funds:
+		c.straddled, err = b.straddled(ctx, at, ours)
+	case channelfile.Bill:
+		c.reversed, err = b.reversedKeys(ctx, at)
+	}
+	if err != nil {
+		return nil, nil, err
 	}
 	if err := c.join(ctx, theirs, mine); err != nil {
 		return nil, nil, err
@@ -245,55 +255,6 @@ func (b *Book) sortOurs(ctx context.Context, ours Ours, r *Run, path string) err
 		return fmt.Errorf("read our side: %w", err)
 	}
 	return s.finish()
-}
-
-// pool reads what waits in the suspense pool, by side, in the order of keys.
-func (b *Book) pool(ctx context.Context, at of, most int) (map[string][]*pooled, error) {
-	rows, err := b.DB.QueryContext(ctx, b.Dialect.Q(`SELECT id, pool_key, side, ahead, amount, currency, state, at_ms, line_no, line_offset, part, day FROM recon_pool
-		WHERE channel = ? AND kind = ? AND left_day = '' LIMIT ?`), at.channel, string(at.kind), most+1)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	out := map[string][]*pooled{}
-	n := 0
-	for ; rows.Next(); n++ {
-		p := &pooled{}
-		if err := rows.Scan(&p.id, &p.Key, &p.side, &p.ahead, &p.Amount, &p.Currency, &p.State, &p.AtMS, &p.Line, &p.Offset, &p.Part, &p.day); err != nil {
-			return nil, err
-		}
-		out[p.side] = append(out[p.side], p)
-	}
-	if n > most {
-		return nil, &TooManyError{most}
-	}
-	for _, side := range out {
-		slices.SortFunc(side, func(x, y *pooled) int { return strings.Compare(x.Key, y.Key) })
-	}
-	return out, rows.Err()
-}
-
-// straddled is by how much a day's sums must differ, by currency, because of orders whose two sides fall on different days:
-// what went into the suspense pool of the business reconciliation on that day, less what left it.
-func (b *Book) straddled(ctx context.Context, at of) (map[string]int64, error) {
-	rows, err := b.DB.QueryContext(ctx, b.Dialect.Q(`SELECT currency, CAST(sum(
-			(CASE WHEN side = 'ours' THEN amount ELSE -amount END) * (CASE WHEN pool_key LIKE '%/%' THEN -1 ELSE 1 END)
-			* ((CASE WHEN day = ? THEN 1 ELSE 0 END) - (CASE WHEN left_day = ? THEN 1 ELSE 0 END))) AS decimal(30))
-		FROM recon_pool WHERE channel = ? AND kind = ? AND (day = ? OR left_day = ?) GROUP BY currency`), at.day, at.day, at.channel, string(channelfile.Business), at.day, at.day)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	out := map[string]int64{}
-	for rows.Next() {
-		var currency string
-		var n int64
-		if err := rows.Scan(&currency, &n); err != nil {
-			return nil, err
-		}
-		out[currency] = n
-	}
-	return out, rows.Err()
 }
 
 // commit writes down what a comparison came to, in one transaction: the day is compared then, and what is due is owed.
@@ -323,17 +284,6 @@ func (b *Book) commit(ctx context.Context, r *Run, res *Result) error {
 		}
 		return b.audit(ctx, tx, "lockstep recon", "compare", fmt.Sprintf("%s: %d ours, %d theirs, %d matched, %d findings", at, r.Ours, r.Theirs, r.Matched, len(res.Findings)))
 	})
-}
-
-// suspend puts a row into the suspense pool.
-func (b *Book) suspend(ctx context.Context, tx *sql.Tx, at of, p *pooled) error {
-	ahead := 0
-	if p.ahead {
-		ahead = 1
-	}
-	_, err := b.inserted(ctx, tx, `INTO recon_pool (channel, kind, id, pool_key, side, ahead, amount, currency, state, at_ms, line_no, line_offset, part, day, left_day)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '')`, at.channel, string(at.kind), p.id, p.Key, p.side, ahead, p.Amount, p.Currency, int(p.State), p.AtMS, p.Line, p.Offset, p.Part, at.day)
-	return err
 }
 
 // NextDay is the day that is to be compared next: the one after the last, or the first that has a file; "" where there is

@@ -11,6 +11,7 @@ import (
 	"github.com/lockstep-tx/lockstep/participants/barrier"
 	"github.com/lockstep-tx/lockstep/participants/ledger"
 	"github.com/lockstep-tx/lockstep/participants/merchant"
+	"github.com/lockstep-tx/lockstep/participants/payment"
 	"github.com/lockstep-tx/lockstep/participants/sqldb"
 	"github.com/lockstep-tx/lockstep/region/reconcile/channelfile"
 	"github.com/lockstep-tx/lockstep/region/reconcile/dayend"
@@ -71,6 +72,9 @@ func (e *Entries) statement(ctx context.Context, account string, from, to time.T
 			return err
 		}
 		for _, x := range page {
+			if strings.HasPrefix(x.Transfer, dayend.ReversalPrefix) {
+				continue // the channel does not know of it: what it reverses never left the house
+			}
 			if x.Transfer != of {
 				if err := flush(); err != nil {
 					return err
@@ -199,6 +203,19 @@ func (s *Sums) merchants(ctx context.Context, from, to int64, each func(*dayend.
 	})
 }
 
+// byMerchant are sums by merchant, which can say whose a payment is.
+type byMerchant struct {
+	*Sums
+	dialect sqldb.Dialect
+}
+
+var _ dayend.ByMerchant = byMerchant{}
+
+// MerchantOf is dayend.ByMerchant's.
+func (s byMerchant) MerchantOf(ctx context.Context, key string) (string, error) {
+	return payment.MerchantOf(ctx, s.MerchantDB, s.dialect, key)
+}
+
 // Look is dayend.Ours's: a sum that is not there is not there.
 func (s *Sums) Look(context.Context, []string) (map[string]dayend.Known, error) { return nil, nil }
 
@@ -222,6 +239,7 @@ func Of(m *channelfile.Mapping, db *sql.DB, d sqldb.Dialect, buyers *sql.DB, bd 
 		s := &Sums{DB: buyers, Ledger: book, Accounts: m.Accounts}
 		if _, ok := m.Fields["merchant"]; ok {
 			s.Merchants, s.MerchantDB = merchant.New(d, nil), db
+			return byMerchant{s, d}, nil
 		}
 		return s, nil
 	}

@@ -138,10 +138,13 @@ func conflict(err error) error {
 	return err
 }
 
+// ErrNoAPI says that nobody can be asked: where the payments' API is was not given. It is no answer, so what is due stays due.
+var ErrNoAPI = errors.New("payments: it is empty: the base URL of the payments' API belongs there")
+
 // call asks the payments' API. A *refusal is an answer; any other error says that nothing is known.
 func (p *Payments) call(ctx context.Context, method, path, key string, body, into any) error {
 	if p.API == "" {
-		return &dayend.Conflict{Field: "payments", Text: "it is empty: the base URL of the payments' API belongs there"}
+		return ErrNoAPI
 	}
 	var raw []byte
 	if body != nil {
