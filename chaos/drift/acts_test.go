@@ -2,6 +2,7 @@ package drift
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -222,5 +223,37 @@ func TestAWatchUsesItsShare(t *testing.T) {
 	}
 	if busy.Load() < 80 || rested.Load() < 9*busy.Load() || time.Since(start).Milliseconds() < 10*busy.Load() {
 		t.Errorf("busy %d ms, rested %d ms of %v", busy.Load(), rested.Load(), time.Since(start))
+	}
+}
+
+// TestAWatchGoesOnBesideAnother: whoever changes the checkpoint or a finding meanwhile does not end it, and what it looks with is
+// renewed before each look.
+func TestAWatchGoesOnBesideAnother(t *testing.T) {
+	a, _ := arbitertest.Start(t)
+	w := watching(a, 1, func(string) {})
+	rec, renewed := w.Rec, 0
+	w.Renew = func(context.Context) (*reconcile.Reconciler, error) {
+		if renewed++; renewed == 2 {
+			return nil, errors.New("the arbiter is away")
+		}
+		return rec, nil
+	}
+	looks, refused := 0, 0
+	w.Looked = func(rep *reconcile.Report, _, _ int64, _ time.Duration) {
+		if looks++; looks == 1 {
+			if err := reconcile.ResetCheckpoint(t.Context(), a, begin+3*60_000); err != nil {
+				t.Error(err)
+			}
+		}
+		if len(rep.Skipped) > 0 {
+			refused++
+		}
+	}
+	if err := w.Run(t.Context(), 4); err != nil {
+		t.Fatal(err)
+	}
+	at, err := reconcile.LoadCheckpoint(t.Context(), a)
+	if err != nil || renewed != 4 || refused != 2 || at.To != begin+4*60_000 {
+		t.Errorf("%+v, %v: %d looks, renewed %d times, %d were not compared", at, err, looks, renewed, refused)
 	}
 }

@@ -280,22 +280,24 @@ func eventsOfRow(r *engine.Row) []record.Event {
 	return out
 }
 
-// FinishedBetween calls each for at most limit transactions that finished in [from, to), with their slots. One that cannot
-// be read is left out here: its fingerprint finds it.
-func (j *Journal) FinishedBetween(ctx context.Context, from, to int64, limit int, each func(tx *record.Tx, slot int)) error {
+// FinishedBetween calls each for transactions that finished in [from, to), the oldest first, with their slots. It reads at most
+// limit rows, and says how many it has read and when the last of them finished (unix ms): limit of them are not the end. One
+// that cannot be read is left out here: its fingerprint finds it.
+func (j *Journal) FinishedBetween(ctx context.Context, from, to int64, limit int, each func(tx *record.Tx, slot int)) (read int, last int64, err error) {
 	rows, err := j.read.QueryContext(ctx, j.d.bind(selectWindow+"WHERE body = 1 AND finished_at >= ? AND finished_at < ? ORDER BY finished_at LIMIT ?"), from, to, limit)
 	if err != nil {
-		return fmt.Errorf("finished transactions of the journal at %s: %w", j.where, err)
+		return 0, 0, fmt.Errorf("finished transactions of the journal at %s: %w", j.where, err)
 	}
 	defer rows.Close()
-	for rows.Next() {
+	for ; rows.Next(); read++ {
 		s := &stored{}
 		if err := s.scan(rows.Scan); err != nil {
-			return err
+			return read, last, err
 		}
+		last = s.row.FinishedAt
 		if tx, err := s.tx(); err == nil {
 			each(tx, s.row.Slot)
 		}
 	}
-	return rows.Err()
+	return read, last, rows.Err()
 }

@@ -36,7 +36,8 @@ func (f *accountFault) balance() int64 { return (f.Have[3] - f.Have[1]) - (f.Fol
 func (r *Reconciler) check(ctx context.Context, rep *Report, region, name, endpoint string) error {
 	raw, status, err := r.call(ctx, rep, http.MethodGet, endpoint+"/lockstep/check", nil, nil)
 	if status == http.StatusBadRequest {
-		return nil // its books cannot be asked
+		rep.notRead("books of %s in %s: its accounts cannot be asked for", name, region)
+		return nil
 	}
 	if err != nil {
 		return err

@@ -94,8 +94,10 @@ func (r *Reconciler) notApplied(rep *Report, region string, tx *Finished) {
 		rep.Open++
 		return
 	}
-	rep.Findings = append(rep.Findings, Finding{Class: Stale, Region: region, Gid: tx.Gid, Slot: tx.Slot,
-		Text: fmt.Sprintf("%s has finished transaction %s as event %d at %d, and it is not applied to the accounts of %s", r.name(tx.Origin), tx.Gid, tx.Seq, tx.At, region)})
+	f := Finding{Class: Stale, Region: region, Gid: tx.Gid, Slot: tx.Slot,
+		Text: fmt.Sprintf("%s has finished transaction %s as event %d at %d, and it is not applied to the accounts of %s", r.name(tx.Origin), tx.Gid, tx.Seq, tx.At, region)}
+	f.proposes("", unapplied{tx.At})
+	rep.Findings = append(rep.Findings, f)
 }
 
 func (r *Reconciler) inspect(ctx context.Context, rep *Report, region, name, endpoint string, part []asked) error {

@@ -57,6 +57,8 @@ type Report struct {
 	Bytes int `json:"bytes"`
 	// Skipped says what could not be looked at, and why.
 	Skipped []string `json:"skipped,omitempty"`
+	// Unread says whose books cannot be read at all, and why: no look judges them.
+	Unread []string `json:"unread,omitempty"`
 
 	horizon  int64
 	branches map[string][]branchSeen // of one region, by participant
@@ -73,6 +75,7 @@ func (r *Reconciler) Detect(ctx context.Context, from, to int64) (*Report, error
 	r.ownEnds(ctx, rep, heads)
 	r.outboxes(ctx, rep, from, to)
 	for _, region := range r.Regions {
+		r.unread(rep, region)
 		r.tier3(ctx, rep, region, from, to)
 	}
 	seen := map[string]bool{}
@@ -290,7 +293,7 @@ func (r *Reconciler) onItsWay(rep *Report, region string, origin int, row *engin
 	}
 	f := &Finding{Class: Stale, Region: region, Slot: row.Slot,
 		Text: fmt.Sprintf("%s has finished event %d of slot %d at %d, and %s still stands at event %d", r.name(origin), row.Finish.Seq, row.Slot, row.FinishedAt, region, has)}
-	f.proposes("let the slot go on, if it is stopped", resume{Origin: r.name(origin), Slot: row.Slot})
+	f.proposes("let the slot go on, if it is stopped", resume{Origin: r.name(origin), Slot: row.Slot, Gid: string(row.Gid)})
 	return f
 }
 
@@ -298,6 +301,7 @@ func (r *Reconciler) onItsWay(rep *Report, region string, origin int, row *engin
 type resume struct {
 	Origin string `json:"origin"`
 	Slot   int    `json:"slot"`
+	Gid    string `json:"gid"` // of the transaction that has not come
 }
 
 // differing names how two records of a transaction differ.
@@ -332,6 +336,31 @@ func (r *Reconciler) participants(region string) map[string]string {
 	return out
 }
 
+// unread says which of a region's participants cannot be asked.
+func (r *Reconciler) unread(rep *Report, region string) {
+	for _, p := range r.Table.All() {
+		why := ""
+		switch e := p.Endpoints[region]; {
+		case e == "":
+		case p.Can == nil:
+			why = "it was never probed (lockstep participant probe)"
+		case !p.Can.Apply:
+			why = "it does not speak the reconciler's questions (it has no apply)"
+		case !strings.HasPrefix(e, "http"):
+			why = "its endpoint is gRPC, and the reconciler asks over HTTP"
+		}
+		if why != "" {
+			rep.notRead("participant %s in %s: %s", p.Name, region, why)
+		}
+	}
+}
+
+func (rep *Report) notRead(format string, args ...any) {
+	if s := fmt.Sprintf(format, args...); !slices.Contains(rep.Unread, s) {
+		rep.Unread = append(rep.Unread, s)
+	}
+}
+
 func (r *Reconciler) call(ctx context.Context, rep *Report, method, url string, body []byte, headers map[string]string) ([]byte, int, error) {
 	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
@@ -355,6 +384,9 @@ func (r *Reconciler) call(ctx context.Context, rep *Report, method, url string, 
 	}
 	if err == nil && resp.StatusCode != http.StatusOK {
 		err = fmt.Errorf("%s: %s: %s", url, resp.Status, strings.ToValidUTF8(string(raw[:min(len(raw), 300)]), "?"))
+		if resp.StatusCode == http.StatusConflict || resp.StatusCode == http.StatusUnprocessableEntity {
+			err = fmt.Errorf("%w: %w", ErrRefused, err)
+		}
 	}
 	return raw, resp.StatusCode, err
 }

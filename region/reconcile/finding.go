@@ -12,6 +12,7 @@
 package reconcile
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -110,6 +111,8 @@ type Finding struct {
 	FoundMillis    int64  `json:"found"`
 	RepairedMillis int64  `json:"repaired,omitempty"`
 	Outcome        string `json:"outcome,omitempty"` // of the repair
+	// Refused is how often the repair was refused on these facts: the second time it waits for a person.
+	Refused int `json:"refused,omitempty"`
 	// Decision is a person's, of a finding that was quarantined.
 	Decision *Decision `json:"decision,omitempty"`
 
@@ -153,8 +156,9 @@ func Save(ctx context.Context, a *arbiter.Arbiter, found []Finding, at time.Time
 			if was.Status != Repaired {
 				f.FoundMillis = was.FoundMillis
 			}
-			if was.Status == Accepted && was.Text == f.Text { // other facts are to be decided anew
-				f.Status, f.Outcome, f.Decision = was.Status, was.Outcome, was.Decision
+			f.goesOn(&was)
+			if alike(f, &was) {
+				continue
 			}
 		}
 		if err := f.put(ctx, a); err != nil {
@@ -162,6 +166,29 @@ func Save(ctx context.Context, a *arbiter.Arbiter, found []Finding, at time.Time
 		}
 	}
 	return found, nil
+}
+
+// goesOn takes over what was made of a finding, as long as its facts are the same: others are to be decided anew.
+func (f *Finding) goesOn(was *Finding) {
+	if was.Text != f.Text {
+		return
+	}
+	switch {
+	case was.Status == Accepted:
+		f.Status, f.Outcome, f.Decision = was.Status, was.Outcome, was.Decision
+	case was.Status != Repaired && alike(was.Evidence, f.Evidence):
+		f.Outcome, f.Refused, f.Decision = was.Outcome, was.Refused, was.Decision
+		if f.Refused >= refusals {
+			f.Status = Quarantined
+		}
+	}
+}
+
+// alike says whether two values are stored alike.
+func alike(a, b any) bool {
+	x, err := json.Marshal(a)
+	y, err2 := json.Marshal(b)
+	return err == nil && err2 == nil && bytes.Equal(x, y)
 }
 
 func (f *Finding) put(ctx context.Context, a *arbiter.Arbiter) error {

@@ -43,7 +43,8 @@ func (r *Reconciler) holds(ctx context.Context, rep *Report, region, name, endpo
 	for {
 		raw, status, err := r.call(ctx, rep, http.MethodGet, fmt.Sprintf("%s/lockstep/holds?%s&after=%s", endpoint, which, escape(after)), nil, nil)
 		if status == http.StatusBadRequest || status == http.StatusNotFound {
-			return nil // it cannot be asked
+			rep.notRead("books of %s in %s: its holds cannot be asked for", name, region)
+			return nil
 		}
 		if err != nil {
 			return err

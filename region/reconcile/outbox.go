@@ -79,9 +79,7 @@ func (s *Served) outbox(ctx context.Context, from, to int64) (out OutboxAnswer, 
 		want[n][seq], gids[[2]uint64{uint64(n), seq}] = true, string(tx.State.Gid)
 	}
 	for at := from; at < to; {
-		rows, last := 0, int64(0)
-		err := s.Journal.FinishedBetween(ctx, at, to, finishedMax, func(tx *record.Tx, n int) {
-			rows, last = rows+1, tx.State.FinishedAt
+		rows, last, err := s.Journal.FinishedBetween(ctx, at, to, finishedMax, func(tx *record.Tx, n int) {
 			if tx.State.DecidedAt >= from {
 				add(tx, n, tx.Decision.Seq, tx.DecisionEpoch)
 			}

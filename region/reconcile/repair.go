@@ -39,15 +39,28 @@ func Plan(all []Finding) []Finding {
 	return out
 }
 
-// Apply repairs one finding and writes down what came of it. A repair can be repeated; one that is refused leaves the
-// finding open with the reason, and is an error.
+// ErrRefused says that a participant or a region has refused a repair: it was not done, and would not be on the same facts.
+var ErrRefused = errors.New("the repair is refused")
+
+// refusals is how often a repair is refused on the same facts before it waits for a person. The first may be of what moved between
+// the look and the repair.
+const refusals = 2
+
+// Apply repairs one finding and writes down what came of it. A repair can be repeated; one that is refused (ErrRefused) or failed
+// leaves the finding open with the reason, and is an error. One that was found anew on the same facts and is refused again is
+// quarantined: only a person can end it.
 func (r *Reconciler) Apply(ctx context.Context, a *arbiter.Arbiter, f *Finding, at time.Time) error {
 	outcome, err := r.repair(ctx, f)
 	if err != nil {
 		f.Outcome = "not repaired: " + err.Error()
+		if errors.Is(err, ErrRefused) {
+			if f.Refused++; f.Refused >= refusals {
+				f.Status = Quarantined
+			}
+		}
 		return errors.Join(fmt.Errorf("%s %s: %w", f.Class, f.ID, err), f.put(ctx, a))
 	}
-	f.Status, f.RepairedMillis, f.Outcome = Repaired, at.UnixMilli(), outcome
+	f.Status, f.RepairedMillis, f.Outcome, f.Refused = Repaired, at.UnixMilli(), outcome, 0
 	return f.put(ctx, a)
 }
 

@@ -284,9 +284,7 @@ func (s *Served) finished(ctx context.Context, from, to int64) (out FinishedAnsw
 	if err != nil {
 		return out, err
 	}
-	rows, last := 0, int64(0)
-	err = s.Journal.FinishedBetween(ctx, from, to, finishedMax, func(tx *record.Tx, n int) {
-		rows, last = rows+1, tx.State.FinishedAt
+	rows, last, err := s.Journal.FinishedBetween(ctx, from, to, finishedMax, func(tx *record.Tx, n int) {
 		if tx.State.Mode != txn.ModeTCC || tx.Trimmed {
 			return
 		}

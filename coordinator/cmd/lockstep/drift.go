@@ -80,8 +80,17 @@ func (c *driftFlags) look(e *env, o *opened) (*reconcile.Report, error) {
 	if err != nil {
 		return rep, err
 	}
-	rep.Findings, err = reconcile.Save(e.ctx, o.arbiter, rep.Findings, now)
-	return rep, err
+	if rep.Findings, err = reconcile.Save(e.ctx, o.arbiter, rep.Findings, now); err != nil {
+		return rep, err
+	}
+	ended, err := r.Ended(e.ctx, o.arbiter, time.Now())
+	for _, f := range ended {
+		fmt.Fprintf(e.err, "%s %s in %s is over: %s\n", f.Class, f.ID, f.Region, f.Outcome)
+	}
+	if err != nil {
+		rep.Skipped = append(rep.Skipped, "what may have ended by itself: "+err.Error())
+	}
+	return rep, nil
 }
 
 func (c *driftFlags) print(e *env, list []reconcile.Finding) error {
@@ -120,6 +129,9 @@ func (c *driftFlags) summary(e *env, rep *reconcile.Report) {
 	}
 	fmt.Fprintf(w, "compared %d chains (%d on their way), %d transactions, %d branches and %d participants' books; %d on their way; %d bytes exchanged; %d findings\n",
 		rep.Chains, rep.ChainsMoving, rep.Transactions, rep.Branches, rep.Books, rep.Open, rep.Bytes, len(rep.Findings))
+	for _, s := range rep.Unread {
+		fmt.Fprintln(w, "NOT READABLE:", shown(s))
+	}
 	for _, s := range rep.Skipped {
 		fmt.Fprintln(w, "NOT COMPARED:", shown(s))
 	}

@@ -15,6 +15,8 @@ type driftWatchCmd struct {
 	Share  float64       `help:"Share of one core that it uses, above 0 and at most 1: it rests after each look." default:"0.1"`
 	Window time.Duration `help:"How much time of transactions one look has." default:"1m"`
 	Looks  int           `help:"Stop after so many looks; 0 never." default:"0"`
+	From   string        `help:"Begin here (RFC 3339) instead of where the last look ended: what lies between is not looked at. Audited." placeholder:"TIME"`
+	Reason string        `help:"With --from: why, for the audit." placeholder:"TEXT"`
 }
 
 // Run looks on and on.
@@ -22,7 +24,28 @@ func (c *driftWatchCmd) Run(e *env) error {
 	if c.Share <= 0 || c.Share > 1 || c.Window <= 0 {
 		return usageError{fmt.Errorf("--share and --window: %v of one core and %v; above 0 and at most 1, and longer than nothing", c.Share, c.Window)}
 	}
+	if _, err := c.from(); err != nil {
+		return usageError{err}
+	}
 	return c.with(e, c.run)
+}
+
+// from is where it is to begin; 0: where the last look ended.
+func (c *driftWatchCmd) from() (int64, error) {
+	if c.From == "" {
+		return 0, nil
+	}
+	at, err := time.Parse(time.RFC3339, c.From)
+	if err != nil {
+		return 0, fmt.Errorf("--from: %q: a time such as 2026-11-24T03:00:00Z belongs there", c.From)
+	}
+	if at.After(time.Now()) {
+		return 0, fmt.Errorf("--from: %s is in the future", c.From)
+	}
+	if strings.TrimSpace(c.Reason) == "" {
+		return 0, errors.New("--reason: it says nothing; with --from it says in the audit why a time is not looked at")
+	}
+	return at.UnixMilli(), nil
 }
 
 func (c *driftWatchCmd) run(e *env, o *opened) error {
@@ -31,7 +54,24 @@ func (c *driftWatchCmd) run(e *env, o *opened) error {
 		return err
 	}
 	r.StaleAfter = c.StaleAfter
-	w := &reconcile.Watch{Rec: r, Arbiter: o.arbiter, Share: c.Share, Window: c.Window, Settle: c.Settle, From: time.Now().Add(-c.Since).UnixMilli()}
+	from, err := c.from()
+	if err != nil {
+		return err
+	}
+	if from > 0 {
+		what := fmt.Sprintf("from %s: %s", instant(from), c.Reason)
+		if err := o.audited(e.ctx, "", "drift watch", what, func() error { return reconcile.ResetCheckpoint(e.ctx, o.arbiter, from) }); err != nil {
+			return err
+		}
+	}
+	renew := func(context.Context) (*reconcile.Reconciler, error) {
+		r, err := c.reconciler(e, o)
+		if err == nil {
+			r.StaleAfter = c.StaleAfter
+		}
+		return r, err
+	}
+	w := &reconcile.Watch{Rec: r, Renew: renew, Arbiter: o.arbiter, Share: c.Share, Window: c.Window, Settle: c.Settle, From: time.Now().Add(-c.Since).UnixMilli()}
 	seen := map[string]bool{}
 	var failed error
 	w.Looked = func(rep *reconcile.Report, from, to int64, rest time.Duration) {
