@@ -195,6 +195,17 @@ func TestEachCheckerFindsWhatItIsFor(t *testing.T) {
 		{"I14", "a decision is taken back", func(e *Evidence) {
 			e.Ops = append(e.Ops, history.Op{Client: 4, Kind: history.Read, Gid: "g", Start: 50, End: 60, Outcome: history.OK, Value: history.Open})
 		}},
+		{"I14", "a request that is made again is refused", func(e *Evidence) {
+			e.Ops = append(e.Ops, history.Op{Client: 4, Kind: history.Again, Gid: "g", Start: 50, End: 60, Outcome: history.Fail, Error: "code = AlreadyExists"})
+		}},
+		{"I14", "a request that is made again is decided otherwise", func(e *Evidence) {
+			e.Ops = append(e.Ops, history.Op{Client: 4, Kind: history.Again, Gid: "g", Start: 50, End: 60, Outcome: history.OK, Value: history.Aborted})
+		}},
+		{"I14", "something else under a gid is taken for what was asked for", func(e *Evidence) {
+			e.Ops = append(e.Ops, history.Op{Client: 4, Kind: history.Other, Gid: "g", Amount: 6, Start: 50, End: 60, Outcome: history.OK, Value: history.Committed})
+		}},
+		{"I3", "a coordinator still drives something", func(e *Evidence) { e.Driven = []string{"g"} }},
+		{"I3", "a coordinator is dead at the end", func(e *Evidence) { e.Silent = []string{"east-0: connection refused"} }},
 		{"I14", "two owners use one epoch", func(e *Evidence) { e.Owned[3].Epoch = 101 }},
 		{"I14", "an epoch goes back", func(e *Evidence) { e.Owned[4].Epoch = 101 }},
 		{"I14", "a slot loses its owner", func(e *Evidence) {
@@ -310,5 +321,63 @@ func TestALateTryIsArmedByTheAnswerThatItsBarrierGives(t *testing.T) {
 		if r := find(t, All(e, []string{"I5"}), "I5"); r.Armed != want {
 			t.Errorf("a late try answered with %d: armed %v, %s", status, r.Armed, r.Arming)
 		}
+	}
+}
+
+// TestRepeatsAreNoNewRequests: what is asked for again, or refused because something else was asked for, changes nothing of what the
+// other checkers ask of a request.
+func TestRepeatsAreNoNewRequests(t *testing.T) {
+	e := sound()
+	e.Ops = append(e.Ops,
+		history.Op{Client: 4, Kind: history.Again, Gid: "g", From: "a", To: "b", Amount: 5, Start: 50, End: 60, Outcome: history.OK, Value: history.Committed},
+		history.Op{Client: 5, Kind: history.Other, Gid: "g", From: "a", To: "b", Amount: 6, Start: 50, End: 60, Outcome: history.Fail, Error: "code = AlreadyExists"})
+	for _, r := range All(e, nil) {
+		if r.Count != 0 {
+			t.Errorf("%s: %v", r.ID, r.Violations)
+		}
+	}
+}
+
+// TestWhatWasSeenDuringTheRunStays: a promise that the fault itself saw broken is a violation, by whatever evidence.
+func TestWhatWasSeenDuringTheRunStays(t *testing.T) {
+	r := Broken("drift is found", fmt.Errorf("it was not"))
+	if r.Verdict() != Failed || !r.Seen() {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestWhatHappensSometimesIsCounted: each is seen where it happened, and is 0 where nothing did.
+func TestWhatHappensSometimesIsCounted(t *testing.T) {
+	for _, r := range Sometimes(&Evidence{}) {
+		if r.N != 0 {
+			t.Errorf("%s: %d times in nothing at all", r.What, r.N)
+		}
+	}
+	e := sound()
+	e.Lagged, e.Stores.Relisted = gapMany+1, 1
+	e.Windows = []Window{{InFlight: 1}, {Crash: true}}
+	e.Ops = append(e.Ops, history.Op{Kind: history.Execute, Gid: "g", Outcome: history.Unknown}, history.Op{Kind: history.Execute, Gid: "x", Outcome: history.Unknown},
+		history.Op{Kind: history.Again, Gid: "g", Outcome: history.OK, Value: history.Committed}, history.Op{Kind: history.Other, Gid: "g", Outcome: history.Fail})
+	e.Calls = append(e.Calls,
+		tap.Call{Kind: tap.Plain, Gid: "g", Branch: "pay", Op: "confirm", Slot: 7, Epoch: 301, Status: 200}, tap.Call{Kind: tap.Copy, Op: "try", Status: 200},
+		tap.Call{Kind: tap.Late, Op: "try", Status: 409})
+	for _, r := range Sometimes(e) {
+		if r.N == 0 {
+			t.Errorf("%s: not seen", r.What)
+		}
+	}
+}
+
+// TestALateTryOfSomebodyElsesParticipant: their books are not read, and what they answered is.
+func TestALateTryOfSomebodyElsesParticipant(t *testing.T) {
+	e := sound()
+	e.Foreign = true
+	e.Calls = append(e.Calls, tap.Call{Kind: tap.Late, Gid: "g", Branch: "pay", Op: "try", Status: 409})
+	if r := find(t, All(e, []string{"I5"}), "I5"); r.Verdict() != Passed {
+		t.Errorf("%+v", r)
+	}
+	e.Calls[len(e.Calls)-1].Status = 200
+	if r := find(t, All(e, []string{"I5"}), "I5"); r.Verdict() != Failed {
+		t.Errorf("%+v", r)
 	}
 }

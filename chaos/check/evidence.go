@@ -140,6 +140,9 @@ type Evidence struct {
 	Events    []Event
 	Reaches   []Reach // those that have moved, in order of time
 	Windows   []Window
+	// Driven are the transactions that coordinators still drove at the end, Silent the coordinators that did not answer then, with why.
+	Driven []string
+	Silent []string
 	// Lagged is by how many events the regions' journals differed at the healing.
 	Lagged int
 	// GivenUp are the transactions that may have been known to a region alone whose disks are gone: an operator has given them up.

@@ -1,6 +1,11 @@
 package check
 
-import "github.com/lockstep-tx/lockstep/chaos/history"
+import (
+	"net/http"
+
+	"github.com/lockstep-tx/lockstep/chaos/history"
+	"github.com/lockstep-tx/lockstep/chaos/tap"
+)
 
 // balances (I1, of tables that nobody here knows): each account has what it was opened with, less what committed transactions
 // took from it, and more what they brought, once each; so the sum is what was opened.
@@ -32,4 +37,24 @@ func (v *view) balances(r *Result) {
 		r.bad("all accounts have %d, %d was opened", sum, v.Opened)
 	}
 	r.arm(moved, outcomesNeeded, "committed transactions")
+}
+
+// lateTries (I5 of somebody else's books, which nobody here reads): a try that comes after its cancel was answered is refused; one
+// that was taken has frozen what nobody lets go of.
+func lateTries(v *view, r *Result) {
+	refused := 0
+	for i := range v.Calls {
+		c := &v.Calls[i]
+		if c.Kind != tap.Late || c.Op != "try" {
+			continue
+		}
+		r.Examined++
+		switch c.Status {
+		case http.StatusOK:
+			r.bad("%s: the try of %s came after its cancel, and was answered 200: 409 belongs there", c.Region, c.Key())
+		case http.StatusConflict:
+			refused++
+		}
+	}
+	r.arm(refused, 1, "tries after their cancel refused")
 }

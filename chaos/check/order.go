@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -62,7 +63,7 @@ func complete(v *view, r *Result) {
 			r.bad("%s's journal at %d ms: origin %d slot %d has %d events numbered %d to %d, and the watermark is %d", c.Region, c.At/1e6, c.Origin, c.Slot, c.Count, c.Low, c.High, c.Mark)
 		}
 	}
-	r.arm(v.Lagged, 1, "events that a region lacked at the healing")
+	r.arm(min(v.Lagged, len(v.Reaches)), 1, "events that a region lacked at the healing, or looks meanwhile")
 }
 
 // same (I10): what two journals have of one origin and slot is the same, link by link, to the end; and no watermark goes back,
@@ -116,7 +117,7 @@ func same(v *view, r *Result) {
 		}
 		bodies[d.Gid] = d.Body
 	}
-	r.arm(v.Lagged, 1, "events that a region lacked at the healing")
+	r.arm(min(v.Lagged, len(v.Reaches)), 1, "events that a region lacked at the healing, or looks meanwhile")
 }
 
 // fencing (I11): a call of an epoch that began after the participant had answered one of a higher epoch has no effect.
@@ -168,11 +169,14 @@ type input struct{ read bool }
 // unknown may take effect at any later time.
 func linearizable(v *view, r *Result) {
 	end := int64(0)
-	for _, op := range v.Ops {
+	for _, op := range v.all {
 		end = max(end, op.End)
 	}
 	var ops []porcupine.Operation
-	for _, op := range v.Ops {
+	for _, op := range v.all {
+		if op.Kind == history.Other {
+			continue
+		}
 		known := op.Outcome == history.OK
 		if !known && (op.Kind == history.Read || op.Outcome == history.Fail) || op.Kind == history.Abandon {
 			continue
@@ -184,6 +188,7 @@ func linearizable(v *view, r *Result) {
 		ops = append(ops, o)
 	}
 	r.Examined = len(ops)
+	again, other := v.repeats(r)
 	v.owners(r)
 	for _, part := range register.Partition(ops) {
 		switch porcupine.CheckOperationsTimeout(register, part, searchLimit) {
@@ -199,6 +204,31 @@ func linearizable(v *view, r *Result) {
 		}
 	}
 	r.arm(len(ops), operationsNeeded, "operations")
+	r.Arming += fmt.Sprintf("; %d requests made again, %d ids used for something else and refused", again, other)
+}
+
+// mismatch stands in what a client is told whose request is not the one that its gid had.
+const mismatch = "AlreadyExists"
+
+// repeats (I14, the register of a gid's request): what is asked for under a gid is what was asked for first, whatever comes later. A
+// repeat is not refused, and something else is. That both have one effect is for I4 and I6 to see.
+func (v *view) repeats(r *Result) (again, other int) {
+	for _, op := range v.all {
+		switch {
+		case op.Kind == history.Again && op.Outcome == history.OK:
+			again++
+		case op.Kind == history.Again && strings.Contains(op.Error, mismatch):
+			r.bad("%s was asked for again by client %d, and refused: %s", op.Gid, op.Client, op.Error)
+		case op.Kind == history.Other && strings.Contains(op.Error, mismatch):
+			other++
+		case op.Kind == history.Other && op.Outcome == history.OK:
+			r.bad("%s was used by client %d for something else, and answered as if it had been asked for: %q", op.Gid, op.Client, op.Value)
+		}
+		if op.Kind == history.Again || op.Kind == history.Other {
+			r.Examined++
+		}
+	}
+	return again, other
 }
 
 type keyed struct {

@@ -13,8 +13,18 @@ import (
 
 const outcomesNeeded = 50
 
-// terminality (I3): every transaction that a participant or a journal knows has ended.
+// terminality (I3): every transaction that a participant, a journal or a coordinator knows has ended, and every coordinator is
+// there to say so.
 func terminality(v *view, r *Result) {
+	for _, gid := range v.Driven {
+		if v.asked[gid] {
+			r.Examined++
+			r.bad("%s is still driven", gid)
+		}
+	}
+	for _, c := range v.Silent {
+		r.bad("a coordinator does not answer at the end: %s", c)
+	}
 	for _, d := range v.Decided {
 		r.Examined++
 		if !d.Finished {

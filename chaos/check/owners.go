@@ -75,6 +75,33 @@ func ReadOwners(ctx context.Context, endpoints []string) (out []Owned, err error
 	return nil, nil
 }
 
+// ReadMoving counts the slots that are on their way from one region to another.
+func ReadMoving(ctx context.Context, endpoints []string) (n int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	cli, err := dial(endpoints...)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, cli.Close()) }()
+	got, err := cli.Get(ctx, ownKeys, clientv3.WithPrefix())
+	if err != nil {
+		return 0, err
+	}
+	for _, kv := range got.Kvs {
+		var o struct {
+			To string `json:"to"`
+		}
+		if err := json.Unmarshal(kv.Value, &o); err != nil {
+			return 0, fmt.Errorf("%s: %w", kv.Key, err)
+		}
+		if o.To != "" {
+			n++
+		}
+	}
+	return n, nil
+}
+
 // owners (I14, the register of a slot's owner and epoch): epochs only grow, each is one region's alone, no slot loses its owner, and no call
 // was made at an epoch that the arbiter never gave.
 func (v *view) owners(r *Result) {

@@ -23,6 +23,9 @@ type rest struct {
 	Plants  []Plant      `json:"plants,omitempty"`
 	Repairs []tap.Repair `json:"repairs,omitempty"`
 
+	Driven []string `json:"driven,omitempty"`
+	Silent []string `json:"silent,omitempty"`
+
 	Foreign  bool             `json:"foreign,omitempty"`
 	Balances map[string]int64 `json:"balances,omitempty"`
 	Deposit  int64            `json:"deposit,omitempty"`
@@ -33,7 +36,7 @@ type rest struct {
 
 // Save writes the evidence into a directory, from which Load and any other program can read it.
 func (e *Evidence) Save(dir string) error {
-	raw, err := json.Marshal(rest{e.Opened, e.Windows, e.Lagged, e.Books, e.Stores, e.GivenUp, e.Owned, e.Plants, e.Repairs, e.Foreign, e.Balances, e.Deposit, e.Lacks, e.LateAnswer})
+	raw, err := json.Marshal(rest{e.Opened, e.Windows, e.Lagged, e.Books, e.Stores, e.GivenUp, e.Owned, e.Plants, e.Repairs, e.Driven, e.Silent, e.Foreign, e.Balances, e.Deposit, e.Lacks, e.LateAnswer})
 	if err != nil {
 		return err
 	}
@@ -58,7 +61,7 @@ func Load(dir string) (*Evidence, error) {
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return nil, err
 	}
-	e := &Evidence{Opened: r.Opened, Windows: r.Windows, Lagged: r.Lagged, Books: r.Books, Stores: r.Stores, GivenUp: r.GivenUp, Owned: r.Owned, Plants: r.Plants, Repairs: r.Repairs, Foreign: r.Foreign, Balances: r.Balances, Deposit: r.Deposit, Lacks: r.Lacks, LateAnswer: r.LateAnswer}
+	e := &Evidence{Opened: r.Opened, Windows: r.Windows, Lagged: r.Lagged, Books: r.Books, Stores: r.Stores, GivenUp: r.GivenUp, Owned: r.Owned, Plants: r.Plants, Repairs: r.Repairs, Driven: r.Driven, Silent: r.Silent, Foreign: r.Foreign, Balances: r.Balances, Deposit: r.Deposit, Lacks: r.Lacks, LateAnswer: r.LateAnswer}
 	var errs [6]error
 	e.Ops, errs[0] = history.Load[history.Op](filepath.Join(dir, "history.jsonl"))
 	e.Calls, errs[1] = history.Load[tap.Call](filepath.Join(dir, "calls.jsonl"))

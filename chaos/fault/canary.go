@@ -110,7 +110,7 @@ func (a *sung) Recover(ctx context.Context) error {
 		defer a.mu.Unlock()
 		return Evidence{What: fmt.Sprintf("the watch has looked %d times and not named it", a.looks)}, !a.named.IsZero(), a.ended
 	}); err != nil {
-		return err
+		return broken(ctx, "a watch finds drift by itself", err)
 	}
 	for end := time.Now().Add(a.e.wait(repairLimit)); ; {
 		_, out, err := a.found(ctx)
@@ -120,7 +120,7 @@ func (a *sung) Recover(ctx context.Context) error {
 			}
 		}
 		if time.Now().After(end) || ctx.Err() != nil {
-			return errors.Join(fmt.Errorf("it was not repaired: %s", out), err)
+			return broken(ctx, "drift that has an authority is repaired", errors.Join(errors.New(out), err))
 		}
 	}
 }
@@ -137,7 +137,7 @@ func (a *sung) Recovered(ctx context.Context) (Evidence, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err == nil && len(a.strays) > 0 {
-		err = fmt.Errorf("false findings: %s", strings.Join(a.strays, " "))
+		err = broken(ctx, "nothing is found that is not there", errors.New(strings.Join(a.strays, " ")))
 	}
 	return ev, err
 }

@@ -103,7 +103,7 @@ func (a *stuffed) Recover(ctx context.Context) error {
 	}
 	for _, d := range a.disks {
 		if !d.Node.Alive() {
-			if err := d.Node.Start(ctx); err != nil {
+			if err := restart(ctx, d.Node); err != nil {
 				return fmt.Errorf("%s after its disk was full: %w", d.Node.Name, err)
 			}
 		}

@@ -40,6 +40,28 @@ type Evidence struct {
 	Counts map[string]int64 `json:"counts,omitempty"`
 }
 
+// Broken is what the product did not do that it promises while a fault was healed: a violation, and no failure of the suite.
+type Broken struct {
+	Promise string
+	Err     error
+}
+
+func (b *Broken) Error() string { return b.Promise + ": " + b.Err.Error() }
+func (b *Broken) Unwrap() error { return b.Err }
+
+// broken is err as the product's. Where the run's own time is over it is nobody's.
+func broken(ctx context.Context, promise string, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	return &Broken{promise, err}
+}
+
+// restart starts a process of the product's on what is left to it: one that does not come up breaks its promise.
+func restart(ctx context.Context, n *proc.Node) error {
+	return broken(ctx, "a process starts on what a crash has left", n.Start(ctx))
+}
+
 // Fault can be injected.
 type Fault interface {
 	Name() string

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lockstep-tx/lockstep/chaos/check"
 	"github.com/lockstep-tx/lockstep/chaos/netproxy"
 	"github.com/lockstep-tx/lockstep/chaos/tap"
 )
@@ -161,13 +162,34 @@ func (m Moved) Inject(ctx context.Context, e Env) (Active, error) {
 	if m.Kill {
 		killed := make(chan error, 1)
 		a.killed = killed
-		go func() {
-			time.Sleep(150 * time.Millisecond) // into the handover
-			e.Deployment.Regions[0].Coordinators[0].Kill()
-			killed <- e.Deployment.Regions[0].Coordinators[0].Start(ctx)
-		}()
+		go func() { killed <- a.killOnTheWay(ctx) }()
 	}
 	return a, a.handover(ctx, "east", "west")
+}
+
+// killOnTheWay kills the coordinator of the slots that move, while the arbiter has them as moving, and starts it again.
+func (a *moved) killOnTheWay(ctx context.Context) error {
+	var arbiter []string
+	for _, n := range a.e.Deployment.Arbiter {
+		arbiter = append(arbiter, n.Addr)
+	}
+	c := a.e.Deployment.Regions[0].Coordinators[0]
+	for end := time.Now().Add(a.e.wait(10 * time.Second)); time.Now().Before(end); {
+		n, err := check.ReadMoving(ctx, arbiter)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
+		c.Kill()
+		if a.onTheWay, err = check.ReadMoving(ctx, arbiter); err != nil {
+			return errors.Join(err, c.Start(ctx))
+		}
+		return restart(ctx, c)
+	}
+	return nil // Effective says that no slot was on its way
 }
 
 type moved struct {
@@ -175,6 +197,8 @@ type moved struct {
 	e      Env
 	stale  int
 	killed chan error
+	// onTheWay are the slots that the arbiter had as moving when the coordinator was dead.
+	onTheWay int
 }
 
 func (a *moved) slots() string {
@@ -215,6 +239,9 @@ func (a *moved) Effective(ctx context.Context) (Evidence, error) {
 			return Evidence{}, err
 		}
 		a.killed = nil
+		if a.onTheWay == 0 {
+			return Evidence{}, fmt.Errorf("%w: no slot was on its way when the coordinator was killed", ErrNoEffect)
+		}
 	}
 	return until(ctx, a.e.wait(15*time.Second), func() (Evidence, bool, error) {
 		for _, r := range a.e.Deployment.Regions {
@@ -226,7 +253,11 @@ func (a *moved) Effective(ctx context.Context) (Evidence, error) {
 				return Evidence{}, false, err
 			}
 		}
-		return Evidence{fmt.Sprintf("%d calls of epochs that had ended came to participants that knew the next", a.stale), map[string]int64{"stale_calls": int64(a.stale)}}, a.stale > 0, nil
+		what := fmt.Sprintf("%d calls of epochs that had ended came to participants that knew the next", a.stale)
+		if a.m.Kill {
+			what += fmt.Sprintf("; the coordinator was killed while %d slots were on their way", a.onTheWay)
+		}
+		return Evidence{what, map[string]int64{"stale_calls": int64(a.stale), "on_the_way": int64(a.onTheWay)}}, a.stale > 0, nil
 	})
 }
 
@@ -251,8 +282,16 @@ func (a *moved) Recover(ctx context.Context) error {
 	return a.handover(ctx, "west", "east")
 }
 
-func (a *moved) Recovered(context.Context) (Evidence, error) {
-	return Evidence{What: "the slots were moved back"}, nil
+// Recovered wants no slot to be on its way any more.
+func (a *moved) Recovered(ctx context.Context) (Evidence, error) {
+	var arbiter []string
+	for _, n := range a.e.Deployment.Arbiter {
+		arbiter = append(arbiter, n.Addr)
+	}
+	return until(ctx, a.e.wait(lookLimit), func() (Evidence, bool, error) {
+		n, err := check.ReadMoving(ctx, arbiter)
+		return Evidence{What: fmt.Sprintf("the slots were moved back; %d are on their way", n)}, n == 0, err
+	})
 }
 
 func (a *moved) Cleanup() error {

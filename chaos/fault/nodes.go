@@ -187,7 +187,7 @@ func (a *gone) Recover(ctx context.Context) error {
 			continue
 		}
 		if !n.Alive() {
-			if err := n.Start(ctx); err != nil {
+			if err := restart(ctx, n); err != nil {
 				return err
 			}
 		}

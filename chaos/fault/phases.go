@@ -207,7 +207,7 @@ func (a *swept) end(n *proc.Node, name string) (bool, Crash) {
 
 // again starts it, and notes when it was away.
 func (a *swept) again(ctx context.Context, n *proc.Node, c Crash) error {
-	err := n.Start(ctx)
+	err := restart(ctx, n)
 	c.Back = a.e.Log.Now()
 	a.crashes = append(a.crashes, c)
 	return err

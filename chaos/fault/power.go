@@ -116,7 +116,7 @@ func (a *dark) Recover(ctx context.Context) error {
 	}
 	a.restored = true
 	for _, d := range a.disks {
-		if err := d.Node.Start(ctx); err != nil {
+		if err := restart(ctx, d.Node); err != nil {
 			return fmt.Errorf("%s after the power cut: %w", d.Node.Name, err)
 		}
 	}

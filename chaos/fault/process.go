@@ -56,7 +56,7 @@ func (a *killed) Recover(ctx context.Context) error {
 	if a.n.Alive() {
 		return nil
 	}
-	return a.n.Start(ctx)
+	return restart(ctx, a.n)
 }
 
 func (a *killed) Recovered(ctx context.Context) (Evidence, error) {

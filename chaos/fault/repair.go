@@ -87,8 +87,8 @@ type mended struct {
 	e       Env
 	region  *proc.Region
 	planted map[string]int64
-	killed  bool // the reconciler, in the middle of a repair
-	others  int  // findings of what was not planted
+	killed  bool     // the reconciler, in the middle of a repair
+	others  []string // findings of what was not planted
 
 	// inLook: it was to be planted while a look was under way; during: so it was.
 	inLook, during bool
@@ -165,7 +165,6 @@ func (m *mended) drift(ctx context.Context, what string) (string, error) {
 func (m *mended) found(ctx context.Context) (bool, string, error) {
 	out, err := m.drift(ctx, "run")
 	named := map[string]bool{}
-	m.others = 0
 	for line := range strings.Lines(out) {
 		var f struct{ Class, Region, Account, Gid, Repair string }
 		if !strings.HasPrefix(line, "{") || json.Unmarshal([]byte(line), &f) != nil {
@@ -176,7 +175,7 @@ func (m *mended) found(ctx context.Context) (bool, string, error) {
 		} else if m.ghost.Gid != "" && f.Gid == m.ghost.Gid {
 			m.ghostly().Quarantined = f.Repair == ""
 		} else {
-			m.others++
+			m.others = append(m.others, strings.TrimSpace(line))
 		}
 	}
 	return len(named) == len(m.planted), out, err
@@ -195,7 +194,7 @@ func (m *mended) Recover(ctx context.Context) error {
 			break
 		}
 		if time.Now().After(end) || ctx.Err() != nil {
-			return errors.Join(fmt.Errorf("the drift was not found: %s", out), err)
+			return broken(ctx, "drift is found", errors.Join(errors.New(out), err))
 		}
 	}
 	m.killIt(ctx)
@@ -205,7 +204,7 @@ func (m *mended) Recover(ctx context.Context) error {
 			return m.bury(ctx)
 		}
 		if time.Now().After(end) || ctx.Err() != nil {
-			return errors.Join(fmt.Errorf("the drift was not repaired: %s", out), err)
+			return broken(ctx, "drift that has an authority is repaired", errors.Join(errors.New(out), err))
 		}
 	}
 }
@@ -243,9 +242,12 @@ func (m *mended) Recovered(ctx context.Context) (Evidence, error) {
 			}
 		}
 		return Evidence{What: fmt.Sprintf("of %d counters %d are what their entries say: %v; the reconciler was killed in the middle of a repair: %v; %d findings of what was not planted; a hold that nobody knows is in quarantine: %v, untouched: %v",
-				len(m.planted), right, wrong, m.killed, m.others, m.ghostly().Quarantined, m.ghostly().Stayed)},
+				len(m.planted), right, wrong, m.killed, len(m.others), m.ghostly().Quarantined, m.ghostly().Stayed)},
 			right == len(m.planted), err
 	})
+	if err == nil && len(m.others) > 0 {
+		err = broken(ctx, "nothing is found that is not there", errors.New(strings.Join(m.others, " ")))
+	}
 	if err == nil && !m.killed {
 		err = errors.New("the reconciler was not killed in the middle of a repair: " + ev.What)
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 // Sink is the kitchen sink (X1): one to four faults of different kinds, drawn by the seed from those that can be had here, each begun
-// at its time and ended at its own, over each other. All draws are made first and written down as schedule.json.
+// at its time and ended at its own, over each other. All draws are made first and written down as sink.json.
 type Sink struct {
 	// Draw tells several of them in one run apart.
 	Draw uint64
@@ -70,7 +70,7 @@ func (s Sink) Inject(ctx context.Context, e Env) (Active, error) {
 	a := &sunk{e: e, drawn: s.Schedule(e.Seed)}
 	raw, err := json.MarshalIndent(a.drawn, "", "  ")
 	if err == nil {
-		err = os.WriteFile(filepath.Join(e.Dir, "schedule.json"), append(raw, '\n'), 0o600)
+		err = os.WriteFile(filepath.Join(e.Dir, "sink.json"), append(raw, '\n'), 0o600)
 	}
 	if err != nil {
 		return a, err

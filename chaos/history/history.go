@@ -40,6 +40,9 @@ const (
 	Abandon Kind = "abandon"
 	// Read asks for a transaction's phase.
 	Read Kind = "read"
+	// Again asks once more for what was asked for, under the same gid; Other asks under it for something else.
+	Again Kind = "again"
+	Other Kind = "other"
 )
 
 // Value is what a transaction was said to be.

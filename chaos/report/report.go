@@ -73,6 +73,40 @@ func (r *Run) counts() map[check.Verdict]int {
 	return n
 }
 
+// Rare adds up what is to happen sometimes, in the order of the checkers' package, and names what never did; nil where nothing was
+// counted.
+func (r *Run) Rare() (seen []check.Rare, never []string) {
+	at := map[string]int{}
+	for _, s := range r.Scenarios {
+		for _, x := range s.Rare {
+			i, ok := at[x.What]
+			if !ok {
+				i = len(seen)
+				at[x.What], seen = i, append(seen, check.Rare{What: x.What})
+			}
+			seen[i].N += x.N
+		}
+	}
+	for _, x := range seen {
+		if x.N == 0 {
+			never = append(never, x.What)
+		}
+	}
+	return seen, never
+}
+
+// Sometimes prints that.
+func (r *Run) Sometimes(w io.Writer) {
+	seen, never := r.Rare()
+	if len(seen) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "%d of %d things that are to happen sometimes did:\n", len(seen)-len(never), len(seen))
+	for _, x := range seen {
+		fmt.Fprintf(w, "  %7d %s\n", x.N, x.What)
+	}
+}
+
 // Summary is the last line.
 func (r *Run) Summary() string {
 	n := r.counts()

@@ -108,8 +108,27 @@ func (r *running) settled(ctx context.Context) bool {
 	return err == nil
 }
 
+// driven reads what coordinators still drive, once nothing should be open any more. One that does not answer is asked again.
+func (r *running) driven(ctx context.Context, e *check.Evidence) {
+	for _, region := range r.d.Regions {
+		for i, c := range region.Coordinators {
+			var v check.View
+			var err error
+			for range 3 {
+				if v, err = check.ReadView(ctx, c.Name, region.Admin[i]); err == nil || !sleep(ctx, time.Second) {
+					break
+				}
+			}
+			if err != nil {
+				e.Silent = append(e.Silent, c.Name+": "+err.Error())
+			}
+			e.Driven = append(e.Driven, v.Live...)
+		}
+	}
+}
+
 // driving says that a coordinator still drives something. What has no hold yet, and is not decided, shows itself nowhere else until
-// its time is over; the wait alone goes by it, no checker.
+// its time is over.
 func (r *running) driving(ctx context.Context) bool {
 	for _, region := range r.d.Regions {
 		for i, c := range region.Coordinators {
@@ -169,6 +188,7 @@ func (r *running) read(ctx context.Context) (*check.Evidence, error) {
 		e.Balances, berr = r.d.Balances(ctx)
 		err = errors.Join(err, berr)
 	}
+	r.driven(ctx, e)
 	var oerr, serr error
 	e.Owned, oerr = check.ReadOwners(ctx, r.clusters()["arbiter"])
 	e.Stores, serr = r.stores(ctx) // last: it begins transactions

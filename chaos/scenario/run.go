@@ -59,6 +59,8 @@ type running struct {
 	relisted int
 	plants   []check.Plant
 	givenUp  []string // transactions
+	// broken are promises that the product broke while the fault was healed.
+	broken []*fault.Broken
 }
 
 func (r *running) scaled(d time.Duration) time.Duration {
@@ -80,20 +82,36 @@ func Run(ctx context.Context, s Scenario, o Options) (res Result) {
 		r.res.Verdict, r.res.Reasons = check.Skipped, []string{"skipped: " + why}
 		return r.res
 	}
-	evidence, err := r.play(ctx)
-	if err != nil {
+	if err := fresh(o.Dir); err != nil {
 		r.res.Harness, r.res.Verdict = err.Error(), check.Inconclusive
-		if evidence != nil { // a violation counts more than that the suite could not go on: it may be why
-			if r.res.Checks = check.AtAnyTime(evidence); len(r.res.Checks) > 0 {
-				r.res.settle()
-			}
-		}
 		return r.res
 	}
-	r.res.Checks = check.All(evidence, s.Arms)
-	r.res.settle()
-	if err := evidence.Save(o.Dir); err != nil {
-		r.res.Harness = err.Error()
+	evidence, err := r.play(ctx)
+	// A violation counts more than that the suite could not go on: it may be why.
+	if b := (*fault.Broken)(nil); errors.As(err, &b) {
+		r.broken, err = append(r.broken, b), nil
+		if evidence != nil {
+			r.res.Checks = check.AtAnyTime(evidence)
+		}
+	} else if err != nil {
+		r.res.Harness, r.res.Verdict = err.Error(), check.Inconclusive
+		if evidence != nil {
+			r.res.Checks = check.AtAnyTime(evidence)
+		}
+	} else {
+		r.res.Checks, r.res.Rare = check.All(evidence, s.Arms), check.Sometimes(evidence)
+	}
+	for _, b := range r.broken {
+		r.res.Checks = append(r.res.Checks, check.Broken(b.Promise, b.Err))
+	}
+	if err == nil || len(r.res.Checks) > 0 {
+		r.res.settle()
+	}
+	// Also of a run that was broken off: a red that nobody can look at, or make again, is half of one.
+	if evidence != nil {
+		if err := evidence.Save(o.Dir); err != nil {
+			r.res.Harness = err.Error()
+		}
 	}
 	if r.plan != nil {
 		if err := r.plan.Save(o.Dir); err != nil {
@@ -101,6 +119,20 @@ func Run(ctx context.Context, s Scenario, o Options) (res Result) {
 		}
 	}
 	return r.res
+}
+
+// fresh takes away what an earlier run has left in a directory that is a scenario's alone, and would be judged as this one's.
+func fresh(dir string) error {
+	for _, of := range []string{"*.json", "*.jsonl", "*.log"} {
+		old, err := filepath.Glob(filepath.Join(dir, of))
+		for _, path := range old {
+			err = errors.Join(err, os.Remove(path))
+		}
+		if err != nil {
+			return fmt.Errorf("what an earlier run has left: %w", err)
+		}
+	}
+	return nil
 }
 
 // play makes the deployment, does everything to it, and reads what it left.
@@ -167,7 +199,7 @@ func keepLogs(from, to string) error {
 
 // underLoad runs the load and, in it, the fault.
 func (r *running) underLoad(ctx context.Context) error {
-	o := workload.Options{Seed: r.o.Seed, Lanes: r.o.Lanes, TryLimit: r.s.TryLimit, Timeout: transactionLimit, RetryLimit: 2}
+	o := workload.Options{Seed: r.o.Seed, Lanes: r.o.Lanes, TryLimit: r.s.TryLimit, Timeout: transactionLimit, RetryLimit: 2, Repeats: !r.s.Lost}
 	if o.TryLimit == 0 {
 		o.TryLimit = time.Second
 	}
@@ -303,7 +335,10 @@ func (r *running) heal(ctx context.Context, active fault.Active) error {
 		return fmt.Errorf("recover: %w", err)
 	}
 	var err error
-	if r.res.Recovered, err = active.Recovered(ctx); err != nil {
+	r.res.Recovered, err = active.Recovered(ctx)
+	if b := (*fault.Broken)(nil); errors.As(err, &b) {
+		r.broken = append(r.broken, b)
+	} else if err != nil {
 		r.res.inconclusive("healing: %v", err)
 	}
 	if p, ok := active.(interface{ Plants() []check.Plant }); ok {

@@ -196,6 +196,8 @@ type Result struct {
 	// Timeline and Windows, on one clock, are for reports.
 	Timeline []Second       `json:"timeline,omitempty"`
 	Windows  []check.Window `json:"windows,omitempty"`
+	// Rare is how often what is to happen sometimes did: of a whole set, each is to be seen.
+	Rare []check.Rare `json:"sometimes,omitempty"`
 	// Harness is an error of the suite itself.
 	Harness string `json:"harness,omitempty"`
 	// Again is the command that draws the same once more, where that is not run's.

@@ -1,8 +1,10 @@
 // Package workload is clients of a bank: transfers in and across regions, ones that nobody can pay, ones whose client makes
-// the tries itself, ones that are abandoned, and reads.
+// the tries itself, ones that are abandoned, and reads; an account that many want at once, requests that are made again, and ids
+// that are used again for something else.
 //
-// Its law: what a lane asks for follows from the seed and the lane's number alone; what it is told goes into the history as
-// it was told. A request is never repeated: an unknown stays unknown, and its client is retired.
+// Its law: what a lane asks for follows from the seed and the lane's number alone, but for which of its recent requests it repeats
+// or asks about; what it is told goes into the history as it was told. An unknown stays unknown, and its client is retired: a
+// repeat is an operation of its own.
 package workload
 
 import (
@@ -28,10 +30,13 @@ import (
 
 const (
 	// AnswerLimit is how long a client waits.
-	AnswerLimit  = 2 * time.Second
-	overdraft    = 10 * proc.Deposit
-	recentGids   = 64
-	thinkTimeMax = 10 * time.Millisecond
+	AnswerLimit = 2 * time.Second
+	overdraft   = 10 * proc.Deposit
+	recentGids  = 64
+	// recentRequests are few, so that a repeat comes soon, as a client's does.
+	recentRequests = 4
+	hotPercent     = 8
+	thinkTimeMax   = 10 * time.Millisecond
 )
 
 // Options of a load.
@@ -44,6 +49,9 @@ type Options struct {
 	RetryLimit int
 	// Think is how long a client rests at most between two requests; 0 means 10 ms.
 	Think time.Duration
+	// Repeats: some requests are made again, some ids are used again for something else. Not where a region is lost for good: what it
+	// alone knew may be done anew then.
+	Repeats bool
 	// Made is a load that was made before: it is made again, operation by operation, and nothing is drawn. nil: all is drawn.
 	Made []Operation
 }
@@ -106,6 +114,8 @@ type lane struct {
 	id     int // of the logical client
 	rnd    *rand.Rand
 	recent []string
+	// executed are its last requests, known those of them that were answered.
+	executed, known []Operation
 }
 
 func (l *Load) lane(ctx context.Context, n int) {
@@ -129,6 +139,9 @@ func (s *lane) perform(p *Operation) {
 		}
 		p.Gid = s.recent[int(p.Via)%len(s.recent)]
 	}
+	if !s.repeats(p) {
+		return
+	}
 	p.At = time.Duration(s.log.Now() - s.began)
 	s.mu.Lock()
 	s.made = append(s.made, *p)
@@ -137,7 +150,7 @@ func (s *lane) perform(p *Operation) {
 	switch p.Kind {
 	case history.Read:
 		o = s.read(p)
-	case history.Execute:
+	case history.Execute, history.Again, history.Other:
 		o = s.execute(p)
 	default:
 		o = s.byHand(p)
@@ -148,9 +161,42 @@ func (s *lane) perform(p *Operation) {
 	}
 }
 
+// repeats fills in what an operation repeats, unless it says so already, and says whether there is any such.
+func (s *lane) repeats(p *Operation) bool {
+	from := s.executed
+	if p.Kind == history.Other {
+		from = s.known // of one that was never heard of it would be the first
+	}
+	if p.Kind != history.Again && p.Kind != history.Other || p.Gid != "" {
+		return true
+	}
+	if len(from) == 0 {
+		return false
+	}
+	of := from[int(p.Via)%len(from)]
+	p.Gid, p.From, p.To, p.Amount = of.Gid, of.From, of.To, of.Amount
+	if p.Kind == history.Other {
+		p.Amount++
+	}
+	return true
+}
+
+// keep notes a request that may be repeated.
+func keep(all []Operation, p *Operation) []Operation {
+	if all = append(all, *p); len(all) > recentRequests {
+		all = all[1:]
+	}
+	return all
+}
+
 func (s *lane) plan(k int) Operation {
 	own, far := s.d.Regions[s.at].Accounts, s.d.Regions[1-s.at].Accounts
-	pick := func(all []string) string { return all[s.rnd.IntN(len(all))] }
+	pick := func(all []string) string {
+		if n := s.rnd.IntN(len(all)); s.rnd.IntN(100) >= hotPercent {
+			return all[n]
+		}
+		return all[len(all)-1]
+	}
 	from, to := pick(own), pick(own)
 	cross, stray := s.rnd.IntN(100) < 40, s.rnd.IntN(100) < 15
 	other := pick(far)
@@ -164,6 +210,12 @@ func (s *lane) plan(k int) Operation {
 		home = to
 	}
 	switch {
+	case s.o.Repeats && kind < 3:
+		p.Kind = history.Again
+		return p
+	case s.o.Repeats && kind < 5:
+		p.Kind = history.Other
+		return p
 	case kind < 50:
 		p.Kind = history.Execute
 	case kind < 60:
@@ -247,7 +299,13 @@ func (s *lane) execute(p *Operation) history.Outcome {
 	ctx, cancel := asked()
 	defer cancel()
 	st, err := s.client(p).Execute(ctx, s.tx(p), client.Decided)
-	return s.end(op, st, err)
+	o := s.end(op, st, err)
+	if p.Kind == history.Execute {
+		if s.executed = keep(s.executed, p); o == history.OK {
+			s.known = keep(s.known, p)
+		}
+	}
+	return o
 }
 
 // read asks for something that this lane knew when it was drawn.

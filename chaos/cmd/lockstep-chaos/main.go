@@ -22,6 +22,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/lockstep-tx/lockstep/chaos/netproxy"
+	"github.com/lockstep-tx/lockstep/chaos/report"
 	"github.com/lockstep-tx/lockstep/chaos/seed"
 	"github.com/lockstep-tx/lockstep/chaos/syncfs"
 )
@@ -56,7 +57,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		kong.Description("Faults for tests and demos of Lockstep."), kong.BindTo(ctx, (*context.Context)(nil)), kong.BindTo(stdout, (*io.Writer)(nil)))
 	if err != nil {
 		fmt.Fprintln(stderr, "lockstep-chaos:", err)
-		return 1
+		return report.ExitHarness
 	}
 	parsed, err := parser.Parse(args)
 	switch {
@@ -65,7 +66,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case err != nil:
 		fmt.Fprintln(stderr, "lockstep-chaos:", err)
 		fmt.Fprintln(stderr, "next: lockstep-chaos --help")
-		return 2
+		return exitUsage
 	}
 	if err := parsed.Run(); err != nil {
 		var exit exitError
@@ -73,10 +74,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			return int(exit)
 		}
 		fmt.Fprintln(stderr, "lockstep-chaos:", err)
-		return 1
+		if usage := (usageError{}); errors.As(err, &usage) {
+			fmt.Fprintln(stderr, "next: lockstep-chaos --help")
+			return exitUsage
+		}
+		return report.ExitHarness // 1 says that a promise was broken, and this says nothing of the product
 	}
 	return 0
 }
+
+const exitUsage = 2
+
+// usageError is what whoever called it can set right; nothing was run.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
 
 type proxyCmd struct {
 	Control string   `help:"Address of the control; loopback only." required:"" placeholder:"HOST:PORT"`

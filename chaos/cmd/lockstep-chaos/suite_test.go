@@ -242,6 +242,9 @@ func found(t *testing.T, broken string, m mutation) {
 	t.Parallel() // they only have to go red: that they slow each other down matters little
 	code, r := suite(t, append([]string{"--bin", broken, "--env", "LOCKSTEP_MUTANT=" + m.name, "--scenario", m.scenario, "--quiet", "1s", "--brief"}, m.args...)...)
 	if r.Scenarios[0].Verdict == check.Skipped {
+		if os.Getenv("LOCKSTEP_FURTHER_MUTANTS") != "" && !slices.Contains(strings.Split(os.Getenv("LOCKSTEP_MUTANTS_WITHOUT"), ","), m.scenario) {
+			t.Fatalf("%v; a mutant that was not run was not found: name its scenario in LOCKSTEP_MUTANTS_WITHOUT where this host cannot have it", r.Scenarios[0].Reasons)
+		}
 		t.Skip(r.Scenarios[0].Reasons)
 	}
 	by := failed(r)
