@@ -39,9 +39,9 @@ func (c Calls) Inject(_ context.Context, e Env) (Active, error) {
 }
 
 type changed struct {
-	c     Calls
-	e     Env
-	since int64
+	c             Calls
+	e             Env
+	since, healed int64
 }
 
 func (a *changed) set(r tap.Rules) {
@@ -66,10 +66,24 @@ func (a *changed) Effective(ctx context.Context) (Evidence, error) {
 	})
 }
 
-func (a *changed) Recover(context.Context) error { a.set(tap.Rules{}); return nil }
+func (a *changed) Recover(context.Context) error {
+	a.set(tap.Rules{})
+	a.healed = a.e.Log.Now()
+	return nil
+}
 
-func (a *changed) Recovered(context.Context) (Evidence, error) {
-	return Evidence{What: fmt.Sprintf("%s: %d calls in all", a.c.Title, a.count())}, nil
+// Recovered wants a call at each of the taps that came and went as it was made.
+func (a *changed) Recovered(ctx context.Context) (Evidence, error) {
+	return until(ctx, a.e.wait(lookLimit), func() (Evidence, bool, error) {
+		plain, silent := 0, 0
+		for _, region := range a.e.Deployment.Regions {
+			n := region.Tap.Count(func(c *tap.Call) bool { return c.Start > a.healed && c.Kind == tap.Plain && c.Status == http.StatusOK })
+			if plain += n; n == 0 {
+				silent++
+			}
+		}
+		return Evidence{What: fmt.Sprintf("%s: %d calls in all; %d came unchanged since", a.c.Title, a.count(), plain)}, a.healed > 0 && silent == 0, nil
+	})
 }
 
 func (a *changed) Cleanup() error { a.set(tap.Rules{}); return nil }
