@@ -69,6 +69,10 @@ func (r *Runner) between(ctx context.Context, v *View, ids []string, take []int)
 		}
 		m := Move{n, o}
 		ours, draining := r.ours(n), o.Status == slot.Draining
+		var seal *slot.Seal // read once: it is gone as soon as the loss is worked off
+		if !ours && !r.holds(n) {
+			seal = r.lostIt(n, o, v.Closed[n])
+		}
 		switch {
 		case ours && (draining || o.Status == slot.Sealed) && now > o.DeadlineMillis:
 			r.start(n, func() { r.undo(ctx, m) })
@@ -82,10 +86,10 @@ func (r *Runner) between(ctx context.Context, v *View, ids []string, take []int)
 			if r.working.begin(n) {
 				arrive = append(arrive, m)
 			}
-		case !ours && !r.holds(n) && r.lostIt(n, o, v.Closed[n]) != nil && v.Terms[n] == 0 && o.Lost != 0:
+		case seal != nil && v.Terms[n] == 0 && o.Lost != 0:
 			r.emptied() // what it had is not here: only an operator can say that it is gone
-		case !ours && !r.holds(n) && r.lostIt(n, o, v.Closed[n]) != nil:
-			r.start(n, func() { r.handBack(ctx, m, r.regions.Lost(n)) })
+		case seal != nil:
+			r.start(n, func() { r.handBack(ctx, m, seal) })
 			// While a loss is not worked off nothing is purged: it may be this region's, whose seal is heard of later than its owner.
 		case !ours && o.Status == slot.Active && o.Lost == 0 && v.Closed[n] != 0 && v.Closed[n] < uint64(o.Epoch) && r.purged[n].Load() < v.Closed[n]:
 			r.start(n, func() { r.purge(ctx, n, v.Closed[n]) })
