@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/lockstep-tx/lockstep/region/failover"
+	"github.com/lockstep-tx/lockstep/region/place"
 	"github.com/lockstep-tx/lockstep/region/replica"
 	"github.com/lockstep-tx/lockstep/region/slot"
 )
@@ -71,6 +72,7 @@ const returnLimit = 2 * time.Minute
 // slots home.
 func (c *regionDrillCmd) measure(e *env, o *opened, a *asker, p *failover.Plan, r *failover.Run) error {
 	taken := map[string]bool{}
+	refused := map[string]error{} // the last word on each that could not be taken over
 	for end := time.Now().Add(returnLimit); ; {
 		left, err := c.unsettled(e.ctx, o, p)
 		if err != nil {
@@ -80,16 +82,18 @@ func (c *regionDrillCmd) measure(e *env, o *opened, a *asker, p *failover.Plan, 
 			break
 		}
 		if time.Now().After(end) {
-			return &failure{fmt.Errorf("region %s has not handed back what it had in %d slots", c.From, left), "lockstep region status " + c.here()}
+			return &failure{notHandedBack(c.From, left, a.view(e.ctx, c.From, &slot.Map{}).diverged(), refused), "lockstep region divergence " + c.here()}
 		}
 		for _, d := range a.view(e.ctx, c.From, &slot.Map{}).diverged() {
-			if taken[d] {
+			if taken[d.Gid] {
 				continue
 			}
-			q := url.Values{"gid": {d}, "decision": {"commit"}, "reason": {"drill " + p.ID + ": the living region had committed it"}}
+			q := url.Values{"gid": {d.Gid}, "decision": {"commit"}, "reason": {"drill " + p.ID + ": the living region had committed it"}}
 			var out json.RawMessage
 			if err := a.ask(e.ctx, c.From, http.MethodPost, "/v1/transaction/resolve?"+q.Encode(), &out); err == nil {
-				taken[d] = true
+				taken[d.Gid] = true
+			} else {
+				refused[d.Gid] = err
 			}
 		}
 		select {
@@ -152,13 +156,22 @@ func (c *regionDrillCmd) lostIn(ctx context.Context, a *asker, p *failover.Plan)
 	}
 }
 
-// diverged are the gids of what a region had when slots were taken from it, and nobody has taken over.
-func (v regionView) diverged() (gids []string) {
+// diverged is what a region had when slots were taken from it, and nobody has taken over.
+func (v regionView) diverged() []place.Diverged {
 	if v.Status == nil {
 		return nil
 	}
-	for _, d := range v.Status.Diverged {
-		gids = append(gids, d.Gid)
+	return v.Status.Diverged
+}
+
+// notHandedBack names what keeps a living region from having handed back all that it had.
+func notHandedBack(from string, slots int, left []place.Diverged, refused map[string]error) error {
+	err := fmt.Errorf("region %s has not handed back what it had in %d slots", from, slots)
+	for _, d := range left {
+		err = fmt.Errorf("%w\n  slot %d, %s: %s", err, d.Slot, d.Gid, d.Why)
+		if r := refused[d.Gid]; r != nil {
+			err = fmt.Errorf("%w; it is not resolved: %w", err, r)
+		}
 	}
-	return gids
+	return err
 }
