@@ -47,6 +47,10 @@ type place struct {
 	hangs atomic.Bool // a participant does not answer a release
 	deaf  atomic.Bool // it has heard of owners, and not yet of the seals under which slots were taken
 
+	// fleeting has a seal be there for every other reader only: the loss is settled in between.
+	fleeting atomic.Bool
+	told     [slot.Count]atomic.Int64
+
 	rmu     sync.Mutex
 	runners []*engine.Runner
 	stop    func()
@@ -197,6 +201,9 @@ func (p *place) Arbiter() error { return p.away }
 // Lost is what the owner says.
 func (p *place) Lost(n int) *slot.Seal {
 	if o := p.owner(n); o.Lost != 0 && o.Lost.Region() == p.index && !p.deaf.Load() {
+		if p.fleeting.Load() && p.told[n].Add(1)%2 == 0 {
+			return nil
+		}
 		return o.Seal
 	}
 	return nil
