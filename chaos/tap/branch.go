@@ -3,8 +3,8 @@ package tap
 import (
 	"context"
 	"hash/fnv"
-	"math/rand/v2"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -15,11 +15,16 @@ const (
 	opTry   = "try"
 )
 
+// lot is a number from 0 up to 1 that a name always draws.
+func lot(name string) float64 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name)) // it never fails
+	return float64(h.Sum32()%10_000) / 10_000
+}
+
 // chosen says that a transaction belongs to the share from low to high.
 func chosen(gid string, low, high float64) bool {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(gid)) // it never fails
-	x := float64(h.Sum32()%10_000) / 10_000
+	x := lot(gid)
 	return x >= low && x < high
 }
 
@@ -72,15 +77,21 @@ func (t *Tap) branch(w http.ResponseWriter, r *http.Request, req *request) {
 	answer(w, resp, raw)
 }
 
-// dawdle keeps an answer back for a while: longer than its caller waits, for some.
+// dawdle keeps an answer back for a while: longer than its caller waits, for some. For how long hangs on the call, and on how often it
+// was made: the same seed delays the same calls, and a call that is made again is not late for ever.
 func (t *Tap) dawdle(ctx context.Context, c *Call, rules Rules) {
-	if rules.SlowShare == 0 || !chosen(c.Gid+c.Branch+c.Op, 0, rules.SlowShare) {
+	call := c.Gid + c.Branch + c.Op
+	if rules.SlowShare == 0 || !chosen(call, 0, rules.SlowShare) {
 		return
 	}
+	t.mu.Lock()
+	t.dawdled[call]++
+	again := strconv.Itoa(t.dawdled[call])
+	t.mu.Unlock()
 	began := time.Now()
 	left := false
 	select {
-	case <-time.After(rand.N(rules.SlowMax)):
+	case <-time.After(time.Duration(lot(again+call) * float64(rules.SlowMax))):
 	case <-ctx.Done():
 		left = true
 	}

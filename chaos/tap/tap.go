@@ -103,6 +103,8 @@ type Tap struct {
 	kept  []*request
 	mends []Repair
 	slow  []LateAnswer
+	// dawdled counts the answers that were kept back, by branch and op.
+	dawdled map[string]int
 }
 
 // request is what is needed to send a call.
@@ -121,7 +123,7 @@ func Open(region, address, to string, now func() int64) (*Tap, error) {
 		return nil, err
 	}
 	t := &Tap{
-		Region: region, to: to, now: now, listener: l, lost: map[string]bool{}, held: map[string]*request{},
+		Region: region, to: to, now: now, listener: l, lost: map[string]bool{}, dawdled: map[string]int{}, held: map[string]*request{},
 		client: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 256}},
 	}
 	t.server = &http.Server{Handler: t, ReadHeaderTimeout: 10 * time.Second}
